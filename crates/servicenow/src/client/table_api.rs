@@ -1,0 +1,198 @@
+//! The Table API: lists and single records.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Map, Value as Json};
+
+use super::retry::Effect;
+use super::transport::{Response, Transport};
+use super::{Call, Client};
+use crate::error::{Error, Result};
+use crate::page::{Layout, Rows, decode_list, decode_record};
+use crate::query::Query;
+use crate::value::{SysId, TableName};
+
+/// Lists whose `sysparm_fields` would be longer than this many characters ask for whole records instead.
+const FIELDS_LIMIT: usize = 5_000;
+
+/// A list call.
+#[derive(Clone, Debug)]
+pub struct List<'a> {
+    /// The table.
+    pub table: &'a TableName,
+    /// Which records, in which order.
+    pub query: &'a Query,
+    /// Which fields.
+    pub layout: &'a Arc<Layout>,
+    /// How many records the instance looks at, before access control takes some of them away.
+    pub limit: u32,
+    /// How many records of the order to pass over first.
+    pub offset: u64,
+    /// Whether to have all matching records counted.
+    pub count: bool,
+}
+
+/// The answer to a list call.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The records the caller may see.
+    pub rows: Rows,
+    /// How many records match, those the caller may not see included; `None` if not asked for or not told.
+    pub total: Option<u64>,
+    /// The instance's clock when it answered, in seconds since 1970.
+    pub served_at: Option<i64>,
+}
+
+/// The instance's clock when it answered, from the `Date` header.
+pub(super) fn served_at(response: &Response) -> Option<i64> {
+    let date = httpdate::parse_http_date(response.header("date")?).ok()?;
+    date.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs() as i64)
+}
+
+impl<T: Transport> Client<T> {
+    /// One page of records.
+    pub async fn list(&self, list: List<'_>) -> Result<Page> {
+        let (limit, offset) = (list.limit.to_string(), list.offset.to_string());
+        let (query, fields) = (list.query.to_string(), list.layout.fields().join(","));
+        let mut pairs = shape(list.layout, &fields);
+        pairs.push(("sysparm_limit", &limit));
+        // Without this a long query is refused: the Link header could not hold it.
+        pairs.push(("sysparm_suppress_pagination_header", "true"));
+        if !query.is_empty() {
+            pairs.push(("sysparm_query", &query));
+        }
+        if list.offset > 0 {
+            pairs.push(("sysparm_offset", &offset));
+        }
+        if !list.count {
+            pairs.push(("sysparm_no_count", "true"));
+        }
+        let url = self.url(&format!("/api/now/table/{}", list.table), &pairs)?;
+        let call = Call { method: Method::GET, url, body: None, effect: Effect::Read };
+        self.call(call, |response| {
+            Ok(Page {
+                rows: decode_list(list.layout, &response.body)?,
+                total: response.header("x-total-count").and_then(|count| count.trim().parse().ok()),
+                served_at: served_at(response),
+            })
+        })
+        .await
+    }
+
+    /// One record; [`Error::NoRecord`] if there is none or it may not be seen.
+    pub async fn get(&self, table: &TableName, id: &SysId, layout: &Arc<Layout>) -> Result<Rows> {
+        let call = Call {
+            method: Method::GET,
+            url: self.record_url(table, Some(id), layout)?,
+            body: None,
+            effect: Effect::Read,
+        };
+        self.call(call, |response| decode_record(layout, &response.body)).await
+    }
+
+    /// Makes a record with the given `sys_id` and gives it back as the instance has stored it. The `sys_id`
+    /// makes a lost answer harmless: before another attempt the record is looked up.
+    pub async fn insert(
+        &self,
+        table: &TableName,
+        id: &SysId,
+        fields: &Map<String, Json>,
+        layout: &Arc<Layout>,
+    ) -> Result<Rows> {
+        let mut body = fields.clone();
+        body.insert("sys_id".to_owned(), Json::String(id.as_str().to_owned()));
+        let call = Call {
+            method: Method::POST,
+            url: self.record_url(table, None, layout)?,
+            body: Some(Bytes::from(Json::Object(body).to_string())),
+            effect: Effect::Once,
+        };
+        let mut attempts_left = self.inner.patience.attempts;
+        loop {
+            let error = match self.call(call.clone(), |response| decode_record(layout, &response.body)).await
+            {
+                Err(e) if e.leaves_outcome_unknown() => e,
+                other => return other,
+            };
+            attempts_left = attempts_left.saturating_sub(1);
+            match self.get(table, id, layout).await {
+                Ok(rows) => return Ok(rows),
+                Err(Error::NoRecord(_)) if attempts_left > 0 => {}
+                Err(_) => return Err(error),
+            }
+        }
+    }
+
+    /// Changes fields of a record and gives it back as the instance has stored it.
+    pub async fn update(
+        &self,
+        table: &TableName,
+        id: &SysId,
+        fields: &Map<String, Json>,
+        layout: &Arc<Layout>,
+        effect: Effect,
+    ) -> Result<Rows> {
+        let call = Call {
+            method: Method::PATCH,
+            url: self.record_url(table, Some(id), layout)?,
+            body: Some(Bytes::from(Json::Object(fields.clone()).to_string())),
+            effect,
+        };
+        self.call(call, |response| decode_record(layout, &response.body)).await
+    }
+
+    /// Deletes a record. A record that is gone after an attempt without an answer was deleted by it.
+    pub async fn delete(&self, table: &TableName, id: &SysId) -> Result<()> {
+        let url = self.url(&record_path(table, Some(id)), &[])?;
+        let once = Call { method: Method::DELETE, url, body: None, effect: Effect::Once };
+        match self.call(once.clone(), |_| Ok(())).await {
+            Err(e) if e.leaves_outcome_unknown() => {
+                let again = Call { effect: Effect::Idempotent, ..once };
+                match self.call(again, |_| Ok(())).await {
+                    Ok(()) | Err(Error::NoRecord(_)) => Ok(()),
+                    Err(_) => Err(e),
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// The JSON answer of an endpoint outside the Table API.
+    pub(crate) async fn get_json<R: serde::de::DeserializeOwned>(&self, path: &str) -> Result<R> {
+        let call = Call { method: Method::GET, url: self.url(path, &[])?, body: None, effect: Effect::Read };
+        self.call(call, |response| {
+            serde_json::from_slice(&response.body)
+                .map_err(|_| Error::Unreadable("the answer does not have the expected structure".to_owned()))
+        })
+        .await
+    }
+
+    fn record_url(&self, table: &TableName, id: Option<&SysId>, layout: &Layout) -> Result<url::Url> {
+        let fields = layout.fields().join(",");
+        self.url(&record_path(table, id), &shape(layout, &fields))
+    }
+}
+
+/// The parameters that say what a record looks like in an answer.
+fn shape<'a>(layout: &Layout, fields: &'a str) -> Vec<(&'a str, &'a str)> {
+    let mut pairs = vec![("sysparm_exclude_reference_link", "true")];
+    if layout.wants_labels() {
+        pairs.push(("sysparm_display_value", "all"));
+    }
+    if fields.len() <= FIELDS_LIMIT {
+        pairs.push(("sysparm_fields", fields));
+    }
+    pairs
+}
+
+fn record_path(table: &TableName, id: Option<&SysId>) -> String {
+    match id {
+        None => format!("/api/now/table/{table}"),
+        Some(id) => {
+            let id: String = url::form_urlencoded::byte_serialize(id.as_str().as_bytes()).collect();
+            format!("/api/now/table/{table}/{}", id.replace('+', "%20"))
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! How requests reach an instance. Everything above this trait is independent of the HTTP library.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use http::{HeaderMap, Method};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use url::Url;
+
+use crate::error::{Error, Result};
+
+/// The largest answer held in memory, in bytes after decompression. An instance's own trouble begins at
+/// about 12.7 MB; pages shrink long before this.
+const BODY_LIMIT: usize = 64 << 20;
+
+/// One HTTP request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The whole address.
+    pub url: Url,
+    /// Headers, `Authorization` included.
+    pub headers: HeaderMap,
+    /// The body of a write.
+    pub body: Option<Bytes>,
+}
+
+/// One HTTP answer, its body decompressed and whole.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Response {
+    /// A header's value, if it is there and is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// Sends one request and gives back one answer, whatever its status.
+pub trait Transport: Send + Sync + 'static {
+    /// Fails with [`Error::Connect`] only if nothing was sent, with [`Error::Broken`] if something may have been.
+    fn send(&self, request: Request) -> impl Future<Output = Result<Response>> + Send;
+}
+
+/// How to set up [`HttpTransport`].
+#[derive(Clone, Debug)]
+pub struct TransportOptions {
+    /// The longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// The longest wait for a whole answer.
+    pub request_timeout: Duration,
+    /// A PEM file with certificate authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The transport over HTTP/1.1 and TLS 1.2 or later, with the system's certificate authorities.
+#[derive(Clone, Debug)]
+pub struct HttpTransport {
+    client: reqwest::Client,
+}
+
+impl HttpTransport {
+    /// Sets up a pool of connections. Nothing is connected yet. Cookies are not kept: calls that share a
+    /// session are carried out one after the other by the instance, and discarded beyond ten.
+    pub fn new(options: &TransportOptions) -> Result<Self> {
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls_config(options.ca_file.as_ref())?)
+            .connect_timeout(options.connect_timeout)
+            .timeout(options.request_timeout)
+            .pool_idle_timeout(Duration::from_secs(15)) // the instance's Keep-Alive says 20 s
+            .redirect(reqwest::redirect::Policy::none())
+            .tcp_nodelay(true)
+            .user_agent(concat!("servicenow_fdw/", env!("CARGO_PKG_VERSION")))
+            .no_proxy()
+            .build()
+            .map_err(|e| Error::Setup(format!("could not set up HTTP: {}", root_cause(&e))))?;
+        Ok(Self { client })
+    }
+}
+
+impl Transport for HttpTransport {
+    async fn send(&self, request: Request) -> Result<Response> {
+        let host = host_of(&request.url);
+        let mut builder = self.client.request(request.method, request.url).headers(request.headers);
+        if let Some(body) = request.body {
+            builder = builder.body(body);
+        }
+        let failed = |e: reqwest::Error| classify(&host, &e);
+        let answer = builder.send().await.map_err(failed)?;
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        let mut body = BytesMut::with_capacity(answer.content_length().unwrap_or(0).min(1 << 20) as usize);
+        let mut chunks = answer.bytes_stream();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(failed)?;
+            if body.len() + chunk.len() > BODY_LIMIT {
+                return Err(Error::TooLarge { limit: BODY_LIMIT });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Response { status, headers, body: body.freeze() })
+    }
+}
+
+/// `host:port` of an address, for messages.
+pub fn host_of(url: &Url) -> String {
+    match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => format!("{host}:{port}"),
+        (Some(host), None) => host.to_owned(),
+        (None, _) => url.to_string(),
+    }
+}
+
+fn classify(host: &str, e: &reqwest::Error) -> Error {
+    let host = host.to_owned();
+    let reason = if e.is_timeout() { "timeout expired".to_owned() } else { root_cause(e) };
+    if e.is_connect() || e.is_builder() {
+        Error::Connect { host, reason }
+    } else {
+        Error::Broken { host, reason }
+    }
+}
+
+/// The innermost error's text: the outer ones of an HTTP library repeat the address and say little.
+fn root_cause(e: &dyn std::error::Error) -> String {
+    let mut cause = e;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn tls_config(ca_file: Option<&PathBuf>) -> Result<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = ca_file {
+        let unusable =
+            |reason: String| Error::Setup(format!("could not use \"{}\": {reason}", path.display()));
+        let pem = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
+        let mut found = 0;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
+            roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
+            found += 1;
+        }
+        if found == 0 {
+            return Err(unusable("it holds no certificate".to_owned()));
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::Setup(format!("could not set up TLS: {e}")))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}

@@ -1,0 +1,165 @@
+//! Everything that can go wrong between us and an instance, told apart as far as the answers allow.
+
+use std::time::Duration;
+
+use crate::query::QueryError;
+use crate::value::InvalidName;
+
+/// The instance's own words, from the `error` object of an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Words {
+    /// `error.message`.
+    pub message: String,
+    /// `error.detail`, if there is one.
+    pub detail: Option<String>,
+}
+
+impl std::fmt::Display for Words {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.detail {
+            Some(detail) => write!(f, "{}: {detail}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// Why the instance would not carry out a write or a query it understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Row or table access control.
+    Acl,
+    /// A field of the query may not be queried or sorted by.
+    QueryAcl,
+    /// A data policy wants a field that is empty.
+    Mandatory,
+    /// A unique key exists already.
+    Unique,
+    /// A business rule or something else aborted the operation.
+    Aborted,
+}
+
+/// An error of the client. [`crate::client::retry::policy`] decides which ones are worth another attempt.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection came about; nothing was sent.
+    #[error("could not connect to \"{host}\": {reason}")]
+    Connect {
+        /// Host and port.
+        host: String,
+        /// The operating system's or TLS library's reason.
+        reason: String,
+    },
+    /// The connection broke or timed out after the request may have reached the instance.
+    #[error("connection to \"{host}\" broke: {reason}")]
+    Broken {
+        /// Host and port.
+        host: String,
+        /// What happened to the connection.
+        reason: String,
+    },
+    /// The token endpoint refused the credentials; it gives one answer for every cause.
+    #[error("login was refused")]
+    Login,
+    /// The instance does not accept the credentials or token of a call.
+    #[error("login was refused: {0}")]
+    Unauthorized(Words),
+    /// The instance refuses the operation.
+    #[error("{words}")]
+    Refused {
+        /// The kind of refusal.
+        refusal: Refusal,
+        /// The instance's own words.
+        words: Words,
+    },
+    /// There is no such table, or it may not be seen.
+    #[error("{0}")]
+    NoTable(Words),
+    /// There is no such record, or it may not be seen.
+    #[error("{0}")]
+    NoRecord(Words),
+    /// Too many calls.
+    #[error("rate limit exceeded")]
+    RateLimited {
+        /// How long the instance asks to wait, if it says so.
+        retry_after: Option<Duration>,
+        /// The instance's own words, if there are any.
+        words: Words,
+    },
+    /// Accepted by the front end but discarded: too many calls wait on one session.
+    #[error("request was discarded because too many requests wait on one session")]
+    Discarded,
+    /// A 5xx answer.
+    #[error("instance answered with status {status}")]
+    Unavailable {
+        /// The HTTP status.
+        status: u16,
+        /// How long the instance asks to wait, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// A successful status with a body that is no answer: HTML, `null`, nothing, broken JSON.
+    #[error("could not read the answer: {0}")]
+    Unreadable(String),
+    /// A list was cut off by the instance: it carries an `error` besides its rows.
+    #[error("instance cut the answer short: {0}")]
+    CutShort(Words),
+    /// The query or URL is too long.
+    #[error("query is too long for the instance")]
+    TooLong,
+    /// The answer is larger than the client is willing to hold.
+    #[error("answer is larger than {limit} bytes")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// Any other refusal of the request itself.
+    #[error("instance answered with status {status}: {words}")]
+    Rejected {
+        /// The HTTP status.
+        status: u16,
+        /// The instance's own words.
+        words: Words,
+    },
+    /// A value does not fit the type its column has.
+    #[error("value of field \"{field}\" in record \"{sys_id}\" is not a valid {expected}")]
+    Value {
+        /// The field.
+        field: String,
+        /// The record.
+        sys_id: String,
+        /// What it should have been.
+        expected: &'static str,
+    },
+    /// A record came without its `sys_id`.
+    #[error("a record has no readable \"sys_id\"")]
+    NoSysId,
+    /// A field the caller named does not exist.
+    #[error("table \"{table}\" has no field \"{field}\"")]
+    NoField {
+        /// The table.
+        table: String,
+        /// The field.
+        field: String,
+    },
+    /// A query that cannot be used.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// A name that cannot be used.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// The client cannot be set up as asked: certificate file, proxy or URL.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// The result of a client operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Whether the request may have been carried out although no answer says so.
+    pub fn leaves_outcome_unknown(&self) -> bool {
+        matches!(
+            self,
+            Error::Broken { .. } | Error::Unreadable(_) | Error::Unavailable { .. } | Error::TooLarge { .. }
+        )
+    }
+}

@@ -1,0 +1,20 @@
+//! ServiceNow's REST interface, and how a mirror of its tables is kept. No database is needed here.
+//!
+//! - [`value`]: names, identifiers, the wire form of every type
+//! - [`query`]: encoded queries as a syntax tree
+//! - [`page`]: rows of an answer, decoded into a compact batch
+//! - [`client`]: requests, logins, retries, the Table API
+//! - [`dictionary`]: tables, fields and choices, for administrators and for users who may not read them
+//! - [`sync`]: what a mirror reads when, and when it may believe that it has read everything
+//! - [`error`]: one error type that tells an instance's answers apart
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod dictionary;
+pub mod error;
+pub mod page;
+pub mod query;
+pub mod sync;
+pub mod value;
+
+pub use error::{Error, Result};

@@ -1,0 +1,46 @@
+//! What a mirror reads when, and when it may believe that it has read everything.
+//!
+//! The decisions are state machines without I/O ([`sweep`] through the space of `sys_id`s, [`tail`] along the
+//! time of the last change); [`mirror`] drives them for one table against a client and a [`store::Store`].
+//! A mirror first *fills*: ranges of `sys_id`s side by side, each with a position the store keeps, so that a
+//! crash loses nothing. Then it *follows*: every poll reads what changed since the watermark, less an overlap,
+//! because a record becomes visible after the time it is stamped with. Deletions leave no trace in the table
+//! itself; [`deletes`] reads them from `sys_audit_delete` and looks every record up before it believes one.
+
+use std::time::{Duration, SystemTime};
+
+pub mod deletes;
+pub mod mirror;
+pub mod store;
+pub mod sweep;
+pub mod tail;
+
+/// How far behind the watermark a poll begins, in seconds: records are stamped by the node that writes them
+/// and become visible when their transaction ends; nodes' clocks differ.
+pub const OVERLAP: i64 = 60;
+
+/// Why work on a table stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// The instance failed or refused.
+    #[error(transparent)]
+    Remote(#[from] crate::Error),
+    /// The store failed or refused.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+}
+
+/// The first wait after a failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest wait between two attempts at something that fails.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long to wait after so many failures in a row: doubling, up to a minute.
+fn pause_after(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
+}
+
+/// Seconds since 1970 by the local clock.
+fn local_seconds(at: SystemTime) -> i64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}

@@ -1,0 +1,316 @@
+//! Where a mirror keeps its rows and its own position: the seam between the decisions and a database.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::future::Future;
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use crate::dictionary::TableDef;
+use crate::page::{Rows, Version};
+use crate::sync::Stop;
+use crate::sync::sweep::Range;
+use crate::value::SysId;
+
+/// Records of a store, each with its version.
+pub type StoredRecords = Vec<(SysId, Version)>;
+
+/// What a store refuses or fails at.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The mirrored table has changed or is gone; whoever drives it has to begin anew.
+    #[error("the mirrored table has changed")]
+    Stale,
+    /// The store failed; the text is for people.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The part of a table that one reader fills, and how far it has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenRange {
+    /// Its number within the fill.
+    pub number: i32,
+    /// Its bounds.
+    pub range: Range,
+    /// The last record that is in the store.
+    pub after: Option<SysId>,
+}
+
+/// A mirror's position, as the store keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Nothing has been read, or everything is to be read again.
+    Start {
+        /// There are rows already: those that are gone from the instance have to leave.
+        refill: bool,
+    },
+    /// A fill is under way.
+    Filling {
+        /// See [`Position::Start`].
+        refill: bool,
+        /// The ranges that are not complete.
+        open: Vec<OpenRange>,
+        /// What changed from this second on may have been missed by the fill.
+        since: i64,
+    },
+    /// The table is complete as of the watermark.
+    Following {
+        /// The instance's clock when the last complete poll began, in seconds since 1970.
+        watermark: i64,
+    },
+}
+
+/// One change of a store, all or nothing.
+pub enum Step {
+    /// What the dictionary says about the table.
+    Described(Box<TableDef>),
+    /// A fill begins: these ranges are open now.
+    Begin {
+        /// The ranges.
+        ranges: Vec<Range>,
+        /// See [`Position::Filling`].
+        since: i64,
+        /// How many records the instance counts.
+        total: Option<u64>,
+        /// When it began.
+        at: SystemTime,
+    },
+    /// Rows of a range, and how far it has come with them.
+    Filled {
+        /// The range's number.
+        number: i32,
+        /// The rows.
+        rows: Rows,
+        /// The last record of the range that is in the store now.
+        after: Option<SysId>,
+    },
+    /// A range is complete.
+    RangeDone {
+        /// Its number.
+        number: i32,
+    },
+    /// All ranges are complete.
+    Complete {
+        /// Where polling begins.
+        watermark: i64,
+    },
+    /// Rows that have changed. They replace older versions only.
+    Changed(Rows),
+    /// What the instance has of these records now: rows to keep, records to drop. A record is dropped only if
+    /// the store's version of it is still the one given.
+    Rechecked {
+        /// Records that are there.
+        present: Rows,
+        /// Records that are gone.
+        absent: StoredRecords,
+    },
+    /// A poll has come to its end.
+    Polled {
+        /// The new watermark.
+        watermark: i64,
+        /// When the poll began, by the local clock.
+        at: SystemTime,
+    },
+    /// Work on the table has failed and will be tried again.
+    Failed(Stop),
+}
+
+/// A reading of deletions that came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeletesRead {
+    /// The instance's clock when it began, in seconds since 1970: where the next one begins.
+    pub watermark: i64,
+    /// When it began, by the local clock.
+    pub at: SystemTime,
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Described(def) => write!(f, "Described({})", def.name),
+            Step::Begin { ranges, since, total, .. } => {
+                write!(f, "Begin({} ranges, since {since}, total {total:?})", ranges.len())
+            }
+            Step::Filled { number, rows, .. } => write!(f, "Filled(range {number}, {rows:?})"),
+            Step::RangeDone { number } => write!(f, "RangeDone({number})"),
+            Step::Complete { watermark } => write!(f, "Complete({watermark})"),
+            Step::Changed(rows) => write!(f, "Changed({rows:?})"),
+            Step::Rechecked { present, absent } => {
+                write!(f, "Rechecked({present:?}, {} absent)", absent.len())
+            }
+            Step::Polled { watermark, .. } => write!(f, "Polled({watermark})"),
+            Step::Failed(stop) => write!(f, "Failed({stop})"),
+        }
+    }
+}
+
+/// What came of a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The earliest `sys_updated_on` among rows that could not be applied because somebody is writing them.
+    pub held_back_since: Option<i64>,
+}
+
+/// A store of mirrored rows.
+pub trait Store: Send + Sync + 'static {
+    /// What a table is known by.
+    type Table: Copy + Eq + fmt::Debug + Send + Sync + 'static;
+
+    /// Carries out one step, all or nothing.
+    fn apply(
+        &self,
+        table: Self::Table,
+        step: Step,
+    ) -> impl Future<Output = Result<Applied, StoreError>> + Send;
+
+    /// The stored rows of a range that are not among those the instance showed.
+    fn missing(
+        &self,
+        table: Self::Table,
+        range: Range,
+        seen: HashSet<SysId>,
+    ) -> impl Future<Output = Result<StoredRecords, StoreError>> + Send;
+
+    /// Which of these records are stored, in which of the server's tables, in which version.
+    fn find(
+        &self,
+        ids: Vec<SysId>,
+    ) -> impl Future<Output = Result<Vec<(Self::Table, StoredRecords)>, StoreError>> + Send;
+
+    /// Takes note of a reading of deletions, or of its failure.
+    fn note_deletes(
+        &self,
+        outcome: Result<DeletesRead, Stop>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// A store in memory, of one table: what a test compares with the truth.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    inner: Mutex<Memory>,
+}
+
+/// The contents of a [`MemoryStore`].
+#[derive(Debug)]
+pub struct Memory {
+    /// The rows: version and every value of the layout as text.
+    pub rows: BTreeMap<String, (Version, Vec<String>)>,
+    /// The position.
+    pub position: Position,
+    /// The watermark of deletions.
+    pub deletes: Option<i64>,
+    /// The last failure.
+    pub failure: Option<String>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            rows: BTreeMap::new(),
+            position: Position::Start { refill: false },
+            deletes: None,
+            failure: None,
+        }
+    }
+}
+
+impl MemoryStore {
+    /// Looks at or changes the contents.
+    pub fn with<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> R {
+        f(&mut self.inner.lock().expect("no panic while it is held"))
+    }
+}
+
+impl Memory {
+    fn keep(&mut self, rows: &Rows) {
+        for row in 0..rows.len() {
+            let version = rows.version(row);
+            let values = (0..rows.layout().columns().len()).map(|c| rows.value(row, c).encode()).collect();
+            match self.rows.get(rows.id(row)) {
+                Some((stored, _)) if *stored > version => {}
+                _ => {
+                    self.rows.insert(rows.id(row).to_owned(), (version, values));
+                }
+            }
+        }
+    }
+
+    fn open(&mut self) -> &mut Vec<OpenRange> {
+        match &mut self.position {
+            Position::Filling { open, .. } => open,
+            other => panic!("a range is worked on although the position is {other:?}"),
+        }
+    }
+
+    fn apply(&mut self, step: Step) -> Applied {
+        match step {
+            Step::Described(_) => {}
+            Step::Begin { ranges, since, .. } => {
+                let refill = matches!(self.position, Position::Start { refill: true });
+                let open = ranges
+                    .into_iter()
+                    .zip(0..)
+                    .map(|(range, number)| OpenRange { number, range, after: None })
+                    .collect();
+                self.position = Position::Filling { refill, open, since };
+            }
+            Step::Filled { number, rows, after } => {
+                self.keep(&rows);
+                let range = self.open().iter_mut().find(|open| open.number == number).expect("an open range");
+                range.after = after;
+            }
+            Step::RangeDone { number } => self.open().retain(|open| open.number != number),
+            Step::Complete { watermark } | Step::Polled { watermark, .. } => {
+                self.position = Position::Following { watermark };
+                self.failure = None;
+            }
+            Step::Changed(rows) => self.keep(&rows),
+            Step::Rechecked { present, absent } => {
+                self.keep(&present);
+                for (id, version) in absent {
+                    if self.rows.get(id.as_str()).is_some_and(|(stored, _)| *stored == version) {
+                        self.rows.remove(id.as_str());
+                    }
+                }
+            }
+            Step::Failed(stop) => self.failure = Some(stop.to_string()),
+        }
+        Applied::default()
+    }
+}
+
+impl Store for MemoryStore {
+    type Table = ();
+
+    async fn apply(&self, (): (), step: Step) -> Result<Applied, StoreError> {
+        Ok(self.with(|memory| memory.apply(step)))
+    }
+
+    async fn missing(&self, (): (), range: Range, seen: HashSet<SysId>) -> Result<StoredRecords, StoreError> {
+        let within = |id: &str| {
+            range.lower.as_ref().is_none_or(|lower| id >= lower.as_str())
+                && range.upper.as_ref().is_none_or(|upper| id < upper.as_str())
+        };
+        Ok(self.with(|memory| {
+            let stored = memory.rows.iter().filter(|(id, _)| within(id));
+            stored
+                .map(|(id, (version, _))| (SysId::new(id.as_str()), *version))
+                .filter(|(id, _)| !seen.contains(id))
+                .collect()
+        }))
+    }
+
+    async fn find(&self, ids: Vec<SysId>) -> Result<Vec<((), StoredRecords)>, StoreError> {
+        let stored = |id: SysId| self.with(|m| m.rows.get(id.as_str()).map(|(version, _)| (id, *version)));
+        Ok(vec![((), ids.into_iter().filter_map(stored).collect())])
+    }
+
+    async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {
+        self.with(|memory| match outcome {
+            Ok(read) => memory.deletes = Some(read.watermark),
+            Err(stop) => memory.failure = Some(stop.to_string()),
+        });
+        Ok(())
+    }
+}

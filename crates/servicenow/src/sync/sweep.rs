@@ -1,0 +1,228 @@
+//! Reading a range of `sys_id`s to its end, and knowing when the end has been reached.
+//!
+//! An instance applies the limit of a page before access control removes rows, so a page may be short, or
+//! empty, while more rows follow. A sweep therefore ends only on the instance's own count: when nothing that
+//! matches lies beyond what has been looked at. It moves by key (`sys_id>last`), which rows that come and go
+//! cannot disturb, and by offset only where a page shows no key to go on from.
+
+use crate::error::Result;
+use crate::query::{Op, Query, Term};
+use crate::value::SysId;
+
+/// A part of a table: the records whose `sys_id` is at least `lower` and less than `upper`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Range {
+    /// The lower bound, inclusive; none is the beginning.
+    pub lower: Option<SysId>,
+    /// The upper bound, exclusive; none is the end.
+    pub upper: Option<SysId>,
+}
+
+impl Range {
+    /// Cuts the space of `sys_id`s into `count` parts of about the same number of records, given that most
+    /// identifiers are random hexadecimal digits. The outermost parts are open, so that every other
+    /// identifier (`global`, `4`) lies in one of them too. `count` is at most 256.
+    pub fn partition(count: usize) -> Vec<Range> {
+        let count = count.clamp(1, 256);
+        let bound = |i: usize| match i {
+            0 => None,
+            i if i == count => None,
+            i => Some(SysId::new(format!("{:02x}", i * 256 / count))),
+        };
+        (0..count).map(|i| Range { lower: bound(i), upper: bound(i + 1) }).collect()
+    }
+}
+
+/// What a sweep has to know of a page.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The number of rows in the page.
+    pub rows: usize,
+    /// The `sys_id` of its last row.
+    pub last: Option<SysId>,
+    /// How many records match the page's query, if they were counted.
+    pub total: Option<u64>,
+}
+
+/// Whether a sweep has to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Another page is needed.
+    More,
+    /// Nothing lies beyond what has been looked at.
+    Done,
+}
+
+/// The position of a sweep through a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sweep {
+    range: Range,
+    after: Option<SysId>,
+    offset: u64,
+    /// The last page left it open whether more rows follow.
+    unsure: bool,
+    pages: u64,
+}
+
+impl Sweep {
+    /// Begins a range, or goes on behind the record a sweep before had come to.
+    pub fn new(range: Range, after: Option<SysId>) -> Self {
+        Self { range, after, offset: 0, unsure: false, pages: 0 }
+    }
+
+    /// The record behind which the next page begins.
+    pub fn after(&self) -> Option<&SysId> {
+        self.after.as_ref()
+    }
+
+    /// The next page's query and offset, within `base`.
+    pub fn page(&self, base: &Query) -> Result<(Query, u64)> {
+        let mut query = base.clone();
+        match (&self.after, &self.range.lower) {
+            (Some(after), _) => query = query.and(Term::new("sys_id", Op::Gt, after.as_str())?),
+            (None, Some(lower)) => query = query.and(Term::new("sys_id", Op::Ge, lower.as_str())?),
+            (None, None) => {}
+        }
+        if let Some(upper) = &self.range.upper {
+            query = query.and(Term::new("sys_id", Op::Lt, upper.as_str())?);
+        }
+        Ok((query.order_by("sys_id"), self.offset))
+    }
+
+    /// Whether the next page has to be counted: the first, for the sake of progress reports, and every page
+    /// that may be the last. Counting costs the instance a query of its own.
+    pub fn wants_count(&self) -> bool {
+        self.pages == 0 || self.unsure
+    }
+
+    /// Takes note of a page that was asked for with `limit`.
+    pub fn advance(&mut self, seen: &Seen, limit: u32) -> Progress {
+        let counted = self.wants_count();
+        self.pages += 1;
+        let beyond = self.offset + seen.rows as u64;
+        if seen.total == Some(beyond) {
+            return Progress::Done;
+        }
+        self.unsure = seen.rows < limit as usize;
+        match &seen.last {
+            Some(last) if last.is_plain() => {
+                self.after = Some(last.clone());
+                self.offset = 0;
+                Progress::More
+            }
+            // No key to go on from: every row of the page is hidden, or its identifier cannot stand in a query.
+            last => {
+                self.offset += u64::from(limit);
+                match seen.total {
+                    Some(total) if self.offset >= total => Progress::Done,
+                    Some(_) => Progress::More,
+                    // An instance that does not count although asked to: an empty page is all there is to go by.
+                    None if counted && last.is_none() => Progress::Done,
+                    None => Progress::More,
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An instance that counts before access control and applies the limit before it.
+    fn page(all: &[(String, bool)], sweep: &Sweep, limit: u32, cap: usize, counts: bool) -> Seen {
+        let matching: Vec<_> = all
+            .iter()
+            .filter(|(id, _)| match &sweep.after {
+                Some(after) => id.as_str() > after.as_str(),
+                None => sweep.range.lower.as_ref().is_none_or(|lower| id.as_str() >= lower.as_str()),
+            })
+            .filter(|(id, _)| sweep.range.upper.as_ref().is_none_or(|upper| id.as_str() < upper.as_str()))
+            .collect();
+        let visible: Vec<_> = matching
+            .iter()
+            .skip(sweep.offset as usize)
+            .take((limit as usize).min(cap))
+            .filter(|(_, visible)| *visible)
+            .map(|(id, _)| SysId::new(id.clone()))
+            .collect();
+        let total = (counts && sweep.wants_count()).then_some(matching.len() as u64);
+        Seen { rows: visible.len(), last: visible.last().cloned(), total }
+    }
+
+    #[test]
+    fn partitions_cover_everything_once() {
+        for count in [1, 2, 7, 16, 256] {
+            let ranges = Range::partition(count);
+            assert_eq!(ranges.len(), count);
+            assert_eq!((&ranges[0].lower, &ranges[count - 1].upper), (&None, &None));
+            for pair in ranges.windows(2) {
+                assert_eq!(pair[0].upper, pair[1].lower);
+                assert!(pair[0].upper.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_without_a_readable_row_does_not_end_a_sweep() {
+        let all: Vec<_> = (0..30).map(|i| (format!("{i:03}"), i >= 25)).collect();
+        let mut sweep = Sweep::new(Range::default(), None);
+        let mut found = 0;
+        loop {
+            let seen = page(&all, &sweep, 10, usize::MAX, true);
+            found += seen.rows;
+            if sweep.advance(&seen, 10) == Progress::Done {
+                break;
+            }
+        }
+        assert_eq!(found, 5);
+    }
+
+    #[test]
+    fn a_small_table_is_read_in_one_call() {
+        let mut sweep = Sweep::new(Range::default(), None);
+        let seen = Seen { rows: 3, last: Some(SysId::new("c")), total: Some(3) };
+        assert_eq!(sweep.advance(&seen, 1000), Progress::Done);
+    }
+
+    proptest! {
+        #[test]
+        fn a_sweep_finds_every_readable_row_once(
+            visible in prop::collection::vec(any::<bool>(), 0..200),
+            limit in 1u32..20,
+            cap in 1usize..40,
+            counts in any::<bool>(),
+        ) {
+            // A page that an instance caps below our limit is told by its rows only; it has to show some.
+            prop_assume!(counts || visible.iter().all(|v| *v));
+            let cap = if visible.iter().all(|v| *v) { cap } else { usize::MAX };
+            let all: Vec<_> = visible.iter().enumerate().map(|(i, v)| (format!("{:02x}{i:05}", i * 7 % 256), *v)).collect();
+            let mut all = all;
+            all.sort();
+            let mut found = Vec::new();
+            for range in Range::partition(4) {
+                let mut sweep = Sweep::new(range, None);
+                for calls in 0.. {
+                    prop_assert!(calls < 1000, "a sweep ends");
+                    let before = sweep.clone();
+                    // An instance that caps pages below our limit hands out fewer rows than asked for.
+                    let seen = page(&all, &before, limit, cap, counts);
+                    found.extend(all.iter().filter(|(id, v)| *v
+                        && before.after.as_ref().map_or_else(
+                            || before.range.lower.as_ref().is_none_or(|l| id.as_str() >= l.as_str()),
+                            |a| id.as_str() > a.as_str())
+                        && seen.last.as_ref().is_some_and(|l| id.as_str() <= l.as_str())).map(|(id, _)| id.clone()));
+                    if sweep.advance(&seen, limit) == Progress::Done {
+                        break;
+                    }
+                }
+            }
+            found.sort();
+            found.dedup();
+            let expected: Vec<_> = all.iter().filter(|(_, v)| *v).map(|(id, _)| id.clone()).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

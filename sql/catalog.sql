@@ -1,0 +1,75 @@
+-- State of the mirror. Owned by the extension; the worker and the extension's own functions write it.
+
+GRANT USAGE ON SCHEMA servicenow TO PUBLIC;
+
+-- Cache tables, one per foreign table. Nobody needs rights on them: foreign tables are read with their own.
+CREATE SCHEMA servicenow_cache;
+
+-- One row per mirrored foreign table.
+CREATE TABLE servicenow.sync_table (
+    foreign_table   oid PRIMARY KEY,
+    cache_table     oid NOT NULL UNIQUE,
+    server          oid NOT NULL,
+    remote_table    text NOT NULL,
+    query           text NOT NULL DEFAULT '',
+    -- What the cache was made for: an array of {number, name, type, field, show}, see cache/ddl.rs.
+    columns         jsonb NOT NULL,
+    -- Changes whenever what is mirrored changes; work begun before is discarded.
+    generation      bigint NOT NULL DEFAULT 1,
+    phase           text NOT NULL DEFAULT 'pending'
+                    CHECK (phase IN ('pending', 'backfill', 'resync', 'catchup', 'synced')),
+    -- There are rows already: those that are gone from the instance leave with the next fill.
+    refill          boolean NOT NULL DEFAULT false,
+    -- Seconds since 1970 by the instance's clock.
+    watermark       bigint,
+    rows            bigint NOT NULL DEFAULT 0,
+    rows_filled     bigint NOT NULL DEFAULT 0,
+    rows_total      bigint,
+    rows_hidden     bigint,
+    fill_started_at timestamptz,
+    fill_ended_at   timestamptz,
+    last_change_at  timestamptz,
+    last_poll_at    timestamptz,
+    last_error      text,
+    last_error_at   timestamptz
+) WITH (fillfactor = 70);
+
+-- The ranges of sys_id that a fill has not completed.
+CREATE TABLE servicenow.sync_range (
+    foreign_table   oid NOT NULL REFERENCES servicenow.sync_table ON DELETE CASCADE,
+    number          integer NOT NULL,
+    lower_bound     text,
+    upper_bound     text,
+    position        text,
+    PRIMARY KEY (foreign_table, number)
+) WITH (fillfactor = 70);
+
+-- Rows that user statements have added to or taken from a cache, until the worker adds them up.
+CREATE TABLE servicenow.row_delta (
+    foreign_table   oid NOT NULL,
+    delta           bigint NOT NULL
+);
+
+-- One row per server with mirrored tables: where reading deletions stands.
+CREATE TABLE servicenow.sync_server (
+    server            oid PRIMARY KEY,
+    deletes_watermark bigint,
+    last_deletes_at   timestamptz,
+    last_error        text,
+    last_error_at     timestamptz
+);
+
+-- What ServiceNow's dictionary says about tables.
+CREATE TABLE servicenow.dictionary (
+    server          oid NOT NULL,
+    remote_table    text NOT NULL,
+    definition      jsonb NOT NULL,
+    fetched_at      timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (server, remote_table)
+);
+
+-- Whether the worker of this database may run: one row.
+CREATE TABLE servicenow.worker (
+    enabled         boolean NOT NULL
+);
+INSERT INTO servicenow.worker VALUES (true);

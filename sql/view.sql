@@ -1,0 +1,37 @@
+CREATE VIEW servicenow.sync_status AS
+SELECT s.srvname AS server,
+       t.foreign_table::regclass AS foreign_table,
+       t.cache_table::regclass AS cache_table,
+       t.phase,
+       n.rows,
+       CASE WHEN t.phase IN ('catchup', 'synced') THEN n.rows + t.rows_hidden ELSE t.rows_total END AS rows_total,
+       t.rows_hidden,
+       CASE WHEN t.phase IN ('catchup', 'synced') THEN 100.0
+            WHEN t.phase = 'pending' THEN 0.0
+            WHEN t.rows_total > 0 THEN round(least(100.0, 100.0 * t.rows_filled / t.rows_total), 1)
+       END AS percent,
+       round(f.rate) AS rows_per_second,
+       CASE WHEN t.phase IN ('backfill', 'resync') AND f.rate > 0
+            THEN greatest(0, t.rows_total - t.rows_filled) / f.rate * interval '1 second'
+       END AS eta,
+       t.last_change_at,
+       CASE WHEN t.phase = 'synced' THEN clock_timestamp() - t.last_poll_at END AS lag,
+       t.last_poll_at,
+       NULL::timestamptz AS last_reconcile_at,
+       NULL::bigint AS pending_writes,
+       coalesce(t.last_error, v.last_error) AS last_error,
+       CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at ELSE v.last_error_at END AS last_error_at
+FROM servicenow.sync_table t
+     JOIN pg_catalog.pg_class c ON c.oid = t.foreign_table
+     JOIN pg_catalog.pg_foreign_server s ON s.oid = t.server
+     LEFT JOIN servicenow.sync_server v ON v.server = t.server,
+     LATERAL (SELECT t.rows + coalesce(sum(d.delta), 0)::bigint AS rows
+              FROM servicenow.row_delta d WHERE d.foreign_table = t.foreign_table) n,
+     LATERAL (SELECT (t.rows_filled / nullif(extract(epoch FROM
+                  coalesce(t.fill_ended_at, clock_timestamp()) - t.fill_started_at), 0))::numeric AS rate) f
+WHERE pg_catalog.has_table_privilege(t.foreign_table, 'SELECT')
+   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
+
+COMMENT ON VIEW servicenow.sync_status IS 'how far each foreign table''s cache is behind ServiceNow';
+
+GRANT SELECT ON servicenow.sync_status TO PUBLIC;

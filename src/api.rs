@@ -1,0 +1,232 @@
+//! The functions of schema `servicenow`, and those the extension's own triggers call.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use pgrx::datum::Interval;
+use pgrx::prelude::*;
+use pgrx::{Internal, PgSqlErrorCode as Sql};
+
+use crate::error::{error, raise};
+use crate::option::{self, Context};
+use crate::pg::worker::Sign;
+use crate::{cache, catalog, import, pg, worker};
+
+/// How often a waiting session looks whether it has waited long enough.
+const GLANCE: Duration = Duration::from_millis(50);
+/// How often it wakes the worker, and makes sure that there is one.
+const REMIND: Duration = Duration::from_secs(1);
+/// How often it says how far things are.
+const SAY: Duration = Duration::from_secs(5);
+
+/// The handler of the foreign-data wrapper.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.servicenow_fdw_handler() RETURNS fdw_handler
+LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'servicenow_fdw_handler_wrapper';
+")]
+fn servicenow_fdw_handler() -> Internal {
+    Internal::from(pg::routine::routine::<crate::fdw::ServiceNow>().into_datum())
+}
+
+/// The validator of the foreign-data wrapper.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.servicenow_fdw_validator(options text[], catalog oid) RETURNS void
+LANGUAGE c STRICT AS 'MODULE_PATHNAME', 'servicenow_fdw_validator_wrapper';
+")]
+fn servicenow_fdw_validator(options: Array<'_, &str>, catalog: pg_sys::Oid) {
+    let context = match catalog {
+        pg_sys::ForeignServerRelationId => Context::Server,
+        pg_sys::UserMappingRelationId => Context::UserMapping,
+        pg_sys::ForeignTableRelationId => Context::Table,
+        pg_sys::AttributeRelationId => Context::Column,
+        _ => Context::Wrapper,
+    };
+    let pairs = options.iter().flatten().map(|option| {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        (name.to_owned(), value.to_owned())
+    });
+    option::validate(context, &pairs.collect()).unwrap_or_else(|e| raise(e));
+}
+
+extension_sql!(
+    "CREATE FOREIGN DATA WRAPPER servicenow_fdw
+    HANDLER servicenow.servicenow_fdw_handler VALIDATOR servicenow.servicenow_fdw_validator;",
+    name = "wrapper",
+    requires = [servicenow_fdw_handler, servicenow_fdw_validator]
+);
+
+/// The extension's version.
+#[pg_extern(immutable, parallel_safe)]
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// Makes or changes the cache of a foreign table after DDL on it; does nothing for other relations.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn _follow_foreign_table(relation: pg_sys::Oid, command: &str) {
+    if pg::catalog::foreign_table(relation, catalog::WRAPPER).is_none() {
+        return;
+    }
+    cache::ddl::follow(relation);
+    if command == "IMPORT FOREIGN SCHEMA" {
+        import::comment(relation);
+    }
+    worker::ensure();
+    worker::wake_at_commit();
+}
+
+/// Drops the cache of a foreign table that was dropped; does nothing for other relations.
+#[pg_extern(security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn _forget_foreign_table(relation: pg_sys::Oid) {
+    if pg::catalog::relation_kind(relation).is_none() {
+        cache::ddl::forget(relation);
+        worker::wake_at_commit();
+    }
+}
+
+/// Reads a table's changes now and waits until they are in the cache.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.sync(foreign_table regclass) RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'sync_wrapper';
+")]
+fn sync(foreign_table: pg_sys::Oid) {
+    wait(foreign_table, None);
+}
+
+/// Waits until everything that was in ServiceNow when the function was called is in the cache.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.wait_for_sync(foreign_table regclass, timeout interval DEFAULT '1 hour') RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'wait_for_sync_wrapper';
+")]
+fn wait_for_sync(foreign_table: pg_sys::Oid, timeout: Interval) {
+    let microseconds = timeout.as_micros();
+    let limit = u64::try_from(microseconds).map(Duration::from_micros).unwrap_or(Duration::ZERO);
+    wait(foreign_table, Some(limit));
+}
+
+fn wait(relation: pg_sys::Oid, limit: Option<Duration>) {
+    catalog::mirror_or_error(relation);
+    let name = catalog::qualified(relation);
+    if !pg::session::may_select(relation) {
+        raise(error(
+            Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("permission denied for foreign table {name}"),
+        ));
+    }
+    if pg::xact::keeps_its_snapshot() {
+        raise(
+            error(
+                Sql::ERRCODE_ACTIVE_SQL_TRANSACTION,
+                "cannot wait for a sync in a transaction of isolation level repeatable read or serializable",
+            )
+            .set_hint("Such a transaction would not see the rows anyway; call the function before it."),
+        );
+    }
+    if !pg::worker::may_launch() {
+        raise(error(Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "cannot sync during recovery"));
+    }
+    let (began, since) = (Instant::now(), catalog::timestamp(SystemTime::now()));
+    let _sign = Sign::new(worker::WAIT_CLASS, relation.to_u32() as i32);
+    let (mut reminded, mut said, mut told): (Option<Instant>, Instant, Option<String>) =
+        (None, Instant::now(), None);
+    loop {
+        let now = pg::xact::with_latest_snapshot(|| catalog::progress(relation, since));
+        let Some(progress) = now else {
+            raise(error(Sql::ERRCODE_UNDEFINED_TABLE, format!("foreign table {name} was dropped")))
+        };
+        if progress.caught_up {
+            return;
+        }
+        if progress.last_error.is_some() && progress.last_error != told {
+            notice!("{name}: {}", progress.last_error.as_deref().unwrap_or_default());
+            told.clone_from(&progress.last_error);
+        }
+        if limit.is_some_and(|limit| began.elapsed() >= limit) {
+            raise(timed_out(&name, &progress));
+        }
+        if limit.is_some() && said.elapsed() >= SAY {
+            said = Instant::now();
+            notice!("{name}: {}", how_far(&progress));
+        }
+        if reminded.is_none_or(|at| at.elapsed() >= REMIND) {
+            reminded = Some(Instant::now());
+            pg::xact::with_latest_snapshot(|| {
+                worker::ensure();
+                worker::pid().into_iter().for_each(pg::worker::wake);
+            });
+        }
+        pg::io::wait(None, Some(GLANCE));
+    }
+}
+
+fn timed_out(name: &str, progress: &catalog::Progress) -> pg_sys::panic::ErrorReport {
+    let report = error(
+        Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("foreign table {name} is not in sync yet: {}", how_far(progress)),
+    );
+    let report = match &progress.last_error {
+        Some(e) => report.set_detail(format!("The last attempt failed: {e}")),
+        None => report,
+    };
+    match worker::pid() {
+        Some(_) => report.set_hint("The worker goes on; view servicenow.sync_status shows how far it is."),
+        None if !catalog::worker_enabled() => {
+            report.set_hint("The worker is stopped; start it with SELECT servicenow.start_worker().")
+        }
+        None => report.set_hint("The worker does not run; see the server log, and max_worker_processes."),
+    }
+}
+
+fn how_far(progress: &catalog::Progress) -> String {
+    match (progress.phase.as_str(), progress.rows_total) {
+        ("backfill" | "resync", Some(total)) if total > 0 => format!(
+            "{} of {total} rows read ({:.1} %)",
+            progress.rows_filled,
+            100.0 * progress.rows_filled as f64 / total as f64
+        ),
+        ("backfill" | "resync", _) => format!("{} rows read", progress.rows_filled),
+        ("pending", _) => "reading has not begun".to_owned(),
+        _ => "reading changes".to_owned(),
+    }
+}
+
+/// Reads a whole table again, in place: readers see the old rows until the new ones are there.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.resync(foreign_table regclass) RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'resync_wrapper';
+REVOKE ALL ON FUNCTION servicenow.resync(regclass) FROM PUBLIC;
+")]
+fn resync(foreign_table: pg_sys::Oid) {
+    if pg::catalog::foreign_table(foreign_table, catalog::WRAPPER).is_none() {
+        raise(catalog::not_ours(foreign_table));
+    }
+    cache::ddl::repair(foreign_table);
+    catalog::start_over(foreign_table);
+    catalog::announce(foreign_table);
+    worker::ensure();
+    worker::wake_at_commit();
+}
+
+/// Lets the worker of this database run, and starts it.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.start_worker() RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'start_worker_wrapper';
+REVOKE ALL ON FUNCTION servicenow.start_worker() FROM PUBLIC;
+")]
+fn start_worker() {
+    catalog::enable_worker(true);
+    worker::ensure();
+}
+
+/// Stops the worker of this database until [`start_worker`] is called.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.stop_worker() RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'stop_worker_wrapper';
+REVOKE ALL ON FUNCTION servicenow.stop_worker() FROM PUBLIC;
+")]
+fn stop_worker() {
+    catalog::enable_worker(false);
+    catalog::announce(pg_sys::InvalidOid);
+    worker::wake_at_commit();
+}

@@ -1,0 +1,273 @@
+//! Makes cache tables and keeps them in step with their foreign tables.
+//!
+//! Called from event triggers, in the transaction of the user's DDL and as the extension's owner: without
+//! network, so that a dump can be restored anywhere.
+
+use pgrx::spi::quote_identifier;
+use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
+use serde::{Deserialize, Serialize};
+use servicenow::value::Show;
+
+use super::{MOD_COUNT, UPDATED_ON};
+use crate::catalog::{self, Follow, WRAPPER};
+use crate::error::{error, raise};
+use crate::option::{ColumnOptions, TableOptions};
+use crate::pg;
+use crate::pg::catalog::Attribute;
+
+/// The schema of cache tables.
+const SCHEMA: &str = "servicenow_cache";
+
+/// A foreign table's column as its cache was made for it; `sync_table.columns` is an array of these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FollowedColumn {
+    /// Attribute number in the foreign table, which a rename does not change.
+    number: i16,
+    name: String,
+    /// Type, modifier and collation as SQL writes them.
+    #[serde(rename = "type")]
+    type_: String,
+    field: String,
+    show: Show,
+}
+
+/// Makes or changes the cache of a relation, if it is one of our foreign tables.
+pub fn follow(relation: pg_sys::Oid) {
+    let Some((server, options)) = pg::catalog::foreign_table(relation, WRAPPER) else { return };
+    let name = pg::catalog::relation_name(relation).unwrap_or_default();
+    let options = TableOptions::parse(&options).unwrap_or_else(|e| raise(e));
+    let table = options.table.unwrap_or_else(|| catalog::default_table(&name));
+    require_utf8();
+    let columns = columns_of(relation, &name);
+    let wanted = |cache| Follow {
+        cache,
+        remote_table: table.to_string(),
+        query: options.query_text.clone(),
+        columns: serde_json::to_value(&columns).expect("columns are plain data"),
+    };
+    match catalog::followed(relation) {
+        None => {
+            let cache = create(&name, &columns);
+            catalog::insert_followed(relation, server, wanted(cache));
+        }
+        Some(before) if pg::catalog::relation_kind(before.cache).is_none() => {
+            // Somebody has dropped it by hand.
+            let cache = create(&name, &columns);
+            catalog::update_followed(relation, wanted(cache), true);
+        }
+        Some(before) => {
+            let old: Vec<FollowedColumn> = serde_json::from_value(before.columns.clone()).unwrap_or_default();
+            let read_differently = alter(before.cache, &old, &columns);
+            rename(before.cache, &name);
+            let after = wanted(before.cache);
+            let other_rows = (&before.remote_table, &before.query) != (&after.remote_table, &after.query);
+            if other_rows || before.columns != after.columns {
+                catalog::update_followed(relation, after, other_rows || read_differently);
+            }
+        }
+    }
+    catalog::announce(relation);
+}
+
+/// Drops the cache of a foreign table that is gone.
+pub fn forget(relation: pg_sys::Oid) {
+    if let Some(cache) = catalog::delete_followed(relation) {
+        drop_cache(cache);
+        catalog::announce(relation);
+    }
+}
+
+/// Makes sure that the cache is there and whole, whatever was done to it by hand.
+pub fn repair(relation: pg_sys::Oid) {
+    if let Some(followed) = catalog::followed(relation)
+        && let Some(_kind) = pg::catalog::relation_kind(followed.cache)
+    {
+        let name = pg::catalog::relation_name(relation).unwrap_or_default();
+        if !fits(followed.cache, &columns_of(relation, &name)) {
+            drop_cache(followed.cache);
+        }
+    }
+    follow(relation);
+}
+
+/// Whether a cache table has every column it should have, and its key.
+fn fits(cache: pg_sys::Oid, columns: &[FollowedColumn]) -> bool {
+    let attributes = pg::catalog::attributes(cache);
+    let has = |name: &str, type_: &str| attributes.iter().any(|a| a.name == name && type_of(a) == type_);
+    let key = |column: &FollowedColumn| column.field == "sys_id" && column.show == Show::Value;
+    columns.iter().all(|column| has(&column.name, &column.type_))
+        && has(UPDATED_ON, "timestamp with time zone")
+        && has(MOD_COUNT, "bigint")
+        && columns.iter().find(|c| key(c)).is_some_and(|c| {
+            let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+            let writer = pg::table::TableWriter::open(cache, &names, &c.name, pg::table::Triggers::Query);
+            writer.map(pg::table::TableWriter::close).is_some()
+        })
+}
+
+/// Text in the cache is UTF-8, as ServiceNow sends it.
+fn require_utf8() {
+    if !pg::session::database_is_utf8() {
+        raise(
+            error(Sql::ERRCODE_FEATURE_NOT_SUPPORTED, "database encoding must be UTF8")
+                .set_hint("Create a database with ENCODING 'UTF8' for the foreign tables."),
+        );
+    }
+}
+
+fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
+    let mut columns = Vec::new();
+    for attribute in pg::catalog::attributes(relation).iter().filter(|attribute| !attribute.dropped) {
+        let options = ColumnOptions::parse(&pg::catalog::column_options(relation, attribute.number));
+        if attribute.name == UPDATED_ON || attribute.name == MOD_COUNT {
+            raise(error(
+                Sql::ERRCODE_RESERVED_NAME,
+                format!("column name \"{}\" is reserved in foreign table \"{name}\"", attribute.name),
+            ));
+        }
+        if !pg::catalog::is_plain_type(attribute.type_oid) {
+            // The cache is filled by a superuser, who must not run what a user wrote into a domain's check.
+            raise(
+                error(
+                    Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
+                    format!(
+                        "column \"{}\" of foreign table \"{name}\" cannot have type {}",
+                        attribute.name,
+                        pg::catalog::type_name(attribute.type_oid, attribute.typmod)
+                    ),
+                )
+                .set_hint("Use a base type or an enum, such as text."),
+            );
+        }
+        columns.push(FollowedColumn {
+            number: attribute.number,
+            type_: type_of(attribute),
+            field: options.field.unwrap_or_else(|| attribute.name.clone()),
+            show: options.show,
+            name: attribute.name.clone(),
+        });
+    }
+    let keys: Vec<&FollowedColumn> =
+        columns.iter().filter(|column| column.field == "sys_id" && column.show == Show::Value).collect();
+    match keys.as_slice() {
+        [] => raise(catalog::no_key(name)),
+        [key] if matches!(key.type_.as_str(), "text" | "character varying") => columns,
+        [key] if key.type_.starts_with("character varying(") => columns,
+        [key] => raise(
+            error(
+                Sql::ERRCODE_FDW_INVALID_DATA_TYPE,
+                format!("column \"{}\" of foreign table \"{name}\" must have type text", key.name),
+            )
+            .set_hint("A sys_id is not always 32 hexadecimal digits."),
+        ),
+        [_, again, ..] => raise(error(
+            Sql::ERRCODE_DUPLICATE_COLUMN,
+            format!(
+                "column \"{}\" of foreign table \"{name}\" is a second one for field \"sys_id\"",
+                again.name
+            ),
+        )),
+    }
+}
+
+fn type_of(attribute: &Attribute) -> String {
+    pg::catalog::type_name(attribute.type_oid, attribute.typmod)
+        + &pg::catalog::collation_clause(attribute.type_oid, attribute.collation)
+}
+
+fn create(name: &str, columns: &[FollowedColumn]) -> pg_sys::Oid {
+    let name = free_name(name);
+    let mut definitions: Vec<String> =
+        columns.iter().map(|column| format!("{} {}", quote_identifier(&column.name), column.type_)).collect();
+    definitions.push(format!("{UPDATED_ON} timestamp with time zone"));
+    definitions.push(format!("{MOD_COUNT} bigint"));
+    if let Some(key) = columns.iter().find(|column| column.field == "sys_id" && column.show == Show::Value) {
+        definitions.push(format!("PRIMARY KEY ({})", quote_identifier(&key.name)));
+    }
+    let table = format!("{SCHEMA}.{}", quote_identifier(&name));
+    run(&format!("CREATE TABLE {table} ({})", definitions.join(", ")));
+    // A member of the extension is left out of dumps: a restored database refills its caches.
+    run(&format!("ALTER EXTENSION servicenow_fdw ADD TABLE {table}"));
+    run(&format!("COMMENT ON TABLE {table} IS 'cache of a foreign table; do not write to it'"));
+    pg::catalog::relation_in(SCHEMA, &name).expect("the table was just made")
+}
+
+/// The foreign table's own name if it is free among the caches, else with a number behind it.
+fn free_name(name: &str) -> String {
+    let taken = |name: &str| pg::catalog::relation_in(SCHEMA, name).is_some();
+    let stem: String = name.chars().take(pg::catalog::NAME_LENGTH - 5).collect();
+    std::iter::once(name.to_owned())
+        .chain((1..).map(|n| format!("{stem}_{n}")))
+        .find(|name| !taken(name))
+        .expect("some number is free")
+}
+
+/// Brings the cache's columns in line; gives back whether there is something to be read that it does not have.
+fn alter(cache: pg_sys::Oid, old: &[FollowedColumn], new: &[FollowedColumn]) -> bool {
+    let table = catalog::qualified(cache);
+    let twin = |column: &FollowedColumn| old.iter().find(|before| before.number == column.number);
+    let same_content =
+        |a: &FollowedColumn, b: &FollowedColumn| (&a.type_, &a.field, a.show) == (&b.type_, &b.field, b.show);
+    // Drop first and rename in two steps, so that names may be swapped.
+    let mut to_rename = Vec::new();
+    let mut to_add = Vec::new();
+    for before in old {
+        if !new.iter().any(|column| column.number == before.number && same_content(column, before)) {
+            run(&format!("ALTER TABLE {table} DROP COLUMN IF EXISTS {}", quote_identifier(&before.name)));
+        }
+    }
+    for column in new {
+        match twin(column) {
+            Some(before) if same_content(before, column) => {
+                if before.name != column.name {
+                    let parked = format!("_sn_renamed_{}", column.number);
+                    rename_column(&table, &before.name, &parked);
+                    to_rename.push((parked, &column.name));
+                }
+            }
+            _ => to_add.push(column),
+        }
+    }
+    for (parked, name) in to_rename {
+        rename_column(&table, &parked, name);
+    }
+    for column in &to_add {
+        let (name, type_) = (quote_identifier(&column.name), &column.type_);
+        run(&format!("ALTER TABLE {table} ADD COLUMN {name} {type_}"));
+        if column.field == "sys_id" && column.show == Show::Value {
+            // The key itself was made anew: nothing in the cache can be told apart any more.
+            run(&format!("DELETE FROM {table}"));
+            run(&format!("ALTER TABLE {table} ADD PRIMARY KEY ({name})"));
+        }
+    }
+    !to_add.is_empty()
+}
+
+fn rename_column(table: &str, from: &str, to: &str) {
+    let (from, to) = (quote_identifier(from), quote_identifier(to));
+    run(&format!("ALTER TABLE {table} RENAME COLUMN {from} TO {to}"));
+}
+
+/// Has the cache's name follow the foreign table's.
+fn rename(cache: pg_sys::Oid, name: &str) {
+    let current = pg::catalog::relation_name(cache).unwrap_or_default();
+    let is_numbered = current.strip_prefix(name).and_then(|rest| rest.strip_prefix('_'));
+    if current == name || is_numbered.is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit())) {
+        return;
+    }
+    let name = free_name(name);
+    run(&format!("ALTER TABLE {} RENAME TO {}", catalog::qualified(cache), quote_identifier(name)));
+}
+
+fn drop_cache(cache: pg_sys::Oid) {
+    if pg::catalog::relation_kind(cache).is_some() {
+        let table = catalog::qualified(cache);
+        run(&format!("ALTER EXTENSION servicenow_fdw DROP TABLE {table}"));
+        run(&format!("DROP TABLE {table}"));
+    }
+}
+
+/// Runs a statement as the current (the extension's) owner.
+fn run(sql: &str) {
+    Spi::run(sql).expect("a valid use of SPI");
+}

@@ -1,0 +1,108 @@
+//! Clients of ServiceNow instances, one per server and user mapping in each process.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+use pgrx::{PgSqlErrorCode as Sql, pg_sys};
+use servicenow::client::retry::Patience;
+use servicenow::client::transport::{HttpTransport, TransportOptions};
+use servicenow::client::{Client, Instance};
+
+use crate::catalog;
+use crate::error::{Doing, error, raise, report};
+use crate::option::{self, Login, ServerOptions};
+use crate::pg;
+
+/// A client over HTTP.
+pub type HttpClient = Client<HttpTransport>;
+
+/// A statement's calls are tried so often, and wait no longer than this for the instance: a user is waiting.
+const STATEMENT: Patience = Patience { attempts: 4, longest_wait: Duration::from_secs(30) };
+/// The worker has time; what takes longer is reported and tried again by the mirror itself.
+pub const WORKER: Patience = Patience { attempts: 3, longest_wait: Duration::from_secs(60) };
+
+thread_local! {
+    static CONNECTIONS: RefCell<HashMap<(pg_sys::Oid, pg_sys::Oid), Connection>> = RefCell::new(HashMap::new());
+}
+
+/// A client for statements, and the server's name for messages.
+#[derive(Clone)]
+pub struct Connection {
+    client: HttpClient,
+    server: String,
+}
+
+/// The connection of a user to a server; an ERROR if there is no user mapping.
+pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
+    if catalog::take_servers_changed() {
+        CONNECTIONS.with_borrow_mut(HashMap::clear);
+    }
+    if let Some(known) = CONNECTIONS.with_borrow(|known| known.get(&(server, user)).cloned()) {
+        return known;
+    }
+    let description = pg::catalog::server(server);
+    let options = ServerOptions::parse(&description.options).unwrap_or_else(|e| raise(e));
+    let mapping = pg::catalog::user_mapping(user, server);
+    let login = option::credentials(&mapping).unwrap_or_else(|e| raise(e));
+    let client = new_client(&options, login, STATEMENT).unwrap_or_else(|e| {
+        raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
+    });
+    let connection = Connection { client, server: description.name };
+    CONNECTIONS.with_borrow_mut(|known| known.insert((server, user), connection.clone()));
+    connection
+}
+
+/// A client for a server and login.
+pub fn new_client(
+    options: &ServerOptions,
+    login: Login,
+    patience: Patience,
+) -> servicenow::Result<HttpClient> {
+    let transport = HttpTransport::new(&TransportOptions {
+        connect_timeout: options.connect_timeout,
+        request_timeout: options.request_timeout,
+        ca_file: options.ca_file.clone(),
+    })?;
+    let instance = Instance {
+        url: options.instance_url.clone(),
+        token_url: login.token_url,
+        credentials: login.credentials,
+        max_concurrency: options.max_concurrency,
+        patience,
+    };
+    Client::new(instance, transport)
+}
+
+impl Connection {
+    /// The server's name.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Runs a call and waits for its answer; the wait can be interrupted. `what` says what is being done, as an
+    /// infinitive; a failure is an ERROR.
+    pub fn call<F, R>(&self, what: &str, writing: bool, call: impl FnOnce(HttpClient) -> F) -> R
+    where
+        F: Future<Output = servicenow::Result<R>> + Send + 'static,
+        R: Send + 'static,
+    {
+        match self.try_call(call) {
+            Ok(result) => result,
+            Err(e) => raise(report(&e, Doing { server: &self.server, what, writing })),
+        }
+    }
+
+    /// As [`Self::call`], but gives the client's failure back.
+    pub fn try_call<F, R>(&self, call: impl FnOnce(HttpClient) -> F) -> servicenow::Result<R>
+    where
+        F: Future<Output = servicenow::Result<R>> + Send + 'static,
+        R: Send + 'static,
+    {
+        match pg::io::block_on(call(self.client.clone())) {
+            Ok(answer) => answer,
+            Err(e) => raise(error(Sql::ERRCODE_SYSTEM_ERROR, e.to_string())),
+        }
+    }
+}

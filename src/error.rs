@@ -1,0 +1,169 @@
+//! Errors of the client as ERRORs of Postgres: SQLSTATE, message, detail and hint. The only such mapping.
+//!
+//! What the instance says itself begins with `[ServiceNow] `; its detail becomes DETAIL. Everything else
+//! follows the PostgreSQL error message style guide. Secrets and row values never get here: the client's
+//! errors do not hold any.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSqlErrorCode as Sql};
+use servicenow::Error;
+use servicenow::error::{Refusal, Words};
+
+/// What was being done when an error came.
+#[derive(Clone, Copy, Debug)]
+pub struct Doing<'a> {
+    /// The server's name.
+    pub server: &'a str,
+    /// What, as an infinitive: `update record "…" of table "incident"`.
+    pub what: &'a str,
+    /// Whether something was to be changed: then a broken connection leaves open whether it was.
+    pub writing: bool,
+}
+
+/// The ERROR for a failure of the client.
+pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
+    let Doing { server, what, writing } = doing;
+    let could_not = |reason: &str| format!("could not {what} on server \"{server}\": {reason}");
+    let plain = |code, reason: &str, hint: &str| ErrorReport::new(code, could_not(reason), "").set_hint(hint);
+    if writing && error.leaves_outcome_unknown() {
+        return ErrorReport::new(
+            Sql::ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN,
+            format!("outcome of the attempt to {what} on server \"{server}\" is unknown: {error}"),
+            "",
+        )
+        .set_hint("The record is read again; look at it before you repeat the statement.");
+    }
+    match error {
+        Error::Connect { reason, .. } => plain(
+            Sql::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION,
+            &format!("could not connect: {reason}"),
+            "Check that the instance is up and that this host can reach it.",
+        ),
+        Error::Broken { reason, .. } => plain(
+            Sql::ERRCODE_CONNECTION_FAILURE,
+            &format!("connection broke: {reason}"),
+            "Try again; if it happens often, raise the server option request_timeout.",
+        ),
+        Error::Login => plain(
+            Sql::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+            "login was refused",
+            "Check the user mapping's credentials, and that the OAuth client is active in ServiceNow. A refused login is not tried again for a while, so that the account is not locked.",
+        ),
+        Error::Unauthorized(words) => spoken(
+            Sql::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+            words,
+            "User Not Authenticated",
+            "Check the user mapping's credentials, and that the user is active and may use web services.",
+        ),
+        Error::Refused { refusal, words } => {
+            let (code, hint) = refused(*refusal);
+            spoken(code, words, "Operation Failed", hint)
+        }
+        Error::NoTable(words) => spoken(
+            Sql::ERRCODE_FDW_TABLE_NOT_FOUND,
+            words,
+            "Invalid table",
+            "Check the table's name (option \"table\"), and that the user may see it.",
+        ),
+        Error::NoRecord(words) => spoken(
+            Sql::ERRCODE_NO_DATA_FOUND,
+            words,
+            "No Record found",
+            "The record was deleted in ServiceNow, or the user may not see it.",
+        ),
+        Error::RateLimited { words, .. } => spoken(
+            Sql::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            words,
+            "Rate limit exceeded",
+            "Wait, or have the rate limit rule for this user raised in ServiceNow.",
+        ),
+        Error::Discarded => plain(
+            Sql::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            &error.to_string(),
+            "Lower the server option max_concurrency.",
+        ),
+        Error::Unavailable { .. } => plain(
+            Sql::ERRCODE_CONNECTION_FAILURE,
+            &error.to_string(),
+            "The instance may be restarting or overloaded; try again later.",
+        ),
+        Error::Unreadable(_) | Error::CutShort(_) | Error::TooLarge { .. } | Error::NoSysId => plain(
+            Sql::ERRCODE_FDW_UNABLE_TO_CREATE_REPLY,
+            &error.to_string(),
+            "Open the instance's address in a browser: it may be asleep, or a login page may stand before it.",
+        ),
+        Error::Rejected { words, .. } => spoken(
+            Sql::ERRCODE_FDW_ERROR,
+            words,
+            "Request was rejected",
+            "The instance did not accept the request; its log says more.",
+        ),
+        Error::Value { .. } => plain(
+            Sql::ERRCODE_FDW_INVALID_DATA_TYPE,
+            &error.to_string(),
+            "Change the column's type, to text if need be.",
+        ),
+        Error::NoField { table, field } => ErrorReport::new(
+            Sql::ERRCODE_FDW_COLUMN_NAME_NOT_FOUND,
+            format!("table \"{table}\" on server \"{server}\" has no field \"{field}\""),
+            "",
+        )
+        .set_hint("Check the column's name or its option \"field\", and the option \"query\"."),
+        Error::TooLong | Error::Query(_) | Error::Name(_) => {
+            plain(Sql::ERRCODE_FDW_ERROR, &error.to_string(), "Simplify the option \"query\".")
+        }
+        Error::Setup(_) => {
+            plain(Sql::ERRCODE_INVALID_PARAMETER_VALUE, &error.to_string(), "Check the server's options.")
+        }
+    }
+}
+
+/// What the instance says, in its own words.
+fn spoken(code: Sql, words: &Words, otherwise: &str, hint: &str) -> ErrorReport {
+    let message = if words.message.is_empty() { otherwise } else { &words.message };
+    let report = ErrorReport::new(code, format!("[ServiceNow] {}", one_line(message)), "").set_hint(hint);
+    match &words.detail {
+        Some(detail) => report.set_detail(detail.clone()),
+        None => report,
+    }
+}
+
+fn refused(refusal: Refusal) -> (Sql, &'static str) {
+    match refusal {
+        Refusal::Acl => (
+            Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "Give the user a role that an access control rule (ACL) of the table asks for.",
+        ),
+        Refusal::QueryAcl => (
+            Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "Give the user read access, and query access where it is set apart, to every field the table's query and sort order use.",
+        ),
+        Refusal::Mandatory => (
+            Sql::ERRCODE_NOT_NULL_VIOLATION,
+            "Set the fields that the data policy names, in the same statement.",
+        ),
+        Refusal::Unique => {
+            (Sql::ERRCODE_UNIQUE_VIOLATION, "A record with this key exists in ServiceNow already.")
+        }
+        Refusal::Aborted => (
+            Sql::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+            "A business rule of the instance does not allow the change; its own message is in the instance's log.",
+        ),
+    }
+}
+
+/// A primary message is one line.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Raises an ERROR.
+pub fn raise(report: impl Into<ErrorReport>) -> ! {
+    report.into().report(PgLogLevel::ERROR);
+    unreachable!("an ERROR does not return")
+}
+
+/// An ERROR of our own.
+pub fn error(code: Sql, message: impl Into<String>) -> ErrorReport {
+    ErrorReport::new(code, message.into(), "")
+}

@@ -1,0 +1,100 @@
+//! From what people see to what is stored: labels of choices, names of referenced records. What cannot be
+//! resolved is an ERROR, before anything is sent.
+
+use std::sync::Arc;
+
+use pgrx::PgSqlErrorCode as Sql;
+use pgrx::pg_sys::panic::ErrorReport;
+use servicenow::client::table_api::List;
+use servicenow::dictionary::{FieldDef, Reference, Resolution};
+use servicenow::page::Layout;
+use servicenow::query::{Op, Query, Term};
+
+use crate::connection::Connection;
+use crate::error::{error, raise};
+
+/// More than this many choices do not help in a message.
+const MANY: usize = 20;
+
+/// A value that the instance would not take, and would not say so.
+fn not_valid(value: &str, field: &FieldDef) -> ErrorReport {
+    error(
+        Sql::ERRCODE_CHECK_VIOLATION,
+        format!("[ServiceNow] Value `{value}` is not a valid value for `{}`.", field.name),
+    )
+}
+
+/// The stored value behind the label of a choice; `dependent` is the value of the field the choices depend on.
+pub fn choice(field: &FieldDef, label: &str, dependent: Option<&str>) -> String {
+    match field.resolve_label(label, dependent) {
+        Resolution::Value(value) => value,
+        Resolution::Unknown => raise(not_valid(label, field).set_hint(offer(field, dependent))),
+        Resolution::Ambiguous(values) => raise(
+            error(
+                Sql::ERRCODE_CHECK_VIOLATION,
+                format!("value \"{label}\" for \"{}\" is ambiguous", field.name),
+            )
+            .set_detail(format!("Stored values with this label: {}.", values.join(", ")))
+            .set_hint(use_value(field)),
+        ),
+    }
+}
+
+/// Checks a stored value against a binding list of choices.
+pub fn stored_choice(field: &FieldDef, value: &str) {
+    if !field.accepts(value) {
+        raise(not_valid(value, field).set_hint(offer(field, None)));
+    }
+}
+
+fn offer(field: &FieldDef, dependent: Option<&str>) -> String {
+    let mut labels: Vec<String> =
+        field.offers(dependent).iter().map(|choice| format!("{} ({})", choice.label, choice.value)).collect();
+    let more = if labels.len() > MANY { ", …" } else { "" };
+    labels.truncate(MANY);
+    format!("Valid values are: {}{more}.", labels.join(", "))
+}
+
+fn use_value(field: &FieldDef) -> String {
+    format!("Set the stored value instead, through column \"{}_value\".", field.name)
+}
+
+/// The `sys_id` of the record that a reference shows as `name`.
+pub fn reference(connection: &Connection, field: &FieldDef, reference: &Reference, name: &str) -> String {
+    let cannot = |why: &str| {
+        error(
+            Sql::ERRCODE_CHECK_VIOLATION,
+            format!("cannot look up \"{name}\" for \"{}\": {why}", field.name),
+        )
+        .set_hint(use_value(field))
+    };
+    let Some(display_field) = reference.display_field.clone() else {
+        raise(cannot(&format!("it is not known which field of table \"{}\" is shown", reference.table)))
+    };
+    let Ok(term) = Term::new(&display_field, Op::Eq, name) else {
+        raise(cannot("the value cannot be expressed in a query"))
+    };
+    let (table, query) = (reference.table.clone(), Query::all().and(term).order_by("sys_id"));
+    let what = format!("look up \"{name}\" in table \"{table}\"");
+    let rows = connection.call(&what, false, |client| async move {
+        let layout = Arc::new(Layout::of_text(&[&display_field]));
+        // The instance compares without regard to case and trailing blanks, so there may be inexact ones.
+        let list = List { table: &table, query: &query, layout: &layout, limit: 20, offset: 0, count: false };
+        client.list(list).await.map(|page| page.rows)
+    });
+    let exact: Vec<&str> =
+        (0..rows.len()).filter(|&row| rows.text(row, 0) == name).map(|row| rows.id(row)).collect();
+    let all: Vec<&str> = rows.ids().collect();
+    let complain = |how_many: &str| -> ! {
+        raise(
+            not_valid(name, field)
+                .set_detail(format!("Table \"{}\" has {how_many} of this name.", reference.table))
+                .set_hint(use_value(field)),
+        )
+    };
+    match (exact.as_slice(), all.as_slice()) {
+        ([id], _) | ([], [id]) => (*id).to_owned(),
+        ([], []) => complain("no record"),
+        _ => complain("several records"),
+    }
+}

@@ -1,0 +1,44 @@
+//! The foreign-data wrapper: what Postgres asks of one, answered for mirrored tables. In backends.
+
+mod label;
+pub mod modify;
+
+use pgrx::pg_sys;
+
+use crate::catalog::{self, Mirror};
+use crate::import;
+use crate::pg::routine::{Import, Target, Wrapper};
+use crate::pg::scan::Source;
+
+/// ServiceNow's foreign-data wrapper.
+pub struct ServiceNow;
+
+impl Wrapper for ServiceNow {
+    type Writer = modify::Writer;
+
+    fn source(relation: pg_sys::Oid) -> Source {
+        let mirror = catalog::mirror_or_error(relation);
+        let columns = mirror.columns.iter().map(|column| (column.number, column.name.clone()));
+        Source { cache: mirror.cache, owner: mirror.owner, columns: columns.collect() }
+    }
+
+    fn key(relation: pg_sys::Oid) -> i16 {
+        key_number(&catalog::mirror_or_error(relation))
+    }
+
+    fn is_updatable(relation: pg_sys::Oid) -> bool {
+        catalog::mirror_or_error(relation).updatable
+    }
+
+    fn begin_write(target: Target) -> modify::Writer {
+        modify::Writer::begin(target)
+    }
+
+    fn import(import: Import) -> Vec<String> {
+        import::import(import)
+    }
+}
+
+fn key_number(mirror: &Mirror) -> i16 {
+    mirror.columns[mirror.key].number
+}

@@ -1,0 +1,52 @@
+//! ServiceNow's tables as PostgreSQL foreign tables, backed by local cache tables.
+//!
+//! # Where things are
+//! - [`api`]: the SQL functions; [`option`]: every option; [`error`]: client errors as ERRORs
+//! - [`import`]: IMPORT FOREIGN SCHEMA; [`cache`]: cache tables, their DDL and their rows
+//! - [`planner`]: reads, by expansion of foreign tables to their caches; [`fdw`]: what is left to scans, and
+//!   writes; [`connection`]: clients of statements
+//! - [`worker`]: the background process that keeps caches up to date
+//! - [`catalog`]: the extension's own tables, and the mirror behind a foreign table
+//! - [`pg`] and [`entry`]: the boundary to Postgres, the only places with `unsafe`
+//!
+//! What is ServiceNow's and needs no database is in crate `servicenow`.
+//!
+//! # Words
+//! A *mirror* is a foreign table with its cache; to *fill* it is to read it whole, to *poll* it is to read what
+//! changed; a *field* is ServiceNow's, a *column* Postgres's.
+#![deny(unsafe_code)]
+
+mod api;
+mod cache;
+mod catalog;
+mod connection;
+#[allow(unsafe_code)]
+mod entry;
+mod error;
+mod fdw;
+mod import;
+mod option;
+#[allow(unsafe_code)]
+mod pg;
+mod planner;
+mod worker;
+
+use pgrx::prelude::*;
+
+pgrx::pg_module_magic!();
+
+extension_sql_file!("../sql/catalog.sql", name = "catalog", bootstrap);
+extension_sql_file!("../sql/view.sql", name = "view", requires = ["catalog"]);
+extension_sql_file!("../sql/event_trigger.sql", name = "event_trigger", finalize);
+
+/// Called by Postgres when the library is loaded: in the postmaster if it is preloaded, else in each process at
+/// its first use.
+#[allow(non_snake_case)]
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    entry::install_hooks();
+    pg::catalog::listen_for_changes();
+    if pg::worker::is_preloading() {
+        pg::worker::register_launcher("servicenow_fdw launcher", "servicenow_fdw_launcher");
+    }
+}

@@ -1,0 +1,413 @@
+//! Every option of the SQL surface: one table of names, the validator that reads it, and typed values.
+//!
+//! Called in backends (the validator, imports, writes) and in the worker.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgrx::PgSqlErrorCode as Sql;
+use pgrx::pg_sys::panic::ErrorReport;
+use servicenow::client::auth::{Credentials, Secret};
+use servicenow::query::Query;
+use servicenow::value::{Show, TableName, is_field_path};
+use url::{Host, Url};
+
+use crate::pg::catalog::{Options, parse_milliseconds};
+use crate::pg::session;
+
+/// Where an option may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// CREATE FOREIGN DATA WRAPPER.
+    Wrapper,
+    /// CREATE SERVER.
+    Server,
+    /// CREATE USER MAPPING.
+    UserMapping,
+    /// CREATE FOREIGN TABLE.
+    Table,
+    /// A column of a foreign table.
+    Column,
+}
+
+/// What a value has to look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Any text but none.
+    Text,
+    /// An address of an instance or token endpoint.
+    Url,
+    /// `true` or `false` in any of Postgres's spellings.
+    Boolean,
+    /// A time of at least so many milliseconds.
+    Time(i32),
+    /// A whole number within bounds.
+    Integer(u32, u32),
+    /// An encoded query.
+    Query,
+    /// A table's name in ServiceNow.
+    TableName,
+    /// A field, or a dot-walk.
+    Field,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+}
+
+/// Every option: name, where it may stand, what its value looks like.
+const OPTIONS: &[(&str, Context, Kind)] = &[
+    ("instance_url", Context::Server, Kind::Url),
+    ("allow_http", Context::Server, Kind::Boolean),
+    ("sync_user", Context::Server, Kind::Text),
+    ("poll_interval", Context::Server, Kind::Time(100)),
+    ("page_size", Context::Server, Kind::Integer(1, 10_000)),
+    ("max_concurrency", Context::Server, Kind::Integer(1, 64)),
+    ("connect_timeout", Context::Server, Kind::Time(1)),
+    ("request_timeout", Context::Server, Kind::Time(1)),
+    ("ca_file", Context::Server, Kind::Text),
+    ("auth", Context::UserMapping, Kind::OneOf(&["client_credentials", "password", "basic"])),
+    ("client_id", Context::UserMapping, Kind::Text),
+    ("client_secret", Context::UserMapping, Kind::Text),
+    ("username", Context::UserMapping, Kind::Text),
+    ("password", Context::UserMapping, Kind::Text),
+    ("token_url", Context::UserMapping, Kind::Url),
+    ("table", Context::Table, Kind::TableName),
+    ("query", Context::Table, Kind::Query),
+    ("mode", Context::Table, Kind::OneOf(&["cached"])),
+    ("updatable", Context::Table, Kind::Boolean),
+    ("poll_interval", Context::Table, Kind::Time(100)),
+    ("field", Context::Column, Kind::Field),
+    ("show", Context::Column, Kind::OneOf(&["value", "label"])),
+];
+
+/// An option that is not acceptable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OptionError {
+    sqlstate: Sql,
+    message: String,
+    hint: String,
+}
+
+impl OptionError {
+    fn new(sqlstate: Sql, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { sqlstate, message: message.into(), hint: hint.into() }
+    }
+
+    fn value(name: &str, value: &str, hint: impl Into<String>) -> Self {
+        let message = format!("invalid value for option \"{name}\": \"{value}\"");
+        Self::new(Sql::ERRCODE_INVALID_PARAMETER_VALUE, message, hint)
+    }
+
+    fn missing(name: &str, hint: impl Into<String>) -> Self {
+        Self::new(Sql::ERRCODE_FDW_OPTION_NAME_NOT_FOUND, format!("option \"{name}\" is required"), hint)
+    }
+}
+
+impl From<OptionError> for ErrorReport {
+    fn from(e: OptionError) -> Self {
+        let report = ErrorReport::new(e.sqlstate, e.message, "");
+        if e.hint.is_empty() { report } else { report.set_hint(e.hint) }
+    }
+}
+
+impl std::fmt::Display for OptionError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// A result whose error names the option.
+pub type Result<T> = std::result::Result<T, OptionError>;
+
+/// Checks all options of one object, as the validator gets them.
+pub fn validate(context: Context, options: &Options) -> Result<()> {
+    for (name, value) in options {
+        let Some((_, _, kind)) = OPTIONS.iter().find(|(n, c, _)| n == name && *c == context) else {
+            return Err(unexpected(context, name));
+        };
+        check(name, value, *kind)?;
+    }
+    match context {
+        Context::Server => ServerOptions::parse(options).map(|_| ()),
+        Context::UserMapping => credentials(options).map(|_| ()),
+        Context::Table => TableOptions::parse(options).map(|_| ()),
+        Context::Wrapper | Context::Column => Ok(()),
+    }
+}
+
+fn unexpected(context: Context, name: &str) -> OptionError {
+    let valid: Vec<&str> = OPTIONS.iter().filter(|(_, c, _)| *c == context).map(|(n, _, _)| *n).collect();
+    let hint = match valid.is_empty() {
+        true => "There are no valid options in this context.".to_owned(),
+        false => format!("Valid options in this context are: {}", valid.join(", ")),
+    };
+    OptionError::new(Sql::ERRCODE_FDW_INVALID_OPTION_NAME, format!("invalid option \"{name}\""), hint)
+}
+
+fn check(name: &str, value: &str, kind: Kind) -> Result<()> {
+    match kind {
+        Kind::Text if value.is_empty() => {
+            Err(OptionError::value(name, value, "The value must not be empty."))
+        }
+        Kind::Text => Ok(()),
+        Kind::Url => parse_url(name, value).map(|_| ()),
+        Kind::Boolean => parse_boolean(name, value).map(|_| ()),
+        Kind::Time(least) => parse_time(name, value, least).map(|_| ()),
+        Kind::Integer(least, most) => parse_integer(name, value, least, most).map(|_| ()),
+        Kind::Query => parse_query(name, value).map(|_| ()),
+        Kind::TableName => TableName::new(value).map(|_| ()).map_err(|_| {
+            OptionError::value(name, value, "A table's name consists of letters, digits and underscores.")
+        }),
+        Kind::Field if is_field_path(value) => Ok(()),
+        Kind::Field => Err(OptionError::value(
+            name,
+            value,
+            "A field's name consists of letters, digits and underscores; dots lead to fields of referenced records.",
+        )),
+        Kind::OneOf(words) if words.contains(&value) => Ok(()),
+        Kind::OneOf(words) => {
+            Err(OptionError::value(name, value, format!("Valid values are: {}", words.join(", "))))
+        }
+    }
+}
+
+fn parse_url(name: &str, value: &str) -> Result<Url> {
+    let url =
+        Url::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some());
+    let Some(url) = url else {
+        let hint = "The value must be an address such as https://acme.service-now.com.";
+        return Err(OptionError::value(name, value, hint));
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        let message = format!("invalid value for option \"{name}\"");
+        let hint = "Credentials belong into the user mapping, not into an address.";
+        return Err(OptionError::new(Sql::ERRCODE_INVALID_PARAMETER_VALUE, message, hint));
+    }
+    Ok(url)
+}
+
+fn parse_boolean(name: &str, value: &str) -> Result<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "t" | "on" | "yes" | "y" | "1" => Ok(true),
+        "false" | "f" | "off" | "no" | "n" | "0" => Ok(false),
+        _ => Err(OptionError::value(name, value, "The value must be true or false.")),
+    }
+}
+
+fn parse_time(name: &str, value: &str, least: i32) -> Result<Duration> {
+    let milliseconds = parse_milliseconds(value)
+        .map_err(|hint| OptionError::value(name, value, if hint.is_empty() { TIME_HINT } else { &hint }))?;
+    match u64::try_from(milliseconds) {
+        Ok(ms) if milliseconds >= least => Ok(Duration::from_millis(ms)),
+        _ => Err(OptionError::value(name, value, format!("The value must be at least {least} ms."))),
+    }
+}
+
+const TIME_HINT: &str = "The value must be a time such as 500ms, 10s or 1h.";
+
+fn parse_integer(name: &str, value: &str, least: u32, most: u32) -> Result<u32> {
+    let hint = || format!("The value must be a whole number from {least} to {most}.");
+    value
+        .parse()
+        .ok()
+        .filter(|n| (least..=most).contains(n))
+        .ok_or_else(|| OptionError::value(name, value, hint()))
+}
+
+fn parse_query(name: &str, value: &str) -> Result<Query> {
+    Query::parse(value)
+        .map_err(|e| OptionError::value(name, value, format!("The value must be an encoded query: {e}.")))
+}
+
+fn find<'o>(options: &'o Options, name: &str) -> Option<&'o str> {
+    options.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+}
+
+/// A server's options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerOptions {
+    /// The instance.
+    pub instance_url: Url,
+    /// The role whose user mapping the worker uses, if it is not the server's owner.
+    pub sync_user: Option<String>,
+    /// The time between two polls of a table.
+    pub poll_interval: Duration,
+    /// Rows asked for at a time.
+    pub page_size: u32,
+    /// Calls under way at a time.
+    pub max_concurrency: usize,
+    /// The longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// The longest wait for an answer.
+    pub request_timeout: Duration,
+    /// Certificate authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl ServerOptions {
+    /// Reads a server's options.
+    pub fn parse(options: &Options) -> Result<Self> {
+        let hint = "Set it to the address of the instance, such as https://acme.service-now.com.";
+        let url = find(options, "instance_url").ok_or_else(|| OptionError::missing("instance_url", hint))?;
+        let instance_url = parse_url("instance_url", url)?;
+        if !matches!(instance_url.path(), "" | "/") || instance_url.query().is_some() {
+            return Err(OptionError::value("instance_url", url, "The address must not have a path."));
+        }
+        let allow_http = find(options, "allow_http").map_or(Ok(false), |v| parse_boolean("allow_http", v))?;
+        if allow_http && !session::is_superuser() {
+            return Err(OptionError::new(
+                Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "only a superuser may set option \"allow_http\"",
+                "Use an address that begins with https.",
+            ));
+        }
+        if instance_url.scheme() == "http" && !allow_http && !is_loopback(&instance_url) {
+            return Err(OptionError::value(
+                "instance_url",
+                url,
+                "The address must begin with https; plain http is accepted for loopback addresses only, or with option allow_http.",
+            ));
+        }
+        let time = |name, default: &str| parse_time(name, find(options, name).unwrap_or(default), 1);
+        let integer = |name, default: &str, least, most| {
+            parse_integer(name, find(options, name).unwrap_or(default), least, most)
+        };
+        Ok(Self {
+            instance_url,
+            sync_user: find(options, "sync_user").map(str::to_owned),
+            poll_interval: time("poll_interval", "10s")?,
+            page_size: integer("page_size", "1000", 1, 10_000)?,
+            max_concurrency: integer("max_concurrency", "8", 1, 64)? as usize,
+            connect_timeout: time("connect_timeout", "10s")?,
+            request_timeout: time("request_timeout", "90s")?,
+            ca_file: find(options, "ca_file").map(PathBuf::from),
+        })
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(ip)) => IpAddr::V4(ip).is_loopback(),
+        Some(Host::Ipv6(ip)) => IpAddr::V6(ip).is_loopback(),
+        None => false,
+    }
+}
+
+/// A login, and the token endpoint if it is not the instance's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// The credentials.
+    pub credentials: Credentials,
+    /// The token endpoint.
+    pub token_url: Option<Url>,
+}
+
+/// Reads a user mapping's options.
+pub fn credentials(options: &Options) -> Result<Login> {
+    let auth = find(options, "auth").ok_or_else(|| {
+        OptionError::missing("auth", "Valid values are: client_credentials, password, basic")
+    })?;
+    let need = |name: &str| {
+        let hint = format!("It is needed for auth \"{auth}\".");
+        find(options, name).map(str::to_owned).ok_or_else(|| OptionError::missing(name, hint))
+    };
+    let secret = |name: &str| need(name).map(Secret::new);
+    let credentials = match auth {
+        "client_credentials" => Credentials::ClientCredentials {
+            client_id: need("client_id")?,
+            client_secret: secret("client_secret")?,
+        },
+        "password" => Credentials::Password {
+            client_id: need("client_id")?,
+            client_secret: secret("client_secret")?,
+            username: need("username")?,
+            password: secret("password")?,
+        },
+        _ => Credentials::Basic { username: need("username")?, password: secret("password")? },
+    };
+    let token_url = find(options, "token_url").map(|url| parse_url("token_url", url)).transpose()?;
+    Ok(Login { credentials, token_url })
+}
+
+/// A foreign table's options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableOptions {
+    /// The table in ServiceNow, if it is not called like the foreign table.
+    pub table: Option<TableName>,
+    /// Which records are mirrored, as the user wrote it.
+    pub query_text: String,
+    /// Which records are mirrored.
+    pub query: Query,
+    /// Whether the table may be written.
+    pub updatable: bool,
+    /// The time between two polls, if it is not the server's.
+    pub poll_interval: Option<Duration>,
+}
+
+impl TableOptions {
+    /// Reads a foreign table's options.
+    pub fn parse(options: &Options) -> Result<Self> {
+        let table = find(options, "table")
+            .map(|name| TableName::new(name).map_err(|e| OptionError::value("table", name, e.to_string())));
+        let query_text = find(options, "query").unwrap_or_default().to_owned();
+        Ok(Self {
+            table: table.transpose()?,
+            query: parse_query("query", &query_text)?,
+            query_text,
+            updatable: find(options, "updatable").map_or(Ok(true), |v| parse_boolean("updatable", v))?,
+            poll_interval: find(options, "poll_interval")
+                .map(|v| parse_time("poll_interval", v, 1))
+                .transpose()?,
+        })
+    }
+}
+
+/// A column's options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnOptions {
+    /// The field, if it is not called like the column.
+    pub field: Option<String>,
+    /// Which side of the field.
+    pub show: Show,
+}
+
+impl ColumnOptions {
+    /// Reads a column's options, which the validator has checked.
+    pub fn parse(options: &Options) -> Self {
+        Self {
+            field: find(options, "field").map(str::to_owned),
+            show: match find(options, "show") {
+                Some("label") => Show::Label,
+                _ => Show::Value,
+            },
+        }
+    }
+}
+
+/// Options of IMPORT FOREIGN SCHEMA, which no validator sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImportOptions {
+    /// Whether a choice or reference gets a second column with the stored value.
+    pub values: bool,
+}
+
+impl ImportOptions {
+    /// Reads the options.
+    pub fn parse(options: &Options) -> Result<Self> {
+        let mut parsed = Self { values: true };
+        for (name, value) in options {
+            match name.as_str() {
+                "values" => parsed.values = parse_boolean("values", value)?,
+                _ => {
+                    return Err(OptionError::new(
+                        Sql::ERRCODE_FDW_INVALID_OPTION_NAME,
+                        format!("invalid option \"{name}\""),
+                        "Valid options in this context are: values",
+                    ));
+                }
+            }
+        }
+        Ok(parsed)
+    }
+}

@@ -1,0 +1,548 @@
+//! The functions Postgres calls through an `FdwRoutine`, handing on to a safe [`Wrapper`].
+
+use std::ffi::{CStr, c_void};
+use std::marker::PhantomData;
+use std::ptr::null_mut;
+
+use pgrx::{AllocatedByRust, PgBox, PgList, PgMemoryContexts, PgTupleDesc, pg_guard, pg_sys};
+
+use super::scan::{self, Source};
+use super::tuple::{DatumWriter, OwnedScalar, read};
+
+/// The name of the junk column that carries a target row's key.
+const KEY_NAME: &CStr = c"sys_id";
+/// The name Postgres gives the junk column with the whole old row.
+const WHOLE_ROW_NAME: &CStr = c"wholerow";
+
+/// What a statement does to a foreign table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// INSERT or COPY.
+    Insert,
+    /// UPDATE.
+    Update,
+    /// DELETE.
+    Delete,
+}
+
+/// What is to be written, and as whom.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The foreign table.
+    pub relation: pg_sys::Oid,
+    /// The role whose user mapping signs the calls.
+    pub user: pg_sys::Oid,
+    /// What is done.
+    pub operation: Operation,
+    /// UPDATE: attribute numbers the statement assigns.
+    pub assigned: Vec<i16>,
+}
+
+/// A row as the statement gives it, or as it was.
+pub struct Row<'a> {
+    values: &'a [pg_sys::Datum],
+    nulls: &'a [bool],
+    types: &'a [DatumWriter],
+}
+
+impl Row<'_> {
+    /// A column's value, by attribute number.
+    pub fn get(&self, number: i16) -> OwnedScalar {
+        let place = number as usize - 1;
+        if self.nulls[place] {
+            return OwnedScalar::Null;
+        }
+        // SAFETY: a row's datums are valid for its types as long as the row is.
+        unsafe { read(self.values[place], self.types[place].type_oid()) }
+    }
+}
+
+/// The columns of a row after it was written, by attribute number from 1.
+pub type Written = Vec<OwnedScalar>;
+
+/// Carries out one statement's writes to one table.
+pub trait RowWriter: 'static {
+    /// Adds a row; gives back what became of it.
+    fn insert(&mut self, row: &Row<'_>) -> Option<Written>;
+    /// Changes a row; `None` if this statement has changed it before.
+    fn update(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>) -> Option<Written>;
+    /// Deletes a row; gives back what it was.
+    fn delete(&mut self, key: &str) -> Option<Written>;
+    /// The statement is over.
+    fn finish(self);
+}
+
+/// IMPORT FOREIGN SCHEMA as the user wrote it.
+#[derive(Clone, Debug)]
+pub struct Import {
+    /// The server.
+    pub server: pg_sys::Oid,
+    /// The remote schema.
+    pub remote_schema: String,
+    /// LIMIT TO.
+    pub only: Option<Vec<String>>,
+    /// EXCEPT.
+    pub except: Vec<String>,
+    /// OPTIONS.
+    pub options: super::catalog::Options,
+}
+
+/// A foreign-data wrapper over cache tables.
+pub trait Wrapper: 'static {
+    /// Carries out writes.
+    type Writer: RowWriter;
+    /// The table behind a foreign table.
+    fn source(relation: pg_sys::Oid) -> Source;
+    /// The attribute number of a foreign table's key.
+    fn key(relation: pg_sys::Oid) -> i16;
+    /// Whether a foreign table can be written at all.
+    fn is_updatable(relation: pg_sys::Oid) -> bool;
+    /// Begins a statement's writes.
+    fn begin_write(target: Target) -> Self::Writer;
+    /// The CREATE FOREIGN TABLE statements of an import.
+    fn import(import: Import) -> Vec<String>;
+}
+
+/// The routine of a wrapper.
+pub fn routine<W: Wrapper>() -> PgBox<pg_sys::FdwRoutine, AllocatedByRust> {
+    // SAFETY: a fresh, zeroed node of the given type.
+    let mut routine = unsafe { PgBox::<pg_sys::FdwRoutine>::alloc_node(pg_sys::NodeTag::T_FdwRoutine) };
+    routine.GetForeignRelSize = Some(get_rel_size::<W>);
+    routine.GetForeignPaths = Some(get_paths);
+    routine.GetForeignPlan = Some(get_plan);
+    routine.BeginForeignScan = Some(begin_scan);
+    routine.IterateForeignScan = Some(iterate_scan);
+    routine.ReScanForeignScan = Some(rescan);
+    routine.EndForeignScan = Some(end_scan);
+    routine.ExplainForeignScan = Some(explain_scan);
+    routine.AddForeignUpdateTargets = Some(add_update_targets::<W>);
+    routine.PlanForeignModify = Some(plan_modify);
+    routine.BeginForeignModify = Some(begin_modify::<W>);
+    routine.BeginForeignInsert = Some(begin_insert::<W>);
+    routine.ExecForeignInsert = Some(exec_insert::<W>);
+    routine.ExecForeignUpdate = Some(exec_update::<W>);
+    routine.ExecForeignDelete = Some(exec_delete::<W>);
+    routine.EndForeignModify = Some(end_modify::<W>);
+    routine.EndForeignInsert = Some(end_modify::<W>);
+    routine.IsForeignRelUpdatable = Some(is_updatable::<W>);
+    routine.ImportForeignSchema = Some(import::<W>);
+    routine
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn get_rel_size<W: Wrapper>(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    relation: pg_sys::Oid,
+) {
+    // SAFETY: the planner's own arguments.
+    unsafe { scan::relation_size(root, rel, W::source(relation)) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn get_paths(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    _relation: pg_sys::Oid,
+) {
+    // SAFETY: the planner's own arguments, after `get_rel_size`.
+    unsafe { scan::add_path(root, rel) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn get_plan(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    _relation: pg_sys::Oid,
+    _path: *mut pg_sys::ForeignPath,
+    tlist: *mut pg_sys::List,
+    clauses: *mut pg_sys::List,
+    outer_plan: *mut pg_sys::Plan,
+) -> *mut pg_sys::ForeignScan {
+    // SAFETY: the planner's own arguments, after `get_paths`.
+    unsafe { scan::plan(root, rel, tlist, clauses, outer_plan) }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn begin_scan(node: *mut pg_sys::ForeignScanState, eflags: i32) {
+    // SAFETY: the executor's own arguments.
+    unsafe { scan::begin(node, eflags) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn iterate_scan(node: *mut pg_sys::ForeignScanState) -> *mut pg_sys::TupleTableSlot {
+    // SAFETY: the executor's own arguments.
+    unsafe { scan::next(node) }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn rescan(node: *mut pg_sys::ForeignScanState) {
+    // SAFETY: the executor's own arguments.
+    unsafe { scan::rescan(node) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn end_scan(node: *mut pg_sys::ForeignScanState) {
+    // SAFETY: the executor's own arguments.
+    unsafe { scan::end(node) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn explain_scan(node: *mut pg_sys::ForeignScanState, es: *mut pg_sys::ExplainState) {
+    // SAFETY: EXPLAIN's own arguments.
+    unsafe { scan::explain(node, es) };
+}
+
+/// Has the scan of an UPDATE or DELETE target carry the key of each row.
+#[pg_guard]
+unsafe extern "C-unwind" fn add_update_targets<W: Wrapper>(
+    root: *mut pg_sys::PlannerInfo,
+    rtindex: pg_sys::Index,
+    _rte: *mut pg_sys::RangeTblEntry,
+    relation: pg_sys::Relation,
+) {
+    // SAFETY: the planner's own arguments; the relation is open, so its descriptor is valid.
+    unsafe {
+        let number = W::key((*relation).rd_id);
+        let tupdesc = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
+        let attribute = tupdesc.get(number as usize - 1).expect("the key is a column of the table");
+        let var = pg_sys::makeVar(
+            rtindex as _,
+            number,
+            attribute.atttypid,
+            attribute.atttypmod,
+            attribute.attcollation,
+            0,
+        );
+        pg_sys::add_row_identity_var(root, var, rtindex, KEY_NAME.as_ptr());
+    }
+}
+
+/// The private list of a modification: one integer list, the attributes an UPDATE assigns.
+#[pg_guard]
+unsafe extern "C-unwind" fn plan_modify(
+    root: *mut pg_sys::PlannerInfo,
+    plan: *mut pg_sys::ModifyTable,
+    relation: pg_sys::Index,
+    _subplan: i32,
+) -> *mut pg_sys::List {
+    // SAFETY: the planner's own arguments.
+    unsafe {
+        let mut assigned = null_mut();
+        if (*plan).operation == pg_sys::CmdType::CMD_UPDATE {
+            let columns = updated_columns(root, relation);
+            let mut member = pg_sys::bms_next_member(columns, -1);
+            while member >= 0 {
+                let number = member + pg_sys::FirstLowInvalidHeapAttributeNumber;
+                assigned = pg_sys::lappend_int(assigned, number);
+                member = pg_sys::bms_next_member(columns, member);
+            }
+        }
+        // NIL cannot be told from an absent list: a leading 0, which is no column, makes it one.
+        assigned = pg_sys::lcons_int(0, assigned);
+        pg_sys::lappend(null_mut(), assigned.cast())
+    }
+}
+
+#[cfg(feature = "pg15")]
+unsafe fn updated_columns(root: *mut pg_sys::PlannerInfo, relation: pg_sys::Index) -> *mut pg_sys::Bitmapset {
+    // SAFETY: the planner's arrays have an entry for every relation it plans a modification of.
+    unsafe {
+        let rte = *(*root).simple_rte_array.add(relation as usize);
+        pg_sys::bms_union((*rte).updatedCols, (*rte).extraUpdatedCols)
+    }
+}
+
+#[cfg(not(feature = "pg15"))]
+unsafe fn updated_columns(root: *mut pg_sys::PlannerInfo, relation: pg_sys::Index) -> *mut pg_sys::Bitmapset {
+    // SAFETY: `relation` is a target the planner is planning a modification of.
+    unsafe { pg_sys::get_rel_all_updated_cols(root, pg_sys::find_base_rel(root, relation as _)) }
+}
+
+/// A running modification.
+struct ModifyState<W: Wrapper> {
+    writer: Option<W::Writer>,
+    types: Vec<DatumWriter>,
+    key: i16,
+    whole_row: i16,
+    _wrapper: PhantomData<W>,
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn begin_modify<W: Wrapper>(
+    mtstate: *mut pg_sys::ModifyTableState,
+    rri: *mut pg_sys::ResultRelInfo,
+    private: *mut pg_sys::List,
+    _subplan: i32,
+    eflags: i32,
+) {
+    // SAFETY: the executor's own arguments; the private list is the one `plan_modify` made.
+    unsafe {
+        if eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 != 0 {
+            return;
+        }
+        let operation = match (*mtstate).operation {
+            pg_sys::CmdType::CMD_UPDATE => Operation::Update,
+            pg_sys::CmdType::CMD_DELETE => Operation::Delete,
+            _ => Operation::Insert,
+        };
+        let assigned = PgList::<i32>::from_pg(pg_sys::list_nth(private, 0).cast());
+        let assigned = assigned.iter_int().filter(|n| *n > 0).map(|n| n as i16).collect();
+        let junk = |name: &CStr| {
+            let subplan = (*(*mtstate).ps.lefttree).plan;
+            pg_sys::ExecFindJunkAttributeInTlist((*subplan).targetlist, name.as_ptr())
+        };
+        let (key, whole_row) = match operation {
+            Operation::Insert => (0, 0),
+            Operation::Update => (junk(KEY_NAME), junk(WHOLE_ROW_NAME)),
+            Operation::Delete => (junk(KEY_NAME), 0),
+        };
+        start::<W>((*mtstate).ps.state, rri, operation, assigned, key, whole_row);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn begin_insert<W: Wrapper>(
+    mtstate: *mut pg_sys::ModifyTableState,
+    rri: *mut pg_sys::ResultRelInfo,
+) {
+    // SAFETY: the executor's (or COPY's) own arguments.
+    unsafe { start::<W>((*mtstate).ps.state, rri, Operation::Insert, Vec::new(), 0, 0) };
+}
+
+/// # Safety
+/// The arguments are those of the executor; the target relation is open.
+unsafe fn start<W: Wrapper>(
+    estate: *mut pg_sys::EState,
+    rri: *mut pg_sys::ResultRelInfo,
+    operation: Operation,
+    assigned: Vec<i16>,
+    key: i16,
+    whole_row: i16,
+) {
+    // SAFETY: by contract. The state lives in the statement's context and is dropped with it, also on ERROR.
+    unsafe {
+        let relation = (*rri).ri_RelationDesc;
+        let tupdesc = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
+        let types = tupdesc
+            .iter()
+            .map(|a| match a.attisdropped {
+                true => DatumWriter::new(pg_sys::TEXTOID, -1),
+                false => DatumWriter::new(a.atttypid, a.atttypmod),
+            })
+            .collect();
+        let target =
+            Target { relation: (*relation).rd_id, user: acting_user(rri, estate), operation, assigned };
+        let writer = Some(W::begin_write(target));
+        let state = ModifyState::<W> { writer, types, key, whole_row, _wrapper: PhantomData };
+        let mut context = PgMemoryContexts::For((*estate).es_query_cxt);
+        (*rri).ri_FdwState = context.leak_and_drop_on_delete(state).cast();
+    }
+}
+
+/// The role the statement's access to the table is checked as: a view's owner, or the current user.
+#[cfg(feature = "pg15")]
+unsafe fn acting_user(rri: *mut pg_sys::ResultRelInfo, estate: *mut pg_sys::EState) -> pg_sys::Oid {
+    // SAFETY: COPY and partition routing have targets without a range-table entry of their own (index 0).
+    unsafe {
+        let index = (*rri).ri_RangeTableIndex;
+        let as_user = match index {
+            0 => pg_sys::InvalidOid,
+            index => (*pg_sys::exec_rt_fetch(index, estate)).checkAsUser,
+        };
+        if as_user == pg_sys::InvalidOid { pg_sys::GetUserId() } else { as_user }
+    }
+}
+
+#[cfg(not(feature = "pg15"))]
+unsafe fn acting_user(rri: *mut pg_sys::ResultRelInfo, estate: *mut pg_sys::EState) -> pg_sys::Oid {
+    // SAFETY: the executor's own arguments.
+    unsafe {
+        let as_user = pg_sys::ExecGetResultRelCheckAsUser(rri, estate);
+        if as_user == pg_sys::InvalidOid { pg_sys::GetUserId() } else { as_user }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn exec_insert<W: Wrapper>(
+    _estate: *mut pg_sys::EState,
+    rri: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    _plan_slot: *mut pg_sys::TupleTableSlot,
+) -> *mut pg_sys::TupleTableSlot {
+    // SAFETY: the executor's own arguments, after `begin_modify` or `begin_insert`.
+    unsafe {
+        let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
+        let writer = state.writer.as_mut().expect("the statement is not over");
+        let written = writer.insert(&slot_row(slot, &state.types));
+        answer(slot, written, &state.types)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
+    _estate: *mut pg_sys::EState,
+    rri: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    plan_slot: *mut pg_sys::TupleTableSlot,
+) -> *mut pg_sys::TupleTableSlot {
+    // SAFETY: the executor's own arguments, after `begin_modify`. The planner adds the whole old row for every
+    // UPDATE of a foreign table.
+    unsafe {
+        let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
+        let key = key_of(plan_slot, state.key);
+        let tupdesc = (*slot).tts_tupleDescriptor;
+        let natts = (*tupdesc).natts as usize;
+        let mut is_null = false;
+        let whole = pg_sys::slot_getattr(plan_slot, i32::from(state.whole_row), &mut is_null);
+        let mut values = vec![pg_sys::Datum::from(0); natts];
+        let mut nulls = vec![true; natts];
+        if !is_null {
+            let header = pg_sys::DatumGetHeapTupleHeader(whole);
+            let mut tuple = pg_sys::HeapTupleData {
+                t_len: (*header).t_choice.t_datum.datum_len_ as u32 >> 2,
+                t_data: header,
+                ..Default::default()
+            };
+            pg_sys::heap_deform_tuple(&mut tuple, tupdesc, values.as_mut_ptr(), nulls.as_mut_ptr());
+        }
+        let old = Row { values: &values, nulls: &nulls, types: &state.types };
+        let writer = state.writer.as_mut().expect("the statement is not over");
+        let written = writer.update(&key, &old, &slot_row(slot, &state.types));
+        answer(slot, written, &state.types)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn exec_delete<W: Wrapper>(
+    _estate: *mut pg_sys::EState,
+    rri: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    plan_slot: *mut pg_sys::TupleTableSlot,
+) -> *mut pg_sys::TupleTableSlot {
+    // SAFETY: the executor's own arguments, after `begin_modify`.
+    unsafe {
+        let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
+        let key = key_of(plan_slot, state.key);
+        let writer = state.writer.as_mut().expect("the statement is not over");
+        let written = writer.delete(&key);
+        answer(slot, written, &state.types)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn end_modify<W: Wrapper>(
+    _estate: *mut pg_sys::EState,
+    rri: *mut pg_sys::ResultRelInfo,
+) {
+    // SAFETY: the executor's own arguments; without a state (EXPLAIN) nothing was begun.
+    unsafe {
+        let state = (*rri).ri_FdwState.cast::<ModifyState<W>>();
+        if let Some(writer) = state.as_mut().and_then(|state| state.writer.take()) {
+            writer.finish();
+        }
+    }
+}
+
+/// A slot's tuple, deformed.
+///
+/// # Safety
+/// The slot holds a tuple and outlives the result.
+unsafe fn slot_row<'a>(slot: *mut pg_sys::TupleTableSlot, types: &'a [DatumWriter]) -> Row<'a> {
+    // SAFETY: by contract.
+    unsafe {
+        pg_sys::slot_getallattrs(slot);
+        let natts = (*(*slot).tts_tupleDescriptor).natts as usize;
+        Row {
+            values: std::slice::from_raw_parts((*slot).tts_values, natts),
+            nulls: std::slice::from_raw_parts((*slot).tts_isnull, natts),
+            types,
+        }
+    }
+}
+
+/// # Safety
+/// `slot` holds a tuple that has the key as attribute `number`.
+unsafe fn key_of(slot: *mut pg_sys::TupleTableSlot, number: i16) -> String {
+    let mut is_null = false;
+    // SAFETY: by contract; the key is a text column, never NULL in the cache.
+    unsafe {
+        let datum = pg_sys::slot_getattr(slot, i32::from(number), &mut is_null);
+        match read(datum, pg_sys::TEXTOID) {
+            OwnedScalar::Text(key) if !is_null => key,
+            _ => String::new(),
+        }
+    }
+}
+
+/// Puts what became of a row into the slot, for RETURNING and triggers; NULL tells the executor to pass over
+/// the row.
+///
+/// # Safety
+/// `slot` is the executor's slot for the row, `types` those of its descriptor.
+unsafe fn answer(
+    slot: *mut pg_sys::TupleTableSlot,
+    written: Option<Written>,
+    types: &[DatumWriter],
+) -> *mut pg_sys::TupleTableSlot {
+    let Some(written) = written else { return null_mut() };
+    // SAFETY: by contract; the values are made in the current (per-tuple) context, in which the executor
+    // evaluates RETURNING.
+    unsafe {
+        pg_sys::ExecClearTuple(slot);
+        for (i, (scalar, writer)) in written.iter().zip(types).enumerate() {
+            let datum = writer.datum(scalar.borrow()).ok().flatten();
+            *(*slot).tts_isnull.add(i) = datum.is_none();
+            *(*slot).tts_values.add(i) = datum.unwrap_or(pg_sys::Datum::from(0));
+        }
+        pg_sys::ExecStoreVirtualTuple(slot)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn is_updatable<W: Wrapper>(relation: pg_sys::Relation) -> i32 {
+    // SAFETY: an open relation.
+    if !W::is_updatable(unsafe { (*relation).rd_id }) {
+        return 0;
+    }
+    [pg_sys::CmdType::CMD_INSERT, pg_sys::CmdType::CMD_UPDATE, pg_sys::CmdType::CMD_DELETE]
+        .iter()
+        .fold(0, |events, command| events | 1 << *command as i32)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn import<W: Wrapper>(
+    statement: *mut pg_sys::ImportForeignSchemaStmt,
+    server: pg_sys::Oid,
+) -> *mut pg_sys::List {
+    // SAFETY: a parsed statement; its lists hold the node types named here.
+    unsafe {
+        let text = |s| super::catalog::text(s).unwrap_or_default();
+        let tables: Vec<String> = PgList::<pg_sys::RangeVar>::from_pg((*statement).table_list)
+            .iter_ptr()
+            .map(|table| text((*table).relname))
+            .collect();
+        let (only, except) = match (*statement).list_type {
+            pg_sys::ImportForeignSchemaType::FDW_IMPORT_SCHEMA_LIMIT_TO => (Some(tables), Vec::new()),
+            pg_sys::ImportForeignSchemaType::FDW_IMPORT_SCHEMA_EXCEPT => (None, tables),
+            _ => (None, Vec::new()),
+        };
+        let options = PgList::<pg_sys::DefElem>::from_pg((*statement).options)
+            .iter_ptr()
+            .map(|def| (text((*def).defname), text(pg_sys::defGetString(def))))
+            .collect();
+        let commands = W::import(Import {
+            server,
+            remote_schema: text((*statement).remote_schema),
+            only,
+            except,
+            options,
+        });
+        let mut list = null_mut();
+        for command in commands {
+            let command = super::catalog::c_string(&command);
+            list = pg_sys::lappend(list, pg_sys::pstrdup(command.as_ptr()).cast::<c_void>());
+        }
+        list
+    }
+}

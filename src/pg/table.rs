@@ -1,0 +1,435 @@
+//! Writing rows into a table below SQL: the way COPY and logical replication do it, with indexes,
+//! constraints and triggers kept, but without parsing, planning or privilege checks.
+
+use std::ffi::c_void;
+
+use pgrx::{PgMemoryContexts, pg_sys};
+
+use super::tuple::{DatumWriter, Misfit, OwnedScalar, Scalar, read};
+
+/// Rows handed to the table's access method at a time; COPY takes up to 1,000.
+const BATCH: usize = 500;
+
+/// A table opened for writing by one transaction (or subtransaction) of this process.
+pub struct TableWriter {
+    relation: pg_sys::Relation,
+    estate: *mut pg_sys::EState,
+    target: *mut pg_sys::ResultRelInfo,
+    epq: *mut pg_sys::EPQState,
+    /// Slots for a batch, made as needed; the first also serves single rows.
+    slots: Vec<*mut pg_sys::TupleTableSlot>,
+    /// Holds the key of the row looked for.
+    search: *mut pg_sys::TupleTableSlot,
+    /// Holds the row found.
+    found: *mut pg_sys::TupleTableSlot,
+    columns: Vec<(usize, DatumWriter)>,
+    key: (usize, DatumWriter),
+    key_index: pg_sys::Oid,
+    /// Values of the batch or row being written; reset after it.
+    values: PgMemoryContexts,
+    triggers: Triggers,
+}
+
+/// Who fires AFTER triggers of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Triggers {
+    /// The writer, when it is closed: nothing else is being executed.
+    Own,
+    /// The query that is being executed, at its end.
+    Query,
+}
+
+/// Where in a batch a value does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MisfitAt {
+    /// The row's position in the batch.
+    pub row: usize,
+    /// The column's position in the writer.
+    pub column: usize,
+}
+
+impl TableWriter {
+    /// Opens a table to write these columns of it, in this order; `key` is the single column of its primary
+    /// key. Columns of the table that are not named become NULL in new rows and stay in changed ones.
+    /// `None` if the table lacks one of the columns or has another primary key.
+    pub fn open(table: pg_sys::Oid, columns: &[&str], key: &str, triggers: Triggers) -> Option<Self> {
+        // SAFETY: opening raises an ERROR if the table is gone. Everything made here lives in the executor
+        // state's memory context or in the current one, and is released by `close` or with the transaction.
+        // The order follows `create_edata_for_relation` of logical replication's apply worker.
+        unsafe {
+            let relation = pg_sys::table_open(table, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
+            let places: Option<Vec<_>> = columns.iter().map(|name| column(relation, name)).collect();
+            let key_index = primary_key(relation);
+            let (Some(places), Some(key), true) =
+                (places, column(relation, key), key_index != pg_sys::InvalidOid)
+            else {
+                pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+                return None;
+            };
+            let estate = executor_state(relation);
+            let target: *mut pg_sys::ResultRelInfo = alloc_in((*estate).es_query_cxt);
+            (*target).type_ = pg_sys::NodeTag::T_ResultRelInfo;
+            pg_sys::InitResultRelInfo(target, relation, 1, std::ptr::null_mut(), 0);
+            pg_sys::ExecOpenIndices(target, false);
+            let epq: *mut pg_sys::EPQState = alloc_in((*estate).es_query_cxt);
+            init_epq(epq, estate);
+            if triggers == Triggers::Own {
+                pg_sys::AfterTriggerBeginQuery();
+            }
+            Some(Self {
+                relation,
+                estate,
+                target,
+                epq,
+                slots: Vec::new(),
+                search: new_slot(relation),
+                found: new_slot(relation),
+                columns: places,
+                key,
+                key_index,
+                values: PgMemoryContexts::For(values_context()),
+                triggers,
+            })
+        }
+    }
+
+    /// Adds rows that are not in the table yet.
+    pub fn insert_many<'v>(
+        &mut self,
+        rows: usize,
+        value: impl Fn(usize, usize) -> Scalar<'v>,
+    ) -> Result<(), MisfitAt> {
+        if self.has_row_triggers() {
+            for row in 0..rows {
+                self.insert(|column| value(row, column)).map_err(|m| MisfitAt { row, ..m })?;
+            }
+            return Ok(());
+        }
+        let mut first = 0;
+        while first < rows {
+            let count = BATCH.min(rows - first);
+            for i in 0..count {
+                self.fill(i, false, |column| value(first + i, column))
+                    .map_err(|column| MisfitAt { row: first + i, column })?;
+            }
+            // SAFETY: the slots hold virtual tuples of the relation's own descriptor, whose values live in
+            // `self.values` until the end of the loop's body.
+            unsafe {
+                let relation = self.relation;
+                let multi_insert =
+                    (*(*relation).rd_tableam).multi_insert.expect("a table has an access method");
+                let slots = self.slots.as_mut_ptr();
+                let command = pg_sys::GetCurrentCommandId(true);
+                pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                    multi_insert(relation, slots, count as i32, command, 0, std::ptr::null_mut());
+                });
+                for slot in &self.slots[..count] {
+                    insert_index_entries(self.target, *slot, self.estate);
+                    pg_sys::ExecClearTuple(*slot);
+                }
+                reset_per_tuple(self.estate);
+                self.values.reset();
+            }
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// Adds one row.
+    pub fn insert<'v>(&mut self, value: impl Fn(usize) -> Scalar<'v>) -> Result<(), MisfitAt> {
+        self.fill(0, false, value).map_err(|column| MisfitAt { row: 0, column })?;
+        // SAFETY: slot 0 holds a virtual tuple of the relation's descriptor.
+        unsafe { pg_sys::ExecSimpleRelationInsert(self.target, self.estate, self.slots[0]) };
+        self.done_with_row();
+        Ok(())
+    }
+
+    /// Looks up a row's newest version by its key and locks it, waiting for whoever is changing it. The row
+    /// found is what [`Self::update`], [`Self::delete`] and [`Self::found_value`] are about.
+    pub fn find(&mut self, key: &str) -> bool {
+        // SAFETY: both slots have the relation's descriptor; the key's datum lives in `self.values` until the
+        // search is over.
+        unsafe {
+            pg_sys::ExecClearTuple(self.search);
+            pg_sys::ExecClearTuple(self.found);
+            let (place, writer) = &self.key;
+            let datum = self.values.switch_to(|_| writer.datum(Scalar::Text(key)));
+            let Ok(Some(datum)) = datum else { return false };
+            let slot = self.search;
+            let natts = (*(*slot).tts_tupleDescriptor).natts as usize;
+            std::slice::from_raw_parts_mut((*slot).tts_isnull, natts).fill(true);
+            *(*slot).tts_values.add(*place) = datum;
+            *(*slot).tts_isnull.add(*place) = false;
+            pg_sys::ExecStoreVirtualTuple(slot);
+            let found = pg_sys::RelationFindReplTupleByIndex(
+                self.relation,
+                self.key_index,
+                pg_sys::LockTupleMode::LockTupleExclusive,
+                slot,
+                self.found,
+            );
+            pg_sys::ExecClearTuple(slot);
+            self.values.reset();
+            found
+        }
+    }
+
+    /// The value of a column (by its position in the writer) of the row found.
+    pub fn found_value(&self, column: usize) -> OwnedScalar {
+        let (place, writer) = &self.columns[column];
+        let mut is_null = false;
+        // SAFETY: `found` holds a tuple of the relation after a successful `find`; the attribute exists.
+        unsafe {
+            let datum = pg_sys::slot_getattr(self.found, *place as i32 + 1, &mut is_null);
+            if is_null { OwnedScalar::Null } else { read(datum, writer.type_oid()) }
+        }
+    }
+
+    /// Changes the row found.
+    pub fn update<'v>(&mut self, value: impl Fn(usize) -> Scalar<'v>) -> Result<(), MisfitAt> {
+        self.fill(0, true, value).map_err(|column| MisfitAt { row: 0, column })?;
+        // SAFETY: slot 0 holds a virtual tuple of the relation's descriptor, `found` the locked old version.
+        unsafe {
+            pg_sys::ExecSimpleRelationUpdate(self.target, self.estate, self.epq, self.found, self.slots[0]);
+        }
+        self.done_with_row();
+        Ok(())
+    }
+
+    /// Deletes the row found.
+    pub fn delete(&mut self) {
+        // SAFETY: `found` holds the locked version.
+        unsafe { pg_sys::ExecSimpleRelationDelete(self.target, self.estate, self.epq, self.found) };
+        self.done_with_row();
+    }
+
+    /// Fires what AFTER triggers have been queued and lets go of everything but the lock. Without it (after an
+    /// ERROR) the transaction's end does the same.
+    pub fn close(self) {
+        // SAFETY: the mirror image of `open`, in the order of the apply worker's `finish_edata`.
+        unsafe {
+            if self.triggers == Triggers::Own {
+                pg_sys::AfterTriggerEndQuery(self.estate);
+            }
+            pg_sys::EvalPlanQualEnd(self.epq);
+            for slot in self.slots.iter().chain([&self.search, &self.found]) {
+                pg_sys::ExecDropSingleTupleTableSlot(*slot);
+            }
+            pg_sys::ExecCloseIndices(self.target);
+            pg_sys::FreeExecutorState(self.estate);
+            pg_sys::table_close(self.relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+            pg_sys::MemoryContextDelete(self.values.value());
+        }
+    }
+
+    /// Puts a row's values into slot `i`; `keep` starts from the row found instead of from NULLs.
+    fn fill<'v>(&mut self, i: usize, keep: bool, value: impl Fn(usize) -> Scalar<'v>) -> Result<(), usize> {
+        // SAFETY: the slots have the relation's descriptor, so every attribute number of `columns` is within
+        // it; values are made in `self.values`.
+        unsafe {
+            while self.slots.len() <= i {
+                self.slots.push(new_slot(self.relation));
+            }
+            let slot = self.slots[i];
+            pg_sys::ExecClearTuple(slot);
+            let natts = (*(*slot).tts_tupleDescriptor).natts as usize;
+            let values = std::slice::from_raw_parts_mut((*slot).tts_values, natts);
+            let nulls = std::slice::from_raw_parts_mut((*slot).tts_isnull, natts);
+            if keep {
+                pg_sys::slot_getallattrs(self.found);
+                values.copy_from_slice(std::slice::from_raw_parts((*self.found).tts_values, natts));
+                nulls.copy_from_slice(std::slice::from_raw_parts((*self.found).tts_isnull, natts));
+            } else {
+                nulls.fill(true);
+            }
+            let columns = &self.columns;
+            self.values.switch_to(|_| {
+                for (position, (place, writer)) in columns.iter().enumerate() {
+                    let datum = writer.datum(value(position)).map_err(|Misfit| position)?;
+                    nulls[*place] = datum.is_none();
+                    values[*place] = datum.unwrap_or(pg_sys::Datum::from(0));
+                }
+                Ok::<(), usize>(())
+            })?;
+            pg_sys::ExecStoreVirtualTuple(slot);
+        }
+        Ok(())
+    }
+
+    fn done_with_row(&mut self) {
+        // SAFETY: nothing refers to the row's values or to what was evaluated for it any more.
+        unsafe {
+            pg_sys::ExecClearTuple(self.slots.first().copied().unwrap_or(self.search));
+            pg_sys::ExecClearTuple(self.found);
+            reset_per_tuple(self.estate);
+            self.values.reset();
+        }
+    }
+
+    fn has_row_triggers(&self) -> bool {
+        // SAFETY: the relation is open.
+        unsafe {
+            !(*self.relation).trigdesc.is_null()
+                || (*(*self.relation).rd_rel).relkind as u8 != pg_sys::RELKIND_RELATION
+        }
+    }
+}
+
+/// A context for row values. It is not owned by the writer: after an ERROR its parent's end takes it along,
+/// and deleting it once more would crash.
+fn values_context() -> pg_sys::MemoryContext {
+    // SAFETY: the name is static, as a context's name has to be.
+    unsafe {
+        pg_sys::AllocSetContextCreateInternal(
+            pg_sys::CurrentMemoryContext,
+            c"servicenow_fdw row values".as_ptr(),
+            pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+        )
+    }
+}
+
+/// Zeroed memory for a `T`.
+///
+/// # Safety
+/// `context` is valid and outlives the use of the result; all zeroes is a valid `T`.
+unsafe fn alloc_in<T>(context: pg_sys::MemoryContext) -> *mut T {
+    // SAFETY: by contract.
+    unsafe { pg_sys::MemoryContextAllocZero(context, size_of::<T>()).cast() }
+}
+
+/// A column's place (from 0) and writer.
+///
+/// # Safety
+/// `relation` is open.
+unsafe fn column(relation: pg_sys::Relation, name: &str) -> Option<(usize, DatumWriter)> {
+    // SAFETY: by contract; the descriptor lives as long as the relation is open.
+    let tupdesc = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
+    let place = tupdesc.iter().position(|a| !a.attisdropped && a.name() == name)?;
+    let attribute = tupdesc.get(place)?;
+    Some((place, DatumWriter::new(attribute.atttypid, attribute.atttypmod)))
+}
+
+/// # Safety
+/// `relation` is open.
+unsafe fn new_slot(relation: pg_sys::Relation) -> *mut pg_sys::TupleTableSlot {
+    // SAFETY: by contract; the slot pins nothing until something is stored in it.
+    unsafe { pg_sys::table_slot_create(relation, std::ptr::null_mut()) }
+}
+
+/// # Safety
+/// `estate` is valid.
+unsafe fn reset_per_tuple(estate: *mut pg_sys::EState) {
+    // SAFETY: by contract; nothing evaluated per tuple is used beyond its row.
+    unsafe {
+        let context = (*estate).es_per_tuple_exprcontext;
+        if !context.is_null() {
+            pg_sys::MemoryContextReset((*context).ecxt_per_tuple_memory);
+        }
+    }
+}
+
+/// An executor state whose range table is the relation.
+///
+/// # Safety
+/// `relation` is open.
+unsafe fn executor_state(relation: pg_sys::Relation) -> *mut pg_sys::EState {
+    // SAFETY: by contract; nodes are made in the state's own context.
+    unsafe {
+        let estate = pg_sys::CreateExecutorState();
+        let mut context = PgMemoryContexts::For((*estate).es_query_cxt);
+        context.switch_to(|_| {
+            let rte: *mut pg_sys::RangeTblEntry = pg_sys::palloc0(size_of::<pg_sys::RangeTblEntry>()).cast();
+            (*rte).type_ = pg_sys::NodeTag::T_RangeTblEntry;
+            (*rte).rtekind = pg_sys::RTEKind::RTE_RELATION;
+            (*rte).relid = (*relation).rd_id;
+            (*rte).relkind = (*(*relation).rd_rel).relkind;
+            (*rte).rellockmode = pg_sys::RowExclusiveLock as i32;
+            let rtable = pg_sys::lappend(std::ptr::null_mut(), rte.cast::<c_void>());
+            init_range_table(estate, rtable, rte);
+        });
+        (*estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
+        estate
+    }
+}
+
+#[cfg(feature = "pg15")]
+unsafe fn init_range_table(
+    estate: *mut pg_sys::EState,
+    rtable: *mut pg_sys::List,
+    _rte: *mut pg_sys::RangeTblEntry,
+) {
+    // SAFETY: the caller made all three.
+    unsafe { pg_sys::ExecInitRangeTable(estate, rtable) };
+}
+
+#[cfg(any(feature = "pg16", feature = "pg17"))]
+unsafe fn init_range_table(
+    estate: *mut pg_sys::EState,
+    rtable: *mut pg_sys::List,
+    rte: *mut pg_sys::RangeTblEntry,
+) {
+    let mut permissions = std::ptr::null_mut();
+    // SAFETY: the caller made all three.
+    unsafe {
+        pg_sys::addRTEPermissionInfo(&mut permissions, rte);
+        pg_sys::ExecInitRangeTable(estate, rtable, permissions);
+    }
+}
+
+#[cfg(feature = "pg18")]
+unsafe fn init_range_table(
+    estate: *mut pg_sys::EState,
+    rtable: *mut pg_sys::List,
+    rte: *mut pg_sys::RangeTblEntry,
+) {
+    let mut permissions = std::ptr::null_mut();
+    // SAFETY: the caller made all three.
+    unsafe {
+        pg_sys::addRTEPermissionInfo(&mut permissions, rte);
+        pg_sys::ExecInitRangeTable(estate, rtable, permissions, pg_sys::bms_make_singleton(1));
+    }
+}
+
+/// # Safety
+/// Both are valid.
+unsafe fn init_epq(epq: *mut pg_sys::EPQState, estate: *mut pg_sys::EState) {
+    let (plan, marks) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        pg_sys::EvalPlanQualInit(epq, estate, plan, marks, -1);
+        #[cfg(not(feature = "pg15"))]
+        pg_sys::EvalPlanQualInit(epq, estate, plan, marks, -1, std::ptr::null_mut());
+    }
+}
+
+/// # Safety
+/// The slot's tuple has just been put into the target's table.
+unsafe fn insert_index_entries(
+    target: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    estate: *mut pg_sys::EState,
+) {
+    let (conflict, arbiters) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        pg_sys::ExecInsertIndexTuples(target, slot, estate, false, false, conflict, arbiters);
+        #[cfg(not(feature = "pg15"))]
+        pg_sys::ExecInsertIndexTuples(target, slot, estate, false, false, conflict, arbiters, false);
+    }
+}
+
+/// # Safety
+/// `relation` is open.
+unsafe fn primary_key(relation: pg_sys::Relation) -> pg_sys::Oid {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        return pg_sys::RelationGetPrimaryKeyIndex(relation);
+        #[cfg(feature = "pg18")]
+        return pg_sys::RelationGetPrimaryKeyIndex(relation, false);
+    }
+}

@@ -1,0 +1,147 @@
+//! Transactions and subtransactions.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, UnwindSafe};
+
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgTryBuilder, pg_guard, pg_sys};
+
+/// An ERROR that was caught.
+#[derive(Clone, Debug)]
+pub struct Caught {
+    /// Its SQLSTATE.
+    pub sqlstate: pgrx::PgSqlErrorCode,
+    /// Its primary message.
+    pub message: String,
+}
+
+fn caught(error: &CaughtError) -> Caught {
+    let report = match error {
+        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
+        CaughtError::RustPanic { ereport, .. } => ereport,
+    };
+    Caught { sqlstate: report.sql_error_code(), message: report.message().to_owned() }
+}
+
+/// Runs `f` in a transaction of its own, in a background worker; an ERROR aborts it and is given back.
+/// A process that is told to end meanwhile ends.
+pub fn transaction<R>(f: impl FnOnce() -> R) -> Result<R, Caught> {
+    // SAFETY: the worker's main loop is outside any transaction; the order is that of every background worker.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+    let result = PgTryBuilder::new(AssertUnwindSafe(|| {
+        let result = f();
+        // SAFETY: the snapshot is the one pushed above, the transaction the one started above.
+        unsafe {
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+        }
+        Ok(result)
+    }))
+    .catch_others(|error| Err(caught(&error)))
+    .execute();
+    if result.is_err() {
+        // SAFETY: the transaction failed; this ends it and restores everything it had acquired.
+        unsafe {
+            pg_sys::AbortCurrentTransaction();
+            pg_sys::FlushErrorState();
+        }
+    } else {
+        // SAFETY: outside a transaction.
+        unsafe { pg_sys::pgstat_report_stat(false) };
+    }
+    result
+}
+
+/// Runs `f` in a subtransaction; an ERROR rolls it back and is given back. Interrupts are not caught: a
+/// cancelled statement stays cancelled.
+pub fn subtransaction<R>(f: impl FnOnce() -> R + UnwindSafe) -> Result<R, Caught> {
+    // SAFETY: inside a transaction; context and resource owner are restored on both ways out, as PL/pgSQL does
+    // for a block with EXCEPTION (exec_stmt_block).
+    let (context, owner) = unsafe {
+        let saved = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(saved.0);
+        saved
+    };
+    let restore = || {
+        // SAFETY: both were current when the subtransaction began and outlive it.
+        unsafe {
+            pg_sys::MemoryContextSwitchTo(context);
+            pg_sys::CurrentResourceOwner = owner;
+        }
+    };
+    let result = PgTryBuilder::new(move || {
+        let result = f();
+        // SAFETY: ends the subtransaction begun above.
+        unsafe { pg_sys::ReleaseCurrentSubTransaction() };
+        Ok(result)
+    })
+    .catch_others(|error| Err(Box::new(error)))
+    .execute();
+    result.map_or_else(
+        |error| {
+            // SAFETY: ends the subtransaction begun above.
+            unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
+            restore();
+            let caught = caught(&error);
+            if caught.sqlstate == pgrx::PgSqlErrorCode::ERRCODE_QUERY_CANCELED {
+                error.rethrow();
+            }
+            Err(caught)
+        },
+        |result| {
+            restore();
+            Ok(result)
+        },
+    )
+}
+
+/// Runs `f` with a snapshot of this moment.
+pub fn with_latest_snapshot<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: inside a transaction; an ERROR in `f` pops the snapshot with the (sub)transaction.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    let result = f();
+    // SAFETY: the snapshot pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
+}
+
+/// Whether the transaction sees the same data from beginning to end.
+pub fn keeps_its_snapshot() -> bool {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
+}
+
+thread_local! {
+    static AT_COMMIT: Cell<Option<fn()>> = const { Cell::new(None) };
+}
+
+/// Has `f` called once when the current top-level transaction has committed. `f` must not fail: no memory, no
+/// catalogs, nothing but signals.
+pub fn at_commit(f: fn()) {
+    thread_local! {
+        static REGISTERED: Cell<bool> = const { Cell::new(false) };
+    }
+    if !REGISTERED.replace(true) {
+        // SAFETY: registers a function that lives as long as the library, once per process.
+        unsafe { pg_sys::RegisterXactCallback(Some(on_xact_event), std::ptr::null_mut()) };
+    }
+    AT_COMMIT.set(Some(f));
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_xact_event(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT => {
+            if let Some(f) = AT_COMMIT.take() {
+                f();
+            }
+        }
+        pg_sys::XactEvent::XACT_EVENT_ABORT => AT_COMMIT.set(None),
+        _ => {}
+    }
+}

@@ -1,0 +1,34 @@
+//! Which range-table entries of a query become subqueries over a cache, and over which. In backends, from the
+//! planner hook.
+
+use std::rc::Rc;
+
+use pgrx::pg_sys;
+
+use crate::catalog::{self, Mirror};
+use crate::pg::expand::{Expansions, Output, Template};
+use crate::worker;
+
+/// Finds the cache behind a foreign table.
+pub struct Caches;
+
+impl Expansions for Caches {
+    fn template(&self, relation: pg_sys::Oid) -> Option<Rc<Template>> {
+        let mirror = catalog::mirror(relation)?;
+        worker::ensure_once();
+        mirror.template.get_or_init(|| template(&mirror).map(Rc::new)).clone()
+    }
+}
+
+/// A query with the foreign table's columns at their numbers, dropped ones filled in.
+fn template(mirror: &Mirror) -> Option<Template> {
+    let attributes = crate::pg::catalog::attributes(mirror.foreign_table);
+    let outputs: Vec<Output> = attributes
+        .iter()
+        .map(|attribute| match mirror.column(attribute.number) {
+            Some(column) => Output::Column(column.name.clone()),
+            None => Output::Dropped(attribute.storage.0, attribute.storage.1),
+        })
+        .collect();
+    Template::new(mirror.cache, mirror.owner, &outputs)
+}

@@ -1,0 +1,463 @@
+//! The store behind the mirrors: requests from Tokio threads, carried out by the main thread.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
+use servicenow::page::{Rows, Version};
+use servicenow::sync::Stop;
+use servicenow::sync::store::{Applied, DeletesRead, Step, Store, StoreError, StoredRecords};
+use servicenow::sync::sweep::Range;
+use servicenow::value::SysId;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cache::apply::{self, ApplyError, CacheWriter, Outcome, Replace};
+use crate::catalog::{self, Mirror, timestamp, write};
+use crate::error::{Doing, report};
+use crate::pg;
+use crate::pg::io::Bell;
+use crate::pg::table::Triggers;
+use crate::pg::xact::Caught;
+
+/// The pause before a request is repeated that met somebody's lock.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+
+/// A table as its mirror knows it: what was mirrored when the mirror began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Table {
+    /// The foreign table.
+    pub relation: pg_sys::Oid,
+    /// See `sync_table.generation`.
+    pub generation: i64,
+}
+
+/// Something to be done by the main thread.
+pub struct Request {
+    server: pg_sys::Oid,
+    table: Option<Table>,
+    work: Work,
+    reply: oneshot::Sender<Result<Done, Undone>>,
+}
+
+enum Work {
+    Apply(Step),
+    Missing(Range, HashSet<SysId>),
+    Find(Vec<SysId>),
+    NoteDeletes(Result<DeletesRead, Stop>),
+}
+
+enum Done {
+    Applied(Applied),
+    Missing(StoredRecords),
+    Found(Vec<(Table, StoredRecords)>),
+    Noted,
+}
+
+enum Undone {
+    /// Somebody holds a lock; the work comes back.
+    Busy(Work),
+    Store(StoreError),
+}
+
+/// The mirrors' end: sends requests and waits for the answers.
+pub struct PgStore {
+    server: pg_sys::Oid,
+    requests: mpsc::Sender<Request>,
+    bell: Bell,
+}
+
+impl PgStore {
+    /// A store of one server's tables.
+    pub fn new(server: pg_sys::Oid, requests: mpsc::Sender<Request>, bell: Bell) -> Self {
+        Self { server, requests, bell }
+    }
+
+    async fn ask(&self, table: Option<Table>, mut work: Work) -> Result<Done, StoreError> {
+        loop {
+            let (reply, answer) = oneshot::channel();
+            let request = Request { server: self.server, table, work, reply };
+            // Without a main thread the process is about to end.
+            self.requests.send(request).await.map_err(|_| StoreError::Stale)?;
+            self.bell.ring();
+            match answer.await.map_err(|_| StoreError::Stale)? {
+                Ok(done) => return Ok(done),
+                Err(Undone::Store(e)) => return Err(e),
+                Err(Undone::Busy(again)) => {
+                    work = again;
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl Store for PgStore {
+    type Table = Table;
+
+    async fn apply(&self, table: Table, step: Step) -> Result<Applied, StoreError> {
+        match self.ask(Some(table), Work::Apply(step)).await? {
+            Done::Applied(applied) => Ok(applied),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn missing(
+        &self,
+        table: Table,
+        range: Range,
+        seen: HashSet<SysId>,
+    ) -> Result<StoredRecords, StoreError> {
+        match self.ask(Some(table), Work::Missing(range, seen)).await? {
+            Done::Missing(missing) => Ok(missing),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn find(&self, ids: Vec<SysId>) -> Result<Vec<(Table, StoredRecords)>, StoreError> {
+        match self.ask(None, Work::Find(ids)).await? {
+            Done::Found(found) => Ok(found),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {
+        self.ask(None, Work::NoteDeletes(outcome)).await.map(|_| ())
+    }
+}
+
+/// Carries out a request in a transaction of its own and answers it.
+pub fn carry_out(request: Request) {
+    let Request { server, table, work, reply } = request;
+    if reply.is_closed() {
+        return; // the mirror was stopped meanwhile
+    }
+    let attempt = |careful| pg::xact::transaction(|| execute(server, table, &work, careful));
+    let mut outcome = attempt(false);
+    if matches!(&outcome, Err(caught) if is_conflict(caught)) {
+        outcome = attempt(true);
+    }
+    let answer = match outcome {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(e)) => Err(Undone::Store(e)),
+        Err(caught) if is_conflict(&caught) => Err(Undone::Busy(work)),
+        Err(caught) => Err(Undone::Store(StoreError::Failed(describe(&caught)))),
+    };
+    let _mirror_gone = reply.send(answer);
+}
+
+/// Whether an ERROR comes from somebody doing something to the same row or table at this moment.
+fn is_conflict(caught: &Caught) -> bool {
+    matches!(
+        caught.sqlstate,
+        Sql::ERRCODE_LOCK_NOT_AVAILABLE
+            | Sql::ERRCODE_T_R_DEADLOCK_DETECTED
+            | Sql::ERRCODE_T_R_SERIALIZATION_FAILURE
+            | Sql::ERRCODE_UNIQUE_VIOLATION
+            | Sql::ERRCODE_QUERY_CANCELED
+    )
+}
+
+/// What is said of an ERROR. Those about data quote them, and row values are not shown.
+fn describe(caught: &Caught) -> String {
+    match caught.sqlstate {
+        Sql::ERRCODE_INVALID_TEXT_REPRESENTATION
+        | Sql::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE
+        | Sql::ERRCODE_STRING_DATA_RIGHT_TRUNCATION
+        | Sql::ERRCODE_INVALID_DATETIME_FORMAT
+        | Sql::ERRCODE_DATETIME_FIELD_OVERFLOW => "a value does not fit the type of its column".to_owned(),
+        _ => caught.message.clone(),
+    }
+}
+
+fn execute(
+    server: pg_sys::Oid,
+    table: Option<Table>,
+    work: &Work,
+    careful: bool,
+) -> Result<Done, StoreError> {
+    match (work, table) {
+        (Work::Apply(step), Some(table)) => apply(table, step, careful).map(Done::Applied),
+        (Work::Missing(range, seen), Some(table)) => {
+            let mirror = current_mirror(table)?;
+            let mut missing = Vec::new();
+            let bound = |id: &Option<SysId>| id.as_ref().map(|id| id.as_str().to_owned());
+            let (lower, upper) = (bound(&range.lower), bound(&range.upper));
+            apply::versions_in_range(&mirror, lower.as_deref(), upper.as_deref(), |id, version| {
+                let id = SysId::new(id);
+                if !seen.contains(&id) {
+                    missing.push((id, version));
+                }
+            });
+            Ok(Done::Missing(missing))
+        }
+        (Work::Find(ids), _) => Ok(Done::Found(find(server, ids))),
+        (Work::NoteDeletes(outcome), _) => {
+            note_deletes(server, outcome);
+            Ok(Done::Noted)
+        }
+        (Work::Apply(_) | Work::Missing(..), None) => Err(StoreError::Stale),
+    }
+}
+
+/// The mirror a request is about, its row of `sync_table` locked; refused if what is mirrored has changed since
+/// the request was made.
+fn current_mirror(table: Table) -> Result<Rc<Mirror>, StoreError> {
+    let unchanged = {
+        let _owner = pg::session::AsOwner::begin();
+        Spi::connect_mut(|client| {
+            let sql = "SELECT FROM servicenow.sync_table WHERE foreign_table = $1 AND generation = $2
+                       FOR NO KEY UPDATE";
+            let args = [table.relation.into(), table.generation.into()];
+            !client.update(sql, None, &args).expect("a valid use of SPI").is_empty()
+        })
+    };
+    if !unchanged {
+        return Err(StoreError::Stale);
+    }
+    let mirror = catalog::mirror(table.relation).ok_or(StoreError::Stale)?;
+    if mirror.generation == table.generation { Ok(mirror) } else { Err(StoreError::Stale) }
+}
+
+fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError> {
+    let mirror = current_mirror(table)?;
+    let relation = table.relation;
+    match step {
+        Step::Described(def) => catalog::keep_definition(mirror.server, def),
+        Step::Begin { ranges, since, total, at } => {
+            write("DELETE FROM servicenow.sync_range WHERE foreign_table = $1", &[relation.into()]);
+            for (range, number) in ranges.iter().zip(0i32..) {
+                let bound = |id: &Option<SysId>| id.as_ref().map(|id| id.as_str().to_owned());
+                write(
+                    "INSERT INTO servicenow.sync_range (foreign_table, number, lower_bound, upper_bound)
+                     VALUES ($1, $2, $3, $4)",
+                    &[relation.into(), number.into(), bound(&range.lower).into(), bound(&range.upper).into()],
+                );
+            }
+            write(
+                "UPDATE servicenow.sync_table
+                 SET phase = CASE WHEN refill THEN 'resync' ELSE 'backfill' END, watermark = $2,
+                     rows_total = $3, rows_filled = 0, fill_started_at = $4, fill_ended_at = NULL
+                 WHERE foreign_table = $1",
+                &[
+                    relation.into(),
+                    (*since).into(),
+                    total.and_then(|total| i64::try_from(total).ok()).into(),
+                    timestamp(*at).into(),
+                ],
+            );
+        }
+        Step::Filled { number, rows, after } => {
+            let outcome = put(&mirror, rows, Replace::SameOrLater, careful)?;
+            if let Some(since) = outcome.held_back_since {
+                // What a user is writing right now is met again by the first poll.
+                write(
+                    "UPDATE servicenow.sync_table SET watermark = least(watermark, $2) WHERE foreign_table = $1",
+                    &[relation.into(), since.into()],
+                );
+            }
+            write(
+                "UPDATE servicenow.sync_range SET position = $3 WHERE foreign_table = $1 AND number = $2",
+                &[relation.into(), (*number).into(), after.as_ref().map(|id| id.as_str().to_owned()).into()],
+            );
+            write(
+                "UPDATE servicenow.sync_table SET rows = rows + $2, rows_filled = rows_filled + $3
+                 WHERE foreign_table = $1",
+                &[relation.into(), outcome.inserted.into(), (rows.len() as i64).into()],
+            );
+        }
+        Step::RangeDone { number } => {
+            write(
+                "DELETE FROM servicenow.sync_range WHERE foreign_table = $1 AND number = $2",
+                &[relation.into(), (*number).into()],
+            );
+        }
+        Step::Complete { watermark } => complete(&mirror, *watermark),
+        Step::Changed(rows) => {
+            let outcome = put(&mirror, rows, Replace::Later, careful)?;
+            changed(relation, rows, outcome, 0);
+            return Ok(Applied { held_back_since: outcome.held_back_since });
+        }
+        Step::Rechecked { present, absent } => {
+            let outcome = put(&mirror, present, Replace::SameOrLater, careful)?;
+            let mut writer = open(&mirror)?;
+            let gone = absent.iter().map(|(id, version)| (id.as_str(), *version));
+            let deleted = writer.delete_unchanged(gone).map_err(|e| failure(&mirror, e))?;
+            writer.close();
+            changed(relation, present, outcome, deleted);
+            return Ok(Applied { held_back_since: outcome.held_back_since });
+        }
+        Step::Polled { watermark, at } => {
+            let recovered = write(
+                "UPDATE servicenow.sync_table SET last_error = NULL, last_error_at = NULL
+                 WHERE foreign_table = $1 AND last_error IS NOT NULL",
+                &[relation.into()],
+            );
+            write(
+                "WITH delta AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1 RETURNING delta)
+                 UPDATE servicenow.sync_table
+                 SET phase = 'synced', watermark = $2, last_poll_at = $3,
+                     rows = rows + (SELECT coalesce(sum(delta), 0) FROM delta)
+                 WHERE foreign_table = $1",
+                &[relation.into(), (*watermark).into(), timestamp(*at).into()],
+            );
+            if recovered > 0 {
+                pg::worker::log(&format!(
+                    "foreign table {} is synchronized again",
+                    catalog::qualified(relation)
+                ));
+            }
+        }
+        Step::Failed(stop) => failed(&mirror, stop),
+    }
+    Ok(Applied::default())
+}
+
+fn open(mirror: &Rc<Mirror>) -> Result<CacheWriter, StoreError> {
+    CacheWriter::open(mirror, Triggers::Own).map_err(|e| failure(mirror, e))
+}
+
+fn put(mirror: &Rc<Mirror>, rows: &Rows, replace: Replace, careful: bool) -> Result<Outcome, StoreError> {
+    if rows.is_empty() {
+        return Ok(Outcome::default());
+    }
+    let mut writer = open(mirror)?;
+    let outcome = writer.put_all(rows, replace, careful).map_err(|e| failure(mirror, e))?;
+    writer.close();
+    Ok(outcome)
+}
+
+fn failure(mirror: &Mirror, e: ApplyError) -> StoreError {
+    let table = catalog::qualified(mirror.foreign_table);
+    StoreError::Failed(match e {
+        ApplyError::Damaged => {
+            format!("its cache table has been changed by hand; run SELECT servicenow.resync('{table}')")
+        }
+        ApplyError::Misfit { sys_id, column } => {
+            format!("value for column \"{column}\" of record \"{sys_id}\" does not fit the column's type")
+        }
+    })
+}
+
+/// Counts what a poll or recheck has done.
+fn changed(relation: pg_sys::Oid, rows: &Rows, outcome: Outcome, deleted: i64) {
+    if outcome.inserted + outcome.updated + deleted == 0 {
+        return;
+    }
+    let latest = (0..rows.len()).filter_map(|row| rows.version(row).updated_on).max();
+    write(
+        "UPDATE servicenow.sync_table
+         SET rows = rows + $2, last_change_at = greatest(last_change_at, coalesce(to_timestamp($3), now()))
+         WHERE foreign_table = $1",
+        &[
+            relation.into(),
+            (outcome.inserted - deleted).into(),
+            latest.filter(|_| outcome.inserted + outcome.updated > 0).map(|s| s as f64).into(),
+        ],
+    );
+}
+
+/// A fill is over: from here on rows are counted by what changes.
+fn complete(mirror: &Mirror, watermark: i64) {
+    let (table, key) = (catalog::qualified(mirror.cache), mirror.foreign_table);
+    write(
+        &format!(
+            "WITH counted AS (SELECT count(*) AS rows, to_timestamp(max(extract(epoch FROM _sn_updated_on))) AS latest
+                              FROM {table}),
+                  forgotten AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1)
+             UPDATE servicenow.sync_table t
+             SET phase = 'catchup', refill = false, watermark = least(t.watermark, $2), fill_ended_at = clock_timestamp(),
+                 rows = c.rows, rows_hidden = greatest(0, t.rows_total - c.rows),
+                 last_change_at = greatest(t.last_change_at, c.latest)
+             FROM counted c WHERE t.foreign_table = $1"
+        ),
+        &[key.into(), watermark.into()],
+    );
+    let count = catalog::read(
+        "SELECT rows FROM servicenow.sync_table WHERE foreign_table = $1",
+        &[key.into()],
+        |mut rows| rows.next().and_then(|row| catalog::get::<i64>(&row, 1)),
+    );
+    pg::worker::log(&format!(
+        "foreign table {} is filled: {} rows",
+        catalog::qualified(key),
+        count.unwrap_or_default()
+    ));
+}
+
+/// Keeps what went wrong for `sync_status`; the log hears of it when it begins or changes.
+fn failed(mirror: &Mirror, stop: &Stop) {
+    let text = match stop {
+        Stop::Remote(e) => {
+            let server = pg::catalog::server(mirror.server).name;
+            let what = format!("synchronize table \"{}\"", mirror.table);
+            let report = report(e, Doing { server: &server, what: &what, writing: false });
+            match report.detail() {
+                Some(detail) => format!("{}: {detail}", report.message()),
+                None => report.message().to_owned(),
+            }
+        }
+        Stop::Store(e) => e.to_string(),
+    };
+    note_failure(mirror.foreign_table, &text);
+}
+
+/// As [`failed`], for what cannot even begin.
+pub fn note_failure(relation: pg_sys::Oid, text: &str) {
+    let news = write(
+        "UPDATE servicenow.sync_table SET last_error = $2
+         WHERE foreign_table = $1 AND last_error IS DISTINCT FROM $2",
+        &[relation.into(), text.into()],
+    );
+    write(
+        "UPDATE servicenow.sync_table SET last_error_at = clock_timestamp() WHERE foreign_table = $1",
+        &[relation.into()],
+    );
+    if news > 0 {
+        pg::worker::log(&format!("foreign table {}: {text}", catalog::qualified(relation)));
+    }
+}
+
+/// Which of these records the caches of a server have.
+fn find(server: pg_sys::Oid, ids: &[SysId]) -> Vec<(Table, StoredRecords)> {
+    let mut found = Vec::new();
+    for work in catalog::work().into_iter().filter(|work| work.server == server) {
+        let loaded = pg::xact::subtransaction(|| catalog::mirror(work.foreign_table));
+        let Ok(Some(mirror)) = loaded else { continue }; // reported by its own mirror
+        let there: HashMap<String, Version> = apply::versions(&mirror, ids.iter().map(SysId::as_str));
+        if !there.is_empty() {
+            let table = Table { relation: work.foreign_table, generation: work.generation };
+            found.push((table, there.into_iter().map(|(id, v)| (SysId::new(id), v)).collect()));
+        }
+    }
+    found
+}
+
+fn note_deletes(server: pg_sys::Oid, outcome: &Result<DeletesRead, Stop>) {
+    match outcome {
+        Ok(read) => {
+            write(
+                "UPDATE servicenow.sync_server
+                 SET deletes_watermark = $2, last_deletes_at = $3, last_error = NULL, last_error_at = NULL
+                 WHERE server = $1",
+                &[server.into(), read.watermark.into(), timestamp(read.at).into()],
+            );
+        }
+        Err(stop) => {
+            let text = format!("could not read deletions from sys_audit_delete: {stop}");
+            let news = write(
+                "UPDATE servicenow.sync_server SET last_error = $2
+                 WHERE server = $1 AND last_error IS DISTINCT FROM $2",
+                &[server.into(), text.clone().into()],
+            );
+            write(
+                "UPDATE servicenow.sync_server SET last_error_at = clock_timestamp() WHERE server = $1",
+                &[server.into()],
+            );
+            if news > 0 {
+                let name = pg::catalog::server(server).name;
+                pg::worker::log(&format!("server \"{name}\": {text}"));
+            }
+        }
+    }
+}

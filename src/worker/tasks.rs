@@ -1,0 +1,198 @@
+//! What runs: a mirror per foreign table and a reader of deletions per server, kept in line with the catalogs.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgrx::pg_sys;
+use servicenow::dictionary::TableDef;
+use servicenow::sync::deletes::{self, Deletes};
+use servicenow::sync::mirror::{self, Mirror, Spec};
+use servicenow::sync::store::Position;
+use tokio::sync::{Notify, mpsc};
+
+use super::store::{PgStore, Request, Table, note_failure};
+use crate::catalog;
+use crate::connection::{HttpClient, WORKER, new_client};
+use crate::option::{self, Login, ServerOptions};
+use crate::pg;
+use crate::pg::io::{AbortOnDrop, Bell};
+
+/// Threads for HTTP and decoding.
+const THREADS: usize = 2;
+
+/// Everything that runs.
+pub struct Tasks {
+    requests: mpsc::Sender<Request>,
+    bell: Bell,
+    servers: HashMap<pg_sys::Oid, Server>,
+}
+
+/// One server's tasks.
+struct Server {
+    options: ServerOptions,
+    login: Login,
+    client: HttpClient,
+    mirrors: HashMap<Table, Task>,
+    /// The reader of deletions, and the tables it was started for.
+    deletes: Option<(HashSet<Table>, Task)>,
+}
+
+/// A running task.
+struct Task {
+    _handle: AbortOnDrop,
+    nudge: Arc<Notify>,
+}
+
+/// What should run for a server, as the catalogs say.
+struct Plan {
+    options: ServerOptions,
+    login: Login,
+    deletes_watermark: Option<i64>,
+    tables: Vec<PlannedTable>,
+}
+
+struct PlannedTable {
+    table: Table,
+    spec: Spec,
+    position: Position,
+    known: Option<TableDef>,
+}
+
+impl Tasks {
+    /// Nothing runs yet.
+    pub fn new(requests: mpsc::Sender<Request>, bell: Bell) -> Self {
+        Self { requests, bell, servers: HashMap::new() }
+    }
+
+    /// Starts what should run and does not, stops what should not and does.
+    pub fn reconcile(&mut self) -> std::io::Result<()> {
+        let Ok(plans) = pg::xact::transaction(plans) else { return Ok(()) };
+        self.servers.retain(|server, _| plans.contains_key(server));
+        for (oid, plan) in plans {
+            let same = |server: &Server| (&server.options, &server.login) == (&plan.options, &plan.login);
+            if !self.servers.get(&oid).is_some_and(same) {
+                self.servers.remove(&oid);
+                match new_client(&plan.options, plan.login.clone(), WORKER) {
+                    Ok(client) => {
+                        let (options, login) = (plan.options.clone(), plan.login.clone());
+                        let (mirrors, deletes) = (HashMap::new(), None);
+                        self.servers.insert(oid, Server { options, login, client, mirrors, deletes });
+                    }
+                    Err(e) => {
+                        let text = e.to_string();
+                        let tables: Vec<_> = plan.tables.iter().map(|t| t.table.relation).collect();
+                        let _reported = pg::xact::transaction(|| {
+                            tables.iter().for_each(|relation| note_failure(*relation, &text));
+                        });
+                        continue;
+                    }
+                }
+            }
+            let store = Arc::new(PgStore::new(oid, self.requests.clone(), self.bell.clone()));
+            if let Some(server) = self.servers.get_mut(&oid) {
+                server.reconcile(&store, plan)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the mirrors of these tables, and the deletions of their servers, read now.
+    pub fn nudge(&self, relations: &[pg_sys::Oid]) {
+        for server in self.servers.values() {
+            let mut concerned = false;
+            for (table, task) in &server.mirrors {
+                if relations.contains(&table.relation) {
+                    task.nudge.notify_one();
+                    concerned = true;
+                }
+            }
+            if let Some((_, task)) = server.deletes.as_ref().filter(|_| concerned) {
+                task.nudge.notify_one();
+            }
+        }
+    }
+}
+
+impl Server {
+    fn reconcile(&mut self, store: &Arc<PgStore>, plan: Plan) -> std::io::Result<()> {
+        let wanted: HashSet<Table> = plan.tables.iter().map(|planned| planned.table).collect();
+        self.mirrors.retain(|table, task| wanted.contains(table) && !task._handle.is_finished());
+        let specs: HashMap<Table, Spec> =
+            plan.tables.iter().map(|planned| (planned.table, planned.spec.clone())).collect();
+        for PlannedTable { table, spec, position, known } in plan.tables {
+            if !self.mirrors.contains_key(&table) {
+                let (client, store) = (self.client.clone(), store.clone());
+                let mirror = Mirror::new(client, store, table, spec, position, known.as_ref());
+                let nudge = Arc::new(Notify::new());
+                let handle = pg::io::spawn(mirror::run(mirror, nudge.clone()), THREADS)?;
+                self.mirrors.insert(table, Task { _handle: handle, nudge });
+            }
+        }
+        if self.deletes.as_ref().is_none_or(|(tables, _)| *tables != wanted) {
+            let interval =
+                specs.values().map(|spec| spec.poll_interval).min().unwrap_or(Duration::from_secs(10));
+            let deletes = Deletes::new(self.client.clone(), store.clone(), specs, plan.deletes_watermark);
+            let nudge = Arc::new(Notify::new());
+            let handle = pg::io::spawn(deletes::run(deletes, interval, nudge.clone()), THREADS)?;
+            self.deletes = Some((wanted, Task { _handle: handle, nudge }));
+        }
+        Ok(())
+    }
+}
+
+/// Reads from the catalogs what should run. What is wrong with one table or server is kept for `sync_status`
+/// and leaves the others alone.
+fn plans() -> HashMap<pg_sys::Oid, Plan> {
+    let mut plans: HashMap<pg_sys::Oid, Result<Plan, String>> = HashMap::new();
+    for work in catalog::work() {
+        let plan = plans.entry(work.server).or_insert_with(|| plan(work.server));
+        let loaded = match plan {
+            Ok(plan) => pg::xact::subtransaction(std::panic::AssertUnwindSafe(|| table(plan, &work)))
+                .map_err(|caught| caught.message),
+            Err(e) => Err(e.clone()),
+        };
+        match (loaded, plan) {
+            (Ok(Some(planned)), Ok(plan)) => plan.tables.push(planned),
+            (Err(e), _) => note_failure(work.foreign_table, &e),
+            _ => {}
+        }
+    }
+    plans.into_iter().filter_map(|(server, plan)| Some((server, plan.ok()?))).collect()
+}
+
+/// A server's plan, without tables yet, or what is wrong with it.
+fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
+    let read = || -> Result<Plan, String> {
+        let description = pg::catalog::server(server);
+        let options = ServerOptions::parse(&description.options).map_err(|e| e.to_string())?;
+        let user = match &options.sync_user {
+            Some(name) => pg::session::role(name)
+                .ok_or_else(|| format!("role \"{name}\" of server option \"sync_user\" does not exist"))?,
+            None => description.owner,
+        };
+        let mapping = pg::catalog::user_mapping(user, server);
+        let login = option::credentials(&mapping).map_err(|e| e.to_string())?;
+        let deletes_watermark = catalog::deletes_watermark(server);
+        Ok(Plan { options, login, deletes_watermark, tables: Vec::new() })
+    };
+    pg::xact::subtransaction(read).unwrap_or_else(|caught| Err(caught.message))
+}
+
+fn table(plan: &Plan, work: &catalog::Work) -> Option<PlannedTable> {
+    let mirror = catalog::mirror(work.foreign_table)?;
+    let spec = Spec {
+        table: mirror.table.clone(),
+        layout: mirror.layout.clone(),
+        query: mirror.query.clone(),
+        poll_interval: mirror.poll_interval.unwrap_or(plan.options.poll_interval),
+        page_size: plan.options.page_size,
+        parallel: plan.options.max_concurrency,
+    };
+    Some(PlannedTable {
+        table: Table { relation: work.foreign_table, generation: mirror.generation },
+        spec,
+        position: catalog::position(work.foreign_table)?,
+        known: catalog::definition(mirror.server, &mirror.table),
+    })
+}
