@@ -1,0 +1,158 @@
+//! A throw-away Postgres cluster with the extension installed. It ends with the test process, however that ends.
+
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Postgres does not run as root; when the tests do, the cluster runs as this user of Debian's package.
+const USER: &str = "postgres";
+
+/// Settings of every cluster: quick, and with room for a worker per test.
+const SETTINGS: &str = "
+listen_addresses = ''
+fsync = off
+max_worker_processes = 100
+max_connections = 200
+log_min_messages = info
+log_line_prefix = '%m [%p] %b '
+autovacuum_naptime = 1h
+";
+
+/// A running cluster.
+pub struct Cluster {
+    directory: PathBuf,
+    bin: PathBuf,
+    /// Waits for the end of its standard input, which is the end of this process, and cleans up.
+    _janitor: Child,
+}
+
+impl Cluster {
+    /// The cluster that all tests of a binary share.
+    pub fn shared() -> &'static Cluster {
+        static SHARED: OnceLock<Cluster> = OnceLock::new();
+        SHARED.get_or_init(|| Cluster::start(""))
+    }
+
+    /// A cluster of the test's own, with more settings.
+    pub fn start(settings: &str) -> Cluster {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("snfdw-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).expect("a temporary directory");
+        if let Some((uid, gid)) = other_user() {
+            std::os::unix::fs::chown(&directory, Some(uid), Some(gid)).expect("root may do this");
+        }
+        let bin = bin_directory();
+        let data = directory.join("data");
+        let mut initdb = as_user(&bin.join("initdb"));
+        initdb.args([
+            "--no-sync",
+            "--auth=trust",
+            "--username=postgres",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+        ]);
+        run(initdb.arg("-D").arg(&data));
+        let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).unwrap();
+        writeln!(file, "{SETTINGS}\nunix_socket_directories = '{}'\n{settings}", directory.display())
+            .unwrap();
+        let janitor = as_user(Path::new("/bin/sh"))
+            .arg("-c")
+            .arg(format!(
+                "read line; '{}' -D '{}' -m immediate stop; rm -rf '{}'",
+                bin.join("pg_ctl").display(),
+                data.display(),
+                directory.display()
+            ))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0) // an interrupt from the terminal must not take it along
+            .spawn()
+            .expect("a shell");
+        let cluster = Cluster { directory, bin, _janitor: janitor };
+        cluster.control(&["start"]);
+        cluster
+    }
+
+    /// Calls pg_ctl and waits until it is done.
+    pub fn control(&self, arguments: &[&str]) {
+        let mut pg_ctl = as_user(&self.bin.join("pg_ctl"));
+        pg_ctl.arg("-D").arg(self.directory.join("data")).arg("-l").arg(self.log_file()).arg("-w");
+        run(pg_ctl.args(arguments).stdout(Stdio::null()));
+    }
+
+    /// The directory of its socket.
+    pub fn socket(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The server log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// The postmaster's process.
+    pub fn postmaster(&self) -> u32 {
+        let file = std::fs::read_to_string(self.directory.join("data/postmaster.pid")).expect("it runs");
+        file.lines().next().and_then(|line| line.trim().parse().ok()).expect("its first line is the pid")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// Connection settings for a database.
+    pub fn config(&self, database: &str) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(self.socket()).user("postgres").dbname(database);
+        config
+    }
+
+    /// A program of the Postgres installation, such as psql, set up for a database.
+    pub fn program(&self, name: &str, database: &str) -> Command {
+        let mut command = Command::new(self.bin.join(name));
+        command.env("PGHOST", self.socket()).env("PGUSER", "postgres").env("PGDATABASE", database);
+        command.env_remove("RUST_BACKTRACE");
+        command
+    }
+}
+
+/// Sends a signal to a process of the cluster.
+pub fn signal(pid: u32, signal: &str) {
+    run(Command::new("kill").arg(signal).arg(pid.to_string()));
+}
+
+fn bin_directory() -> PathBuf {
+    let pg_config = std::env::var("PG_CONFIG").unwrap_or_else(|_| "pg_config".to_owned());
+    let output = Command::new(pg_config).arg("--bindir").output().expect("pg_config");
+    PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
+}
+
+/// User and group to run Postgres as, if this process is root.
+fn other_user() -> Option<(u32, u32)> {
+    let id = |flag: &str| {
+        let output = Command::new("id").args([flag, USER]).output().expect("id");
+        String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+    };
+    let me = Command::new("id").arg("-u").output().expect("id").stdout;
+    (me == b"0\n").then(|| (id("-u").expect("the user exists"), id("-g").expect("the user exists")))
+}
+
+fn as_user(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    if let Some((uid, gid)) = other_user() {
+        command.uid(uid).gid(gid);
+    }
+    // Backtraces in the DETAIL of errors would differ from machine to machine.
+    command.env_remove("RUST_BACKTRACE").env("LC_ALL", "C.UTF-8").current_dir("/");
+    command
+}
+
+fn run(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).output().expect("a program that starts");
+    assert!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+}

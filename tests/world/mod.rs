@@ -1,0 +1,197 @@
+//! A world for a test: a database of its own on a throw-away cluster, and a ServiceNow of its own.
+
+pub mod cluster;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use servicenow_sim::{Dataset, Simulator};
+use tokio_postgres::types::{FromSql, ToSql};
+use tokio_postgres::{Client, NoTls, Row, error::DbError};
+
+use cluster::Cluster;
+
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A test's world.
+pub struct World {
+    /// The instance.
+    pub sim: Simulator,
+    /// The cluster.
+    pub cluster: &'static Cluster,
+    /// The database's name.
+    pub database: String,
+    /// A session in it, as the superuser.
+    pub db: Session,
+}
+
+/// A session.
+pub struct Session {
+    client: Client,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl World {
+    /// A small instance, and a database with extension and server `acme` that logs in as the integration user.
+    pub async fn new() -> World {
+        World::with(Dataset::Small, "").await
+    }
+
+    /// As [`World::new`], with other data and more server options.
+    pub async fn with(dataset: Dataset, options: &str) -> World {
+        let world = World::bare(dataset).await;
+        world.db.run("CREATE EXTENSION servicenow_fdw").await;
+        world
+            .db
+            .run(&format!(
+                "CREATE SERVER acme FOREIGN DATA WRAPPER servicenow_fdw
+                 OPTIONS (instance_url '{}', poll_interval '200ms' {options});
+                 CREATE USER MAPPING FOR PUBLIC SERVER acme
+                 OPTIONS (auth 'client_credentials', client_id 'fdw-client', client_secret 'fdw-client-secret')",
+                world.sim.url()
+            ))
+            .await;
+        world
+    }
+
+    /// An instance and an empty database.
+    pub async fn bare(dataset: Dataset) -> World {
+        World::on(Cluster::shared(), dataset).await
+    }
+
+    /// As [`World::bare`], on a certain cluster.
+    pub async fn on(cluster: &'static Cluster, dataset: Dataset) -> World {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let sim = Simulator::builder().dataset(dataset).seed(42).start().await.expect("a simulator");
+        let database = format!("world_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        connect(cluster, "postgres").await.run(&format!("CREATE DATABASE {database}")).await;
+        let db = connect(cluster, &database).await;
+        World { sim, cluster, database, db }
+    }
+
+    /// Another session.
+    pub async fn session(&self) -> Session {
+        connect(self.cluster, &self.database).await
+    }
+
+    /// Another session, as a role that is made for it, or of a role that is there.
+    pub async fn session_as(&self, role: &str) -> Session {
+        let role = format!("{role}_{}", self.database);
+        let there = format!("SELECT FROM pg_roles WHERE rolname = '{role}'");
+        if self.db.rows(&there).await.is_empty() {
+            self.db.run(&format!("CREATE ROLE {role} LOGIN")).await;
+        }
+        let mut config = self.cluster.config(&self.database);
+        Session::open(config.user(&role)).await
+    }
+
+    /// Imports tables and waits until they are filled.
+    pub async fn import(&self, tables: &[&str]) {
+        self.db
+            .run(&format!(
+                "IMPORT FOREIGN SCHEMA servicenow LIMIT TO ({}) FROM SERVER acme INTO public",
+                tables.join(", ")
+            ))
+            .await;
+        for table in tables {
+            self.sync(table).await;
+        }
+    }
+
+    /// Waits until a table has everything the instance has now.
+    pub async fn sync(&self, table: &str) {
+        self.db.run(&format!("SELECT servicenow.wait_for_sync('{table}', '60 s')")).await;
+    }
+
+    /// Waits until a query gives `true`.
+    pub async fn until(&self, condition: &str) {
+        let began = Instant::now();
+        loop {
+            if self.db.value::<Option<bool>>(condition).await == Some(true) {
+                return;
+            }
+            let status = "SELECT json_agg(s)::text FROM servicenow.sync_status s";
+            if began.elapsed() > PATIENCE {
+                let status = self.db.value::<Option<String>>(status).await;
+                panic!("this did not come true: {condition}\n{status:?}\n{}", self.cluster.log());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The identity of the one record that matches an encoded query in the instance.
+    pub fn find(&self, table: &str, query: &str) -> String {
+        let found = self.sim.edit().find(table, query).expect("a valid query");
+        assert_eq!(found.len(), 1, "{table} {query}");
+        found.into_iter().next().unwrap()
+    }
+
+    /// A field's stored value in the instance.
+    pub fn remote(&self, table: &str, sys_id: &str, field: &str) -> Option<String> {
+        self.sim.record(table, sys_id).map(|record| record.get(field).cloned().unwrap_or_default())
+    }
+}
+
+/// Opens a session as the superuser.
+pub async fn connect(cluster: &Cluster, database: &str) -> Session {
+    Session::open(&cluster.config(database)).await
+}
+
+impl Session {
+    async fn open(config: &tokio_postgres::Config) -> Session {
+        let (client, connection) = config.connect(NoTls).await.expect("a session");
+        let connection = tokio::spawn(async move {
+            let _ended = connection.await;
+        });
+        Session { client, connection }
+    }
+
+    /// The client, for what the shorthands do not do.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Runs statements.
+    pub async fn run(&self, sql: &str) {
+        if let Err(e) = self.client.batch_execute(sql).await {
+            panic!("{sql}\n{:?}", e.as_db_error());
+        }
+    }
+
+    /// Runs statements that fail; gives back how.
+    pub async fn error(&self, sql: &str) -> DbError {
+        match self.client.batch_execute(sql).await {
+            Ok(()) => panic!("this did not fail: {sql}"),
+            Err(e) => e.as_db_error().unwrap_or_else(|| panic!("the session broke: {e}")).clone(),
+        }
+    }
+
+    /// The rows of a query.
+    pub async fn rows(&self, sql: &str) -> Vec<Row> {
+        self.client.query(sql, &[]).await.unwrap_or_else(|e| panic!("{sql}\n{:?}", e.as_db_error()))
+    }
+
+    /// The one value of a query.
+    pub async fn value<T: for<'a> FromSql<'a>>(&self, sql: &str) -> T {
+        self.value_with(sql, &[]).await
+    }
+
+    /// As [`Session::value`], with parameters.
+    pub async fn value_with<T: for<'a> FromSql<'a>>(&self, sql: &str, args: &[&(dyn ToSql + Sync)]) -> T {
+        let row = self.client.query_one(sql, args).await;
+        row.unwrap_or_else(|e| panic!("{sql}\n{e:?}")).get(0)
+    }
+
+    /// A query's plan.
+    pub async fn explain(&self, sql: &str) -> String {
+        let rows = self.rows(&format!("EXPLAIN (COSTS OFF) {sql}")).await;
+        rows.iter().map(|row| row.get::<_, String>(0) + "\n").collect()
+    }
+}
