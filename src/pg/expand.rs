@@ -190,11 +190,15 @@ unsafe fn replace(
         let rowmark = pg_sys::get_parse_rowmark(query, index as pg_sys::Index);
         let lock = if rowmark.is_null() { pg_sys::AccessShareLock } else { pg_sys::RowShareLock };
         pg_sys::LockRelationOid(template.cache, lock as pg_sys::LOCKMODE);
+        let inner = PgList::<pg_sys::RangeTblEntry>::from_pg((*subquery).rtable).get_ptr(0);
+        let inner = inner.expect("the template reads one table");
+        if !(*rte).alias.is_null() {
+            // Plans name the cache as the query names the foreign table.
+            (*inner).alias = pg_sys::makeAlias((*(*rte).alias).aliasname, std::ptr::null_mut());
+        }
         if !rowmark.is_null() {
             // The cache is entry 1 of the template. `pushedDown`, as for a view, lets it be pulled up.
             pg_sys::applyLockingClause(subquery, 1, (*rowmark).strength, (*rowmark).waitPolicy, true);
-            let inner = PgList::<pg_sys::RangeTblEntry>::from_pg((*subquery).rtable).get_ptr(0);
-            let inner = inner.expect("the template reads one table");
             (*inner).rellockmode = lock as i32;
             require_select_for_update(subquery, inner);
         }

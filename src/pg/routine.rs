@@ -254,9 +254,21 @@ unsafe fn updated_columns(root: *mut pg_sys::PlannerInfo, relation: pg_sys::Inde
 }
 
 #[cfg(not(feature = "pg15"))]
+unsafe extern "C-unwind" {
+    /// inherit.c: the columns an UPDATE assigns, generated ones included, as the relation numbers them.
+    fn get_rel_all_updated_cols(
+        root: *mut pg_sys::PlannerInfo,
+        rel: *mut pg_sys::RelOptInfo,
+    ) -> *mut pg_sys::Bitmapset;
+}
+
+#[cfg(not(feature = "pg15"))]
 unsafe fn updated_columns(root: *mut pg_sys::PlannerInfo, relation: pg_sys::Index) -> *mut pg_sys::Bitmapset {
     // SAFETY: `relation` is a target the planner is planning a modification of.
-    unsafe { pg_sys::get_rel_all_updated_cols(root, pg_sys::find_base_rel(root, relation as _)) }
+    unsafe {
+        let rel = pg_sys::find_base_rel(root, relation as _);
+        pg_sys::ffi::pg_guard_ffi_boundary(|| get_rel_all_updated_cols(root, rel))
+    }
 }
 
 /// A running modification.
@@ -398,7 +410,7 @@ unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
         let mut values = vec![pg_sys::Datum::from(0); natts];
         let mut nulls = vec![true; natts];
         if !is_null {
-            let header = pg_sys::DatumGetHeapTupleHeader(whole);
+            let header: pg_sys::HeapTupleHeader = pg_sys::pg_detoast_datum(whole.cast_mut_ptr()).cast();
             let mut tuple = pg_sys::HeapTupleData {
                 t_len: (*header).t_choice.t_datum.datum_len_ as u32 >> 2,
                 t_data: header,

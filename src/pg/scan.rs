@@ -625,7 +625,6 @@ pub(super) unsafe fn explain(node: *mut pg_sys::ForeignScanState, es: *mut pg_sy
             return;
         }
         let mut inner = std::ptr::read(es);
-        inner.indent += 1;
         pg_sys::ExplainPrintPlan(&mut inner, (*state).query);
     }
 }

@@ -2,15 +2,18 @@
 
 pub mod cluster;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use servicenow_sim::{Dataset, Simulator};
+use servicenow_sim::{Dataset, LoggedRequest, Simulator};
 use tokio_postgres::types::{FromSql, ToSql};
 use tokio_postgres::{Client, NoTls, Row, error::DbError};
 
 use cluster::Cluster;
 
+/// The user the worker logs in as, whose view of the instance the caches show.
+pub const INTEGRATION: &str = "fdw.integration";
 /// How long anything may take before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -81,15 +84,35 @@ impl World {
         connect(self.cluster, &self.database).await
     }
 
+    /// The full name of one of this world's roles: roles belong to the whole cluster, which worlds share.
+    pub fn role(&self, role: &str) -> String {
+        format!("{role}_{}", self.database)
+    }
+
     /// Another session, as a role that is made for it, or of a role that is there.
     pub async fn session_as(&self, role: &str) -> Session {
-        let role = format!("{role}_{}", self.database);
+        let role = self.role(role);
         let there = format!("SELECT FROM pg_roles WHERE rolname = '{role}'");
         if self.db.rows(&there).await.is_empty() {
             self.db.run(&format!("CREATE ROLE {role} LOGIN")).await;
         }
         let mut config = self.cluster.config(&self.database);
         Session::open(config.user(&role)).await
+    }
+
+    /// As [`World::session_as`], with a user of the instance as whom the role's writes are made, and the rights
+    /// to read and write the tables that are there.
+    pub async fn session_of(&self, role: &str, user: &str, password: &str) -> Session {
+        let session = self.session_as(role).await;
+        let role = self.role(role);
+        self.db
+            .run(&format!(
+                "CREATE USER MAPPING FOR {role} SERVER acme
+                 OPTIONS (auth 'basic', username '{user}', password '{password}');
+                 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+            ))
+            .await;
+        session
     }
 
     /// Imports tables and waits until they are filled.
@@ -108,6 +131,51 @@ impl World {
     /// Waits until a table has everything the instance has now.
     pub async fn sync(&self, table: &str) {
         self.db.run(&format!("SELECT servicenow.wait_for_sync('{table}', '60 s')")).await;
+    }
+
+    /// Stops the worker, so that nothing but the test's own statements reaches the caches.
+    pub async fn stop_worker(&self) {
+        self.db.run("SELECT servicenow.stop_worker()").await;
+        self.until("SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'servicenow_fdw worker'").await;
+    }
+
+    /// Waits until a table shows what its like in the instance shows the integration user: the same records with
+    /// the same stored values. A column is given by name, with `=field` behind it if the field is called otherwise.
+    pub async fn until_like_the_instance(&self, table: &str, columns: &[&str]) {
+        let began = Instant::now();
+        let columns: Vec<(&str, &str)> =
+            columns.iter().map(|column| column.split_once('=').unwrap_or((column, column))).collect();
+        let shown: Vec<String> = columns.iter().map(|(name, _)| format!("coalesce({name}::text, '')")).collect();
+        let query = format!("SELECT ARRAY[sys_id, {}] FROM {table}", shown.join(", "));
+        loop {
+            let there: BTreeSet<Vec<String>> = self
+                .sim
+                .truth(table, INTEGRATION)
+                .expect("a table of the instance")
+                .iter()
+                .map(|record| {
+                    let fields = std::iter::once("sys_id").chain(columns.iter().map(|(_, field)| *field));
+                    fields.map(|field| record.get(field).cloned().unwrap_or_default()).collect()
+                })
+                .collect();
+            let here: BTreeSet<Vec<String>> =
+                self.db.rows(&query).await.iter().map(|row| row.get(0)).collect();
+            if here == there {
+                return;
+            }
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{table} did not become like the instance's\nonly here: {:?}\nonly there: {:?}",
+                here.difference(&there),
+                there.difference(&here)
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What sessions and worker have asked the instance to change since the world began, in order.
+    pub fn writes(&self) -> Vec<LoggedRequest> {
+        self.sim.requests().into_iter().filter(|r| r.endpoint == "table" && r.method != "GET").collect()
     }
 
     /// Waits until a query gives `true`.

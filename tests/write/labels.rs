@@ -1,0 +1,181 @@
+//! From what people see to what is stored: choices, references, and the stored value beside them.
+
+use crate::{KNOWN, incidents, known};
+
+/// The record's stored value after an update of the incident everybody knows.
+macro_rules! after {
+    ($world:expr, $assignment:expr, $field:expr) => {{
+        $world.db.run(&format!("UPDATE incident SET {} WHERE {KNOWN}", $assignment)).await;
+        $world.remote("incident", &known(&$world), $field).expect("the record is there")
+    }};
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_is_sent_as_the_value_behind_it() {
+    let world = incidents().await;
+    assert_eq!(after!(world, "contact_type = 'Self-service'", "contact_type"), "self-service");
+    assert_eq!(after!(world, "approval = 'Not Yet Requested'", "approval"), "not requested");
+    // What is stored stands for itself where no label reads like it, and labels of other languages do too.
+    assert_eq!(after!(world, "category = 'network'", "category"), "network");
+    assert_eq!(after!(world, "state = 'Angehalten'", "state"), "3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_means_the_choice_that_goes_with_the_field_it_depends_on() {
+    let world = incidents().await;
+    assert_eq!(after!(world, "category = 'Database', subcategory = 'MS SQL Server'", "subcategory"), "sql server");
+    assert_eq!(after!(world, "subcategory = 'Oracle'", "subcategory"), "oracle");
+    assert_eq!(after!(world, "subcategory_value = 'db2'", "subcategory"), "db2");
+    let patches = world.writes().len();
+    let error = world.db.error(&format!("UPDATE incident SET subcategory = 'Keyboard' WHERE {KNOWN}")).await;
+    assert_eq!(error.message(), "[ServiceNow] Value `Keyboard` is not a valid value for `subcategory`.");
+    assert_eq!(error.code().code(), "23514");
+    assert_eq!(error.hint(), Some("Valid values are: DB2 (db2), MS SQL Server (sql server), Oracle (oracle)."));
+    assert_eq!(world.writes().len(), patches);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dependent_label_goes_with_the_value_set_beside_it_in_an_insert() {
+    let world = incidents().await;
+    let row = world
+        .db
+        .rows(
+            "INSERT INTO incident (short_description, category_value, subcategory) VALUES ('x', 'software', 'Email')
+               RETURNING sys_id, subcategory_value, category",
+        )
+        .await;
+    assert_eq!((row[0].get::<_, &str>(1), row[0].get::<_, &str>(2)), ("email", "Software"));
+    let error = world
+        .db
+        .error("INSERT INTO incident (short_description, category, subcategory) VALUES ('y', 'Software', 'Keyboard')")
+        .await;
+    assert_eq!(error.code().code(), "23514");
+    assert!(world.sim.edit().find("incident", "short_description=y").expect("a query").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_value_that_is_no_choice_is_refused_before_any_call() {
+    let world = incidents().await;
+    let error = world.db.error(&format!("UPDATE incident SET state_value = 99 WHERE {KNOWN}")).await;
+    assert_eq!(error.message(), "[ServiceNow] Value `99` is not a valid value for `state`.");
+    assert_eq!(error.code().code(), "23514");
+    assert!(error.hint().is_some_and(|hint| hint.contains("New (1), In Progress (2)")), "{:?}", error.hint());
+    assert!(world.writes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_choice_added_in_the_instance_is_accepted() {
+    let world = incidents().await;
+    let choice = [
+        ("name", "incident"),
+        ("element", "category"),
+        ("value", "weather"),
+        ("label", "Weather"),
+        ("language", "en"),
+        ("sequence", "9"),
+    ];
+    world.sim.edit().insert("sys_choice", &choice).expect("a valid record");
+    assert_eq!(after!(world, "category = 'Weather'", "category"), "weather");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_is_found_by_the_name_of_its_record() {
+    let world = incidents().await;
+    let admin = world.find("sys_user", "user_name=admin");
+    assert_eq!(after!(world, "assigned_to = 'System Administrator'", "assigned_to"), admin);
+    let group = world.find("sys_user_group", "name=Service Desk");
+    assert_eq!(after!(world, "assignment_group = 'Service Desk'", "assignment_group"), group);
+    // A name as it is written comes before one that only compares equal in the instance.
+    let other = world.sim.edit().insert("sys_user", &[("user_name", "loud"), ("name", "GURNEY HALLECK")]).unwrap();
+    assert_eq!(after!(world, "assigned_to = 'GURNEY HALLECK'", "assigned_to"), other);
+    let quoted = world.sim.edit().insert("sys_user", &[("user_name", "o"), ("name", "Miles O'Brien & \"Co\"=1")]);
+    assert_eq!(after!(world, "assigned_to = 'Miles O''Brien & \"Co\"=1'", "assigned_to"), quoted.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_no_record_has_is_refused() {
+    let world = incidents().await;
+    let error = world.db.error(&format!("UPDATE incident SET assigned_to = 'Nobody Here' WHERE {KNOWN}")).await;
+    assert_eq!(error.message(), "[ServiceNow] Value `Nobody Here` is not a valid value for `assigned_to`.");
+    assert_eq!(error.code().code(), "23514");
+    assert_eq!(error.detail(), Some("Table \"sys_user\" has no record of this name."));
+    assert!(error.hint().is_some_and(|hint| hint.contains("assigned_to_value")), "{:?}", error.hint());
+    assert!(world.writes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_several_records_have_is_refused() {
+    let world = incidents().await;
+    for user in ["twin.1", "twin.2"] {
+        world.sim.edit().insert("sys_user", &[("user_name", user), ("name", "Twin Person")]).unwrap();
+    }
+    let error = world.db.error(&format!("UPDATE incident SET assigned_to = 'Twin Person' WHERE {KNOWN}")).await;
+    assert_eq!(error.code().code(), "23514");
+    assert_eq!(error.detail(), Some("Table \"sys_user\" has several records of this name."));
+    assert!(error.hint().is_some_and(|hint| hint.contains("assigned_to_value")), "{:?}", error.hint());
+    assert!(world.writes().is_empty());
+    let twin = world.find("sys_user", "user_name=twin.2");
+    assert_eq!(after!(world, format!("assigned_to_value = '{twin}'"), "assigned_to"), twin);
+    let shown = format!("SELECT assigned_to FROM incident WHERE {KNOWN}");
+    assert_eq!(world.db.value::<String>(&shown).await, "Twin Person");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_cannot_stand_in_a_query_is_refused_before_any_call() {
+    let world = incidents().await;
+    world.sim.edit().insert("sys_user", &[("user_name", "caret"), ("name", "a^active=true")]).unwrap();
+    for name in ["a^active=true", "javascript:gs.getUserDisplayName()"] {
+        let error = world.db.error(&format!("UPDATE incident SET assigned_to = '{name}' WHERE {KNOWN}")).await;
+        assert_eq!(error.code().code(), "23514", "{}", error.message());
+        assert!(error.hint().is_some_and(|hint| hint.contains("assigned_to_value")), "{:?}", error.hint());
+    }
+    assert!(world.writes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn label_and_value_may_be_set_together_if_they_agree() {
+    let world = incidents().await;
+    assert_eq!(after!(world, "state = 'On Hold', state_value = 3", "state"), "3");
+    let patches = world.writes().len();
+    for contradiction in ["state = 'New', state_value = 2", "assigned_to = 'System Administrator', assigned_to_value = 'abc'"] {
+        let error = world.db.error(&format!("UPDATE incident SET {contradiction} WHERE {KNOWN}")).await;
+        assert_eq!(error.code().code(), "22023", "{}", error.message());
+    }
+    let error = world.db.error("INSERT INTO incident (state, state_value) VALUES ('New', 2)").await;
+    assert_eq!(error.code().code(), "22023", "{}", error.message());
+    assert_eq!(world.writes().len(), patches);
+}
+
+/// One of two columns of a field seems unchanged only because the cache has it already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_that_contradicts_the_value_is_refused_although_one_of_them_is_as_it_was() {
+    let world = incidents().await;
+    let error =
+        world.db.error(&format!("UPDATE incident SET state = 'In Progress', state_value = 3 WHERE {KNOWN}")).await;
+    assert_eq!(error.code().code(), "22023", "{}", error.message());
+    assert!(world.writes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_stored_values_is_written_by_its_labels() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE SCHEMA labels;
+             IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident) FROM SERVER acme INTO labels OPTIONS (values 'false')",
+        )
+        .await;
+    world.sync("labels.incident").await;
+    let row = world
+        .db
+        .rows(&format!(
+            "UPDATE labels.incident SET state = 'On Hold', assigned_to = 'System Administrator', subcategory = 'Disk'
+             WHERE {KNOWN} RETURNING state, assigned_to, subcategory"
+        ))
+        .await;
+    let shown: Vec<&str> = (0..3).map(|column| row[0].get(column)).collect();
+    assert_eq!(shown, ["On Hold", "System Administrator", "Disk"]);
+    let record = world.sim.record("incident", &known(&world)).expect("it is there");
+    assert_eq!((record["state"].as_str(), record["subcategory"].as_str()), ("3", "disk"));
+}

@@ -1,0 +1,32 @@
+//! INSERT, UPDATE and DELETE: what reaches the instance, what comes back, and what a refusal leaves behind.
+
+mod answers;
+mod labels;
+mod lost;
+mod refusals;
+mod rights;
+mod statements;
+mod transactions;
+mod values;
+
+use world::World;
+
+/// The incident everybody knows: In Progress, impact 1, urgency 2, assigned to Gurney Halleck.
+const KNOWN: &str = "number = 'INC0012345'";
+
+/// A world with the incidents in it.
+async fn incidents() -> World {
+    world_with(&["incident"]).await
+}
+
+/// A world with some tables in it.
+async fn world_with(tables: &[&str]) -> World {
+    let world = World::new().await;
+    world.import(tables).await;
+    world
+}
+
+/// The identity of the incident everybody knows.
+fn known(world: &World) -> String {
+    world.find("incident", "number=INC0012345")
+}

@@ -1,0 +1,450 @@
+//! Every form of a statement that writes.
+
+use bytes::Bytes;
+use futures_util::SinkExt;
+use servicenow_sim::Operation;
+use servicenow_sim::{BusinessRule, Phase, RuleEffect};
+
+use crate::{KNOWN, incidents, known, world_with};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_of_several_rows_makes_a_record_of_each() {
+    let world = incidents().await;
+    let rows = world
+        .db
+        .rows(
+            "INSERT INTO incident (short_description, urgency_value) VALUES ('one', 1), ('two', 2), ('three', 3)
+               RETURNING sys_id, short_description, urgency",
+        )
+        .await;
+    let got: Vec<(&str, &str)> = rows.iter().map(|row| (row.get(1), row.get(2))).collect();
+    assert_eq!(got, [("one", "1 - High"), ("two", "2 - Medium"), ("three", "3 - Low")]);
+    for row in &rows {
+        let there = world.remote("incident", row.get(0), "short_description");
+        assert_eq!(there.as_deref(), Some(row.get::<_, &str>(1)));
+    }
+    let here = "SELECT count(*) FROM incident WHERE short_description IN ('one', 'two', 'three')";
+    assert_eq!(world.db.value::<i64>(here).await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_can_take_its_rows_from_a_query() {
+    let world = incidents().await;
+    world.db.run("CREATE TABLE plan (what text, how_bad text)").await;
+    world.db.run("INSERT INTO plan VALUES ('a', '1 - High'), ('b', '3 - Low'), ('c', NULL)").await;
+    let count = world
+        .db
+        .client()
+        .execute("INSERT INTO incident (short_description, impact) SELECT what, how_bad FROM plan", &[])
+        .await
+        .expect("three records");
+    assert_eq!(count, 3);
+    let impact = world.find("incident", "short_description=a");
+    assert_eq!(world.remote("incident", &impact, "impact").as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_of_nothing_but_defaults_makes_a_record_of_the_instances_defaults() {
+    let world = incidents().await;
+    let rows = world.db.rows("INSERT INTO incident DEFAULT VALUES RETURNING sys_id, number, state, category").await;
+    assert!(rows[0].get::<_, &str>(1).starts_with("INC"));
+    assert_eq!((rows[0].get::<_, &str>(2), rows[0].get::<_, &str>(3)), ("New", "Inquiry / Help"));
+    assert!(world.sim.record("incident", rows[0].get(0)).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn null_in_an_insert_leaves_the_field_to_the_instance() {
+    let world = incidents().await;
+    let rows = world
+        .db
+        .rows("INSERT INTO incident (short_description, impact_value, category) VALUES ('x', NULL, NULL) RETURNING impact, category")
+        .await;
+    assert_eq!((rows[0].get::<_, &str>(0), rows[0].get::<_, &str>(1)), ("3 - Low", "Inquiry / Help"));
+    let body = world.writes()[0].body.clone().expect("a body");
+    assert!(body.get("impact").is_none() && body.get("category").is_none(), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_default_of_the_foreign_table_is_sent() {
+    let world = incidents().await;
+    world.db.run("ALTER FOREIGN TABLE incident ALTER short_description SET DEFAULT 'made in ' || 'Postgres'").await;
+    let id: String = world.db.value("INSERT INTO incident (impact_value) VALUES (2) RETURNING sys_id").await;
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("made in Postgres"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sys_id_given_to_an_insert_is_the_records() {
+    let world = incidents().await;
+    let id = "00112233445566778899aabbccddeeff";
+    world.db.run(&format!("INSERT INTO incident (sys_id, short_description) VALUES ('{id}', 'mine')")).await;
+    assert_eq!(world.remote("incident", id, "short_description").as_deref(), Some("mine"));
+    let here = format!("SELECT short_description FROM incident WHERE sys_id = '{id}'");
+    assert_eq!(world.db.value::<String>(&here).await, "mine");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_conflict_do_nothing_passes_over_records_that_are_there() {
+    let world = incidents().await;
+    let id = known(&world);
+    let before = world.sim.record("incident", &id);
+    let rows = world
+        .db
+        .rows(&format!(
+            "INSERT INTO incident (sys_id, short_description) VALUES ('{id}', 'again'), ('{}', 'new')
+               ON CONFLICT DO NOTHING RETURNING short_description",
+            "0".repeat(32)
+        ))
+        .await;
+    assert_eq!(rows.iter().map(|row| row.get::<_, &str>(0)).collect::<Vec<_>>(), ["new"]);
+    assert_eq!(world.sim.record("incident", &id), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_conflict_do_update_gets_postgres_own_refusal() {
+    let world = incidents().await;
+    let error = world
+        .db
+        .error(
+            "INSERT INTO incident (sys_id, short_description) VALUES ('x', 'y')
+               ON CONFLICT (sys_id) DO UPDATE SET short_description = excluded.short_description",
+        )
+        .await;
+    assert_eq!(error.code().code(), "42P10", "{}", error.message());
+    assert!(world.writes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_from_makes_a_record_of_each_line() {
+    let world = incidents().await;
+    let sink = world.db.client().copy_in("COPY incident (short_description, impact) FROM STDIN").await;
+    let mut sink = std::pin::pin!(sink.expect("COPY begins"));
+    sink.send(Bytes::from_static(b"copied 1\t1 - High\ncopied 2\t\\N\n")).await.expect("the data are taken");
+    assert_eq!(sink.finish().await.expect("COPY ends"), 2);
+    let id = world.find("incident", "short_description=copied 1");
+    assert_eq!(world.remote("incident", &id, "impact").as_deref(), Some("1"));
+    let here = "SELECT count(*) FROM incident WHERE short_description LIKE 'copied _' AND number LIKE 'INC%'";
+    assert_eq!(world.db.value::<i64>(here).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prepared_statements_go_on_working_with_generic_plans() {
+    let world = incidents().await;
+    let client = world.db.client();
+    let insert = client
+        .prepare("INSERT INTO incident (short_description, impact_value) VALUES ($1, $2) RETURNING sys_id")
+        .await
+        .expect("it can be prepared");
+    let update = client
+        .prepare("UPDATE incident SET short_description = $2 WHERE sys_id = $1 RETURNING short_description")
+        .await
+        .expect("it can be prepared");
+    // Postgres may change from a custom to a generic plan at the sixth execution.
+    for n in 0..8i64 {
+        let row = client.query_one(&insert, &[&format!("text {n}"), &(n % 3 + 1)]).await.expect("an insert");
+        let id: String = row.get(0);
+        let row = client.query_one(&update, &[&id, &format!("new text {n}")]).await.expect("an update");
+        assert_eq!(row.get::<_, String>(0), format!("new text {n}"));
+        assert_eq!(world.remote("incident", &id, "short_description"), Some(format!("new text {n}")));
+    }
+    client.batch_execute("ALTER FOREIGN TABLE incident DROP COLUMN business_impact").await.expect("it can be dropped");
+    let id = known(&world);
+    let row = client.query_one(&update, &[&id, &"after the change"]).await.expect("the plan is made anew");
+    assert_eq!(row.get::<_, &str>(0), "after the change");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_of_many_rows_changes_them_all_on_both_sides() {
+    let world = incidents().await;
+    let before = world.sim.edit().find("incident", "state=1").expect("a query").len();
+    assert!(before > 1);
+    let rows = world
+        .db
+        .rows("UPDATE incident SET state = 'In Progress' WHERE state = 'New' RETURNING state_value, incident_state_value")
+        .await;
+    assert_eq!(rows.len(), before);
+    assert!(rows.iter().all(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1)) == (2, 2)));
+    assert!(world.sim.edit().find("incident", "state=1").expect("a query").is_empty());
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident WHERE state = 'New'").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_that_changes_nothing_changes_nothing() {
+    let world = incidents().await;
+    let count = world
+        .db
+        .client()
+        .execute("UPDATE incident SET short_description = short_description, state = 'In Progress' WHERE number = 'INC0012345'", &[])
+        .await
+        .expect("it succeeds");
+    assert_eq!(count, 1);
+    assert!(world.writes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_finds_no_rows_makes_no_call() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    world.sim.clear_requests();
+    world.db.run("UPDATE incident SET state = 'New' WHERE number = 'none'; DELETE FROM incident WHERE false").await;
+    assert!(world.sim.requests().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_assigned_value_that_differs_in_the_instance_only_is_sent_too() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    let id = known(&world);
+    // The cache still says that the state is 2, so only the impact seems to change.
+    world.sim.edit().update("incident", &id, &[("state", "3")]).expect("the record is there");
+    let rows = world
+        .db
+        .rows(&format!("UPDATE incident SET state_value = 2, impact_value = 2 WHERE {KNOWN} RETURNING state_value"))
+        .await;
+    assert_eq!(rows[0].get::<_, i64>(0), 2);
+    assert_eq!(world.remote("incident", &id, "state").as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_can_compute_from_the_row_itself() {
+    let world = incidents().await;
+    world
+        .db
+        .run(&format!(
+            "UPDATE incident SET reopen_count = reopen_count + 5, (description, close_notes) = (upper(short_description), 'n') WHERE {KNOWN}"
+        ))
+        .await;
+    let record = world.sim.record("incident", &known(&world)).expect("it is there");
+    assert_eq!(record["reopen_count"], "5");
+    assert_eq!(record["description"], "SHIELD GENERATOR HUMS IN A MINOR KEY");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_brings_a_row_twice_updates_it_once() {
+    let world = incidents().await;
+    world.db.run("CREATE TABLE news (number text, text text)").await;
+    world.db.run("INSERT INTO news VALUES ('INC0012345', 'first'), ('INC0012345', 'second')").await;
+    let count = world
+        .db
+        .client()
+        .execute("UPDATE incident i SET short_description = n.text FROM news n WHERE n.number = i.number", &[])
+        .await
+        .expect("it succeeds");
+    assert_eq!(count, 1);
+    assert_eq!(world.writes().len(), 1);
+    let here: String = world.db.value(&format!("SELECT short_description FROM incident WHERE {KNOWN}")).await;
+    assert!(["first", "second"].contains(&here.as_str()));
+    assert_eq!(world.remote("incident", &known(&world), "short_description"), Some(here));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_can_be_driven_by_another_foreign_table() {
+    let world = world_with(&["incident", "\"user\""]).await;
+    let count = world
+        .db
+        .client()
+        .execute(
+            "UPDATE incident i SET work_notes = 'for ' || u.email, urgency_value = 1 FROM \"user\" u
+             WHERE u.sys_id = i.assigned_to_value AND u.name = 'Gurney Halleck' AND i.state = 'In Progress'
+               AND EXISTS (SELECT FROM incident o WHERE o.caller_id_value = i.caller_id_value)",
+            &[],
+        )
+        .await
+        .expect("it succeeds");
+    let expected = "assigned_to.name=Gurney Halleck^state=2";
+    let there = world.sim.edit().find("incident", expected).expect("a query");
+    assert!(count > 0);
+    assert_eq!(count, there.len() as u64);
+    assert!(there.iter().all(|id| world.remote("incident", id, "urgency").as_deref() == Some("1")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_can_be_driven_by_another_table() {
+    let world = incidents().await;
+    world.db.run("CREATE TABLE doomed AS SELECT number FROM incident WHERE state = 'Canceled'").await;
+    let doomed: i64 = world.db.value("SELECT count(*) FROM doomed").await;
+    assert!(doomed > 0);
+    let rows = world
+        .db
+        .rows("DELETE FROM incident i USING doomed d WHERE d.number = i.number RETURNING i.number, i.state, d.number")
+        .await;
+    assert_eq!(rows.len() as i64, doomed);
+    assert!(rows.iter().all(|row| row.get::<_, &str>(0) == row.get::<_, &str>(2)));
+    assert!(world.sim.edit().find("incident", "state=8").expect("a query").is_empty());
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident WHERE state = 'Canceled'").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_writing_query_returns_can_be_used_in_the_same_statement() {
+    let world = incidents().await;
+    world.db.run("CREATE TABLE archive (number text, state text, sys_id text)").await;
+    world
+        .db
+        .run(
+            "WITH gone AS (DELETE FROM incident WHERE state = 'Canceled' RETURNING number, state, sys_id)
+             INSERT INTO archive SELECT * FROM gone",
+        )
+        .await;
+    assert!(world.db.value::<bool>("SELECT count(*) > 0 AND bool_and(state = 'Canceled') FROM archive").await);
+    let rows = world
+        .db
+        .rows(
+            "WITH made AS (INSERT INTO incident (short_description) SELECT 'was ' || number FROM archive RETURNING sys_id, number),
+                  changed AS (UPDATE incident SET impact = '1 - High' WHERE number = 'INC0012345' RETURNING priority)
+             SELECT count(*), count(DISTINCT made.number), min(changed.priority) FROM made, changed",
+        )
+        .await;
+    let archived: i64 = world.db.value("SELECT count(*) FROM archive").await;
+    assert_eq!((rows[0].get::<_, i64>(0), rows[0].get::<_, i64>(1)), (archived, archived));
+    assert_eq!(rows[0].get::<_, &str>(2), "2 - High");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_sees_what_the_one_before_it_wrote() {
+    let world = incidents().await;
+    let other = world.session().await;
+    let state = format!("SELECT state FROM incident WHERE {KNOWN}");
+    world.db.run(&format!("BEGIN; UPDATE incident SET state = 'On Hold' WHERE {KNOWN}")).await;
+    assert_eq!(world.db.value::<String>(&state).await, "On Hold");
+    assert_eq!(other.value::<String>(&state).await, "In Progress");
+    world.db.run("COMMIT").await;
+    assert_eq!(other.value::<String>(&state).await, "On Hold");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_triggers_of_the_foreign_table_change_and_see_what_is_written() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE TABLE seen (number text, priority text);
+             CREATE FUNCTION before_row() RETURNS trigger LANGUAGE plpgsql AS
+               $$ BEGIN NEW.description := 'set by a trigger'; RETURN NEW; END $$;
+             CREATE FUNCTION after_row() RETURNS trigger LANGUAGE plpgsql AS
+               $$ BEGIN INSERT INTO seen VALUES (NEW.number, NEW.priority); RETURN NULL; END $$;
+             CREATE TRIGGER before_row BEFORE INSERT OR UPDATE ON incident FOR EACH ROW EXECUTE FUNCTION before_row();
+             CREATE TRIGGER after_row AFTER INSERT OR UPDATE ON incident FOR EACH ROW EXECUTE FUNCTION after_row()",
+        )
+        .await;
+    let id: String = world
+        .db
+        .value("INSERT INTO incident (short_description, impact_value, urgency_value) VALUES ('t', 1, 1) RETURNING sys_id")
+        .await;
+    assert_eq!(world.remote("incident", &id, "description").as_deref(), Some("set by a trigger"));
+    world.db.run(&format!("UPDATE incident SET impact_value = 3 WHERE {KNOWN}")).await;
+    assert_eq!(world.remote("incident", &known(&world), "description").as_deref(), Some("set by a trigger"));
+    let seen = "SELECT count(*) FROM seen WHERE number LIKE 'INC%' AND priority IN ('1 - Critical', '4 - Low')";
+    assert_eq!(world.db.value::<i64>(seen).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_over_the_table_can_be_written() {
+    let world = incidents().await;
+    world
+        .db
+        .run("CREATE VIEW open AS SELECT sys_id, number, short_description AS title, state FROM incident WHERE state <> 'Closed'")
+        .await;
+    world.db.run("UPDATE open SET title = 'through a view' WHERE number = 'INC0012345'").await;
+    assert_eq!(world.remote("incident", &known(&world), "short_description").as_deref(), Some("through a view"));
+    let id: String = world.db.value("INSERT INTO open (title) VALUES ('new') RETURNING sys_id").await;
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("new"));
+    world.db.run(&format!("DELETE FROM open WHERE sys_id = '{id}'")).await;
+    assert!(world.sim.record("incident", &id).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_sends_nothing_and_explain_analyze_does() {
+    let world = incidents().await;
+    let plan = world.db.explain(&format!("UPDATE incident SET impact_value = 2 WHERE {KNOWN}")).await;
+    assert!(plan.contains("Update on incident"), "{plan}");
+    assert!(world.writes().is_empty());
+    world.db.run(&format!("EXPLAIN ANALYZE UPDATE incident SET impact_value = 2 WHERE {KNOWN}")).await;
+    assert_eq!(world.writes().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncate_is_refused_with_a_hint() {
+    let world = incidents().await;
+    let before: i64 = world.db.value("SELECT count(*) FROM incident").await;
+    let error = world.db.error("TRUNCATE incident").await;
+    assert!(error.hint().is_some_and(|hint| hint.contains("DELETE")), "{} {:?}", error.message(), error.hint());
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident").await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_not_updatable_refuses_every_write() {
+    let world = incidents().await;
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD updatable 'false')").await;
+    for statement in [
+        "INSERT INTO incident (short_description) VALUES ('x')",
+        "UPDATE incident SET short_description = 'x'",
+        "DELETE FROM incident",
+    ] {
+        let error = world.db.error(statement).await;
+        assert_eq!(error.code().code(), "55000", "{}", error.message());
+    }
+    assert!(world.writes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn journal_columns_append_and_read_as_null() {
+    let world = incidents().await;
+    let id = known(&world);
+    for note in ["first", "first", "second"] {
+        let row = world
+            .db
+            .rows(&format!("UPDATE incident SET work_notes = '{note}' WHERE {KNOWN} RETURNING work_notes"))
+            .await;
+        assert_eq!(row[0].get::<_, Option<&str>>(0), None);
+    }
+    world.db.run(&format!("UPDATE incident SET work_notes = NULL WHERE {KNOWN}")).await;
+    let entries = |value: &str| {
+        let query = format!("element_id={id}^element=work_notes^value={value}");
+        world.sim.edit().find("sys_journal_field", &query).expect("a query").len()
+    };
+    assert_eq!((entries("first"), entries("second")), (2, 1));
+    let made: String = world
+        .db
+        .value("INSERT INTO incident (short_description, comments) VALUES ('x', 'made with a comment') RETURNING sys_id")
+        .await;
+    let query = format!("element_id={made}^element=comments^value=made with a comment");
+    assert_eq!(world.sim.edit().find("sys_journal_field", &query).expect("a query").len(), 1);
+    assert!(world.db.value::<bool>("SELECT bool_and(comments IS NULL AND work_notes IS NULL) FROM incident").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_the_tables_query_does_not_match_leaves_with_the_next_poll() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE FOREIGN TABLE urgent (sys_id text, number text, urgency bigint) SERVER acme
+             OPTIONS (\"table\" 'incident', query 'urgency=1')",
+        )
+        .await;
+    world.sync("urgent").await;
+    world.db.run("INSERT INTO urgent (urgency) VALUES (1), (3)").await;
+    world.db.run("UPDATE urgent SET urgency = 2 WHERE number = (SELECT min(number) FROM urgent WHERE urgency = 1)").await;
+    world.until("SELECT count(*) > 0 AND bool_and(urgency = 1) FROM urgent").await;
+    let there = world.sim.edit().find("incident", "urgency=1").expect("a query").len() as i64;
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM urgent").await, there);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_a_rule_of_the_instance_replaces_comes_back_as_the_rule_made_it() {
+    let world = incidents().await;
+    world.sim.edit().add_rule(BusinessRule {
+        name: "Tidy".to_owned(),
+        table: "incident".to_owned(),
+        phase: Phase::Before,
+        operations: vec![Operation::Write],
+        condition: String::new(),
+        effect: RuleEffect::Set { field: "description".to_owned(), value: "tidied".to_owned() },
+    });
+    let rows = world
+        .db
+        .rows(&format!("UPDATE incident SET description = 'untidy' WHERE {KNOWN} RETURNING description"))
+        .await;
+    assert_eq!(rows[0].get::<_, &str>(0), "tidied");
+    let here = format!("SELECT description FROM incident WHERE {KNOWN}");
+    assert_eq!(world.db.value::<String>(&here).await, "tidied");
+}
