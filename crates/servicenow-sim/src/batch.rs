@@ -13,6 +13,7 @@ use crate::endpoint::{self, Endpoint};
 use crate::http::{ApiError, Request, Response, pipeline, xml};
 use crate::instance::Instance;
 use crate::request_log::{self, LoggedRequest};
+use crate::switch::Switches;
 use crate::table_api::write;
 use crate::users::Actor;
 
@@ -32,6 +33,7 @@ pub(crate) fn run(instance: &Instance, actor: &Actor, request: &Request) -> Resu
         .header("x-batchrequest-max-output-size")
         .and_then(|v| v.parse::<usize>().ok())
         .unwrap_or(MAX_OUTPUT);
+    let switches = instance.switches();
     let mut seen = std::collections::HashSet::new();
     if !items.iter().all(|item| seen.insert(text(item.get("id")))) {
         return Err(ApiError::new(
@@ -44,7 +46,8 @@ pub(crate) fn run(instance: &Instance, actor: &Actor, request: &Request) -> Resu
     for item in items {
         let item_id = text(item.get("id"));
         let input = text(item.get("body"));
-        if size >= most || input.len() > MAX_INPUT {
+        let spent = switches.batch_item_ms * serviced.len() as u64;
+        if size >= most || input.len() > MAX_INPUT || spent >= switches.batch_quota_ms {
             unserviced.push(Value::from(item_id));
             continue;
         }
@@ -77,7 +80,21 @@ pub(crate) fn run(instance: &Instance, actor: &Actor, request: &Request) -> Resu
         "serviced_requests": serviced,
         "unserviced_requests": unserviced,
     });
-    Ok(Response::json(200, answer.to_string()))
+    let count = serviced_count(&answer);
+    Ok(Response::json(200, answer.to_string()).with(SERVICED, count.to_string()))
+}
+
+/// Tells the pipeline, not the client, how many items were carried out.
+pub(crate) const SERVICED: &str = "x-sim-serviced";
+
+fn serviced_count(answer: &Value) -> usize {
+    answer["serviced_requests"].as_array().map_or(0, Vec::len)
+}
+
+/// The time that the items of a batch took, in ms.
+pub(crate) fn duration(switches: &Switches, response: &Response) -> u64 {
+    let items = response.headers.iter().find(|(n, _)| n == SERVICED).and_then(|(_, v)| v.parse::<u64>().ok());
+    items.unwrap_or(0) * switches.batch_item_ms
 }
 
 /// Ids come back as strings even if numbers were sent (facts §5).
@@ -106,10 +123,20 @@ fn one(instance: &Instance, actor: &Actor, item: &Value, body: &str) -> Response
     let body = STANDARD.decode(body).map(Bytes::from).unwrap_or_default();
     let request = Request::new(&text(item.get("method")), &text(item.get("url")), headers, body);
     let endpoint = Endpoint::of(&request);
-    let mut response = match &endpoint {
-        Endpoint::Batch | Endpoint::Token | Endpoint::SchemaPage(_) => ApiError::no_resource().into(),
-        endpoint => endpoint::dispatch(instance, actor, endpoint, &request),
+    let effects = instance.faults.strike(
+        instance.seed,
+        &request.method,
+        endpoint.table(),
+        &pipeline::target(&request),
+        true,
+    );
+    let faulty = effects.iter().find_map(|e| pipeline::instead(instance, e));
+    let mut response = match (faulty, &endpoint) {
+        (Some(faulty), _) => faulty,
+        (None, Endpoint::Batch | Endpoint::Token | Endpoint::SchemaPage(_)) => ApiError::no_resource().into(),
+        (None, endpoint) => endpoint::dispatch(instance, actor, endpoint, &request),
     };
+    response = effects.iter().fold(response, pipeline::spoil);
     // An item without Accept is answered in XML, as in the documented sample.
     let wants_xml = request.header("accept").is_none() || pipeline::wants_xml(&request);
     if wants_xml && !response.body.is_empty() {
@@ -141,7 +168,7 @@ fn one(instance: &Instance, actor: &Actor, item: &Value, body: &str) -> Response
             duration_ms: began.elapsed().as_secs_f64() * 1000.0,
             body: pipeline::logged_body(&request, &endpoint),
             in_batch: true,
-            faults: Vec::new(),
+            faults: effects.iter().map(pipeline::name_of).collect(),
         },
         instance.switches().log_capacity,
     );

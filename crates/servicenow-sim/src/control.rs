@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::edit::{self, EditCommand};
+use crate::edit_command::{self, EditCommand};
 use crate::fault::{Fault, FaultId};
 use crate::http::{Request, Response};
 use crate::instance::Instance;
@@ -79,7 +79,7 @@ fn answer(instance: &Arc<Instance>, request: &Request, parts: &[&str]) -> Result
         }
         ("POST", ["fault"]) => {
             let fault: Fault = body(request)?;
-            let id = instance.faults.add(fault).map_err(bad)?;
+            let id = instance.faults.add(fault);
             Ok(json!({ "id": id }))
         }
         ("GET", ["fault", id]) => {
@@ -96,7 +96,7 @@ fn answer(instance: &Arc<Instance>, request: &Request, parts: &[&str]) -> Result
         }
         ("POST", ["edit"]) => {
             let command: EditCommand = body(request)?;
-            edit::execute(instance, command).map(|result| json!({ "result": result })).map_err(bad)
+            edit_command::execute(instance, command).map(|result| json!({ "result": result })).map_err(bad)
         }
         ("GET", ["record", table, sys_id]) => {
             truth::record(instance, table, sys_id).map(|r| json!(r)).ok_or(Trouble::NotFound)

@@ -1,10 +1,5 @@
 //! Direct edits: what happens inside the instance without REST — scripts, imports, administrators (facts §8.1).
 
-use std::collections::BTreeMap;
-
-use chrono::{DateTime, TimeDelta, Utc};
-use serde::{Deserialize, Serialize};
-
 use crate::acl::AclRule;
 use crate::ident;
 use crate::instance::Instance;
@@ -16,6 +11,7 @@ use crate::rules::BusinessRule;
 use crate::schema::TableId;
 use crate::store::{Db, RowId};
 use crate::users::{self, Actor};
+use chrono::{DateTime, TimeDelta, Utc};
 
 /// Why a direct edit could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +76,30 @@ pub(crate) fn settle(instance: &Instance) {
     }
 }
 
+/// Puts a write off when there is a commit delay; gives it back when it is to be carried out now.
+pub(crate) fn defer(
+    instance: &Instance,
+    table: &str,
+    change: Change,
+    options: Options,
+    actor: &Actor,
+) -> Option<Change> {
+    let delay = instance.switches().commit_delay_ms;
+    if delay == 0 {
+        return Some(change);
+    }
+    let stamp = instance.clock.now();
+    instance.deferred.lock().push(Deferred {
+        due: stamp + TimeDelta::milliseconds(delay as i64),
+        stamp,
+        table: table.to_owned(),
+        change,
+        options,
+        actor: actor.clone(),
+    });
+    None
+}
+
 fn apply(writer: &mut Writer<'_>, table: &str, change: &Change) -> Result<(), EditError> {
     let id = find_table(writer.db, table)?;
     match change {
@@ -124,7 +144,7 @@ fn owned(fields: &[(&str, &str)]) -> Vec<(String, String)> {
 #[derive(Debug, Clone)]
 pub struct Edit<'a> {
     instance: &'a Instance,
-    options: Options,
+    pub(crate) options: Options,
     actor: Actor,
 }
 
@@ -157,19 +177,9 @@ impl<'a> Edit<'a> {
     }
 
     fn write(&self, table: &str, change: Change) -> Result<(), EditError> {
-        let delay = self.instance.switches().commit_delay_ms;
-        let now = self.instance.clock.now();
-        if delay > 0 {
-            self.instance.deferred.lock().push(Deferred {
-                due: now + TimeDelta::milliseconds(delay as i64),
-                stamp: now,
-                table: table.to_owned(),
-                change,
-                options: self.options,
-                actor: self.actor.clone(),
-            });
+        let Some(change) = defer(self.instance, table, change, self.options, &self.actor) else {
             return Ok(());
-        }
+        };
         let mut db = self.instance.db.write();
         self.instance.writer(&mut db, &self.actor, self.options, |writer| apply(writer, table, &change))
     }
@@ -413,271 +423,4 @@ impl<'a> Edit<'a> {
         });
         removed
     }
-}
-
-/// A direct edit as JSON, for `POST /sim/edit`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-pub enum EditCommand {
-    /// Makes a record.
-    Insert {
-        /// The table.
-        table: String,
-        /// Its columns.
-        fields: BTreeMap<String, String>,
-        /// How.
-        #[serde(flatten)]
-        how: How,
-    },
-    /// Changes a record, or all records that match a query.
-    Update {
-        /// The table.
-        table: String,
-        /// The record.
-        #[serde(default)]
-        sys_id: Option<String>,
-        /// The query, when no record is named.
-        #[serde(default)]
-        query: Option<String>,
-        /// The columns.
-        fields: BTreeMap<String, String>,
-        /// How.
-        #[serde(flatten)]
-        how: How,
-    },
-    /// Deletes a record, or all records that match a query.
-    Delete {
-        /// The table.
-        table: String,
-        /// The record.
-        #[serde(default)]
-        sys_id: Option<String>,
-        /// The query, when no record is named.
-        #[serde(default)]
-        query: Option<String>,
-        /// How.
-        #[serde(flatten)]
-        how: How,
-    },
-    /// Renames a user.
-    RenameUser {
-        /// The user name.
-        user: String,
-        /// The new display name.
-        name: String,
-    },
-    /// Relabels a choice.
-    RelabelChoice {
-        /// The table that defines the choice.
-        table: String,
-        /// The column.
-        element: String,
-        /// The value.
-        value: String,
-        /// The new label.
-        label: String,
-    },
-    /// Adds a column.
-    AddColumn {
-        /// The table.
-        table: String,
-        /// The column.
-        element: String,
-        /// The label.
-        label: String,
-        /// The dictionary type.
-        internal_type: String,
-    },
-    /// Drops a column.
-    RemoveColumn {
-        /// The table.
-        table: String,
-        /// The column.
-        element: String,
-    },
-    /// Changes the label of a column.
-    RetitleColumn {
-        /// The table.
-        table: String,
-        /// The column.
-        element: String,
-        /// The new label.
-        label: String,
-    },
-    /// Sets a system property.
-    SetProperty {
-        /// The name.
-        name: String,
-        /// The value.
-        value: String,
-    },
-    /// Makes a user.
-    AddUser {
-        /// The user name.
-        user: String,
-        /// The password.
-        password: String,
-        /// The roles.
-        #[serde(default)]
-        roles: Vec<String>,
-    },
-    /// Sets a password.
-    SetPassword {
-        /// The user name.
-        user: String,
-        /// The password.
-        password: String,
-    },
-    /// Gives a role.
-    GrantRole {
-        /// The user name.
-        user: String,
-        /// The role.
-        role: String,
-    },
-    /// Takes a role away.
-    RevokeRole {
-        /// The user name.
-        user: String,
-        /// The role.
-        role: String,
-    },
-    /// Binds an API key to a user.
-    AddApiKey {
-        /// The key.
-        key: String,
-        /// The user name.
-        user: String,
-    },
-    /// Ends all OAuth tokens.
-    ExpireTokens {
-        /// The refresh tokens too.
-        #[serde(default)]
-        refresh: bool,
-    },
-    /// Adds an access rule.
-    AddAcl {
-        /// The rule.
-        rule: AclRule,
-    },
-    /// Takes all added access rules away.
-    ClearAcls,
-    /// Adds a business rule.
-    AddRule {
-        /// The rule.
-        rule: BusinessRule,
-    },
-    /// Takes a business rule away.
-    RemoveRule {
-        /// Its name.
-        name: String,
-    },
-}
-
-/// How a direct edit behaves; each flag left out is as in an ordinary script.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct How {
-    /// `autoSysFields`.
-    #[serde(default)]
-    pub auto_sys_fields: Option<bool>,
-    /// `setWorkflow`.
-    #[serde(default)]
-    pub workflow: Option<bool>,
-    /// The user who edits.
-    #[serde(default)]
-    pub as_user: Option<String>,
-}
-
-impl How {
-    fn apply<'a>(&self, mut edit: Edit<'a>) -> Edit<'a> {
-        edit.options.auto_sys_fields = self.auto_sys_fields.unwrap_or(true);
-        edit.options.workflow = self.workflow.unwrap_or(true);
-        match &self.as_user {
-            Some(user) => edit.as_user(user),
-            None => edit,
-        }
-    }
-}
-
-fn pairs(fields: &BTreeMap<String, String>) -> Vec<(&str, &str)> {
-    fields.iter().map(|(e, v)| (e.as_str(), v.as_str())).collect()
-}
-
-/// Carries out a command; the answer is the id, name or count it produced.
-pub(crate) fn execute(instance: &Instance, command: EditCommand) -> Result<serde_json::Value, EditError> {
-    let edit = Edit::new(instance);
-    let every = |query: &Option<String>| query.clone().unwrap_or_default();
-    Ok(match command {
-        EditCommand::Insert { table, fields, how } => how.apply(edit).insert(&table, &pairs(&fields))?.into(),
-        EditCommand::Update { table, sys_id: Some(id), fields, how, .. } => {
-            how.apply(edit).update(&table, &id, &pairs(&fields))?;
-            1.into()
-        }
-        EditCommand::Update { table, query, fields, how, .. } => {
-            how.apply(edit).update_where(&table, &every(&query), &pairs(&fields))?.into()
-        }
-        EditCommand::Delete { table, sys_id: Some(id), how, .. } => {
-            how.apply(edit).delete(&table, &id)?;
-            1.into()
-        }
-        EditCommand::Delete { table, query, how, .. } => {
-            how.apply(edit).delete_where(&table, &every(&query))?.into()
-        }
-        EditCommand::RenameUser { user, name } => {
-            edit.rename_user(&user, &name)?;
-            1.into()
-        }
-        EditCommand::RelabelChoice { table, element, value, label } => {
-            edit.relabel_choice(&table, &element, &value, &label)?.into()
-        }
-        EditCommand::AddColumn { table, element, label, internal_type } => {
-            edit.add_column(&table, &element, &label, &internal_type)?.into()
-        }
-        EditCommand::RemoveColumn { table, element } => {
-            edit.remove_column(&table, &element)?;
-            1.into()
-        }
-        EditCommand::RetitleColumn { table, element, label } => {
-            edit.retitle_column(&table, &element, &label)?;
-            1.into()
-        }
-        EditCommand::SetProperty { name, value } => {
-            edit.set_property(&name, &value)?;
-            1.into()
-        }
-        EditCommand::AddUser { user, password, roles } => {
-            let roles: Vec<&str> = roles.iter().map(String::as_str).collect();
-            edit.add_user(&user, &password, &roles)?.into()
-        }
-        EditCommand::SetPassword { user, password } => {
-            edit.set_password(&user, &password);
-            1.into()
-        }
-        EditCommand::GrantRole { user, role } => {
-            edit.grant_role(&user, &role)?;
-            1.into()
-        }
-        EditCommand::RevokeRole { user, role } => edit.revoke_role(&user, &role)?.into(),
-        EditCommand::AddApiKey { key, user } => {
-            edit.add_api_key(&key, &user);
-            1.into()
-        }
-        EditCommand::ExpireTokens { refresh } => {
-            edit.expire_tokens(refresh);
-            1.into()
-        }
-        EditCommand::AddAcl { rule } => {
-            edit.add_acl(rule);
-            1.into()
-        }
-        EditCommand::ClearAcls => {
-            edit.clear_acls();
-            1.into()
-        }
-        EditCommand::AddRule { rule } => {
-            edit.add_rule(rule);
-            1.into()
-        }
-        EditCommand::RemoveRule { name } => edit.remove_rule(&name).into(),
-    })
 }

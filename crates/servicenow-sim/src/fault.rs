@@ -104,9 +104,12 @@ pub struct Fault {
     /// Only requests on this table.
     #[serde(default)]
     pub table: Option<String>,
-    /// Only requests whose path and query match this regular expression.
+    /// Only requests whose path and query match this regular expression; a text that is none is taken literally.
     #[serde(default)]
     pub path: Option<String>,
+    /// Strikes the items of batches instead of requests; effects on the connection mean nothing there.
+    #[serde(default)]
+    pub in_batch: bool,
     /// Only every n-th matching request, the first being number 1 of each n.
     #[serde(default)]
     pub every: Option<u64>,
@@ -129,6 +132,7 @@ impl Fault {
             method: None,
             table: None,
             path: None,
+            in_batch: false,
             every: None,
             after: 0,
             probability: None,
@@ -151,6 +155,12 @@ impl Fault {
     /// The same fault for paths that match a regular expression only.
     pub fn path(mut self, pattern: &str) -> Self {
         self.path = Some(pattern.to_owned());
+        self
+    }
+
+    /// The same fault for the items of batches.
+    pub fn in_batch(mut self) -> Self {
+        self.in_batch = true;
         self
     }
 
@@ -177,11 +187,6 @@ impl Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FaultId(pub u64);
 
-/// A fault with a path that is no regular expression.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("path of the fault is not a regular expression")]
-pub struct BadFault(#[source] regex::Error);
-
 #[derive(Debug)]
 struct Armed {
     id: FaultId,
@@ -200,11 +205,12 @@ pub(crate) struct Faults {
 
 impl Faults {
     /// Adds a fault.
-    pub(crate) fn add(&self, fault: Fault) -> Result<FaultId, BadFault> {
-        let path = fault.path.as_deref().map(Regex::new).transpose().map_err(BadFault)?;
+    pub(crate) fn add(&self, fault: Fault) -> FaultId {
+        let path =
+            fault.path.as_deref().and_then(|p| Regex::new(p).or_else(|_| Regex::new(&regex::escape(p))).ok());
         let id = FaultId(self.next.fetch_add(1, Ordering::Relaxed));
         self.armed.lock().push(Armed { id, fault, path, seen: 0, struck: 0 });
-        Ok(id)
+        id
     }
 
     /// Takes a fault away; true when it was there.
@@ -226,11 +232,19 @@ impl Faults {
     }
 
     /// The effects that a request meets, in the order in which the faults were added.
-    pub(crate) fn strike(&self, seed: u64, method: &str, table: Option<&str>, target: &str) -> Vec<Effect> {
+    pub(crate) fn strike(
+        &self,
+        seed: u64,
+        method: &str,
+        table: Option<&str>,
+        target: &str,
+        in_batch: bool,
+    ) -> Vec<Effect> {
         let mut effects = Vec::new();
         for armed in self.armed.lock().iter_mut() {
             let fault = &armed.fault;
-            let matches = fault.method.as_deref().is_none_or(|m| m.eq_ignore_ascii_case(method))
+            let matches = fault.in_batch == in_batch
+                && fault.method.as_deref().is_none_or(|m| m.eq_ignore_ascii_case(method))
                 && fault.table.as_deref().is_none_or(|t| Some(t) == table)
                 && armed.path.as_ref().is_none_or(|p| p.is_match(target));
             if !matches {
@@ -260,9 +274,11 @@ mod tests {
 
     fn strikes(fault: Fault, n: usize) -> Vec<bool> {
         let faults = Faults::default();
-        faults.add(fault).expect("a good pattern");
+        faults.add(fault);
         (0..n)
-            .map(|_| !faults.strike(7, "GET", Some("incident"), "/api/now/table/incident?x=1").is_empty())
+            .map(|_| {
+                !faults.strike(7, "GET", Some("incident"), "/api/now/table/incident?x=1", false).is_empty()
+            })
             .collect()
     }
 
@@ -279,7 +295,8 @@ mod tests {
         assert_eq!(strikes(Fault::new(Effect::Discard).method("post"), 1), [false]);
         assert_eq!(strikes(Fault::new(Effect::Discard).table("problem"), 1), [false]);
         assert_eq!(strikes(Fault::new(Effect::Discard).path("x=\\d"), 1), [true]);
-        assert!(Faults::default().add(Fault::new(Effect::Discard).path("(")).is_err());
+        assert_eq!(strikes(Fault::new(Effect::Discard).path("(x"), 1), [false], "taken literally");
+        assert_eq!(strikes(Fault::new(Effect::Discard).in_batch(), 1), [false]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::users::Actor;
 use crate::{audit, view};
 
 /// Secrets, kept apart from the rows so that no read can show them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Secrets {
     /// Passwords by user name.
     pub(crate) passwords: HashMap<String, String>,

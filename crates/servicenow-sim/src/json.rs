@@ -7,9 +7,14 @@ pub(crate) fn push_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
+/// True when a text stands in JSON as it is.
+pub(crate) fn is_plain(text: &str) -> bool {
+    !text.bytes().any(|b| b < 0x20 || b == b'"' || b == b'\\')
+}
+
 /// Appends the inside of a JSON string.
 pub(crate) fn push_escaped(out: &mut String, text: &str) {
-    if !text.bytes().any(|b| b < 0x20 || b == b'"' || b == b'\\') {
+    if is_plain(text) {
         out.push_str(text);
         return;
     }

@@ -9,7 +9,7 @@
 //! use servicenow_sim::{Dataset, Effect, Fault, Simulator};
 //!
 //! let sim = Simulator::builder().dataset(Dataset::Small).seed(42).start().await?;
-//! sim.fault(Fault::new(Effect::Discard).table("incident").times(1)).expect("no pattern, nothing to go wrong");
+//! sim.fault(Fault::new(Effect::Discard).table("incident").times(1));
 //! sim.edit().rename_user("gurney.halleck", "G. Halleck").expect("the user exists");
 //! println!("{}", sim.url());
 //! sim.stop().await;
@@ -49,6 +49,7 @@ mod dataset;
 mod dictionary;
 mod display;
 mod edit;
+mod edit_command;
 mod endpoint;
 mod fault;
 mod http;
@@ -75,8 +76,9 @@ mod view;
 pub use acl::{AclRule, Operation};
 pub use clock::Clock;
 pub use dataset::Dataset;
-pub use edit::{Edit, EditCommand, EditError, How};
-pub use fault::{BadFault, Cut, Effect, Fault, FaultId};
+pub use edit::{Edit, EditError};
+pub use edit_command::{EditCommand, How};
+pub use fault::{Cut, Effect, Fault, FaultId};
 pub use http::tls::TlsError;
 pub use query::compile::UnknownField;
 pub use record::Refusal;

@@ -251,7 +251,9 @@ impl Writer<'_> {
             self.reclassify(&mut draft, class);
         }
         for (element, value) in fields {
-            if element == "sys_class_name" || (self.options.auto_sys_fields && is_stamp(element)) {
+            if matches!(element.as_str(), "sys_class_name" | "sys_id")
+                || (self.options.auto_sys_fields && is_stamp(element))
+            {
                 continue;
             }
             self.assign(&mut draft, element, value);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::edit::{self, Change};
 use crate::instance::Instance;
 use crate::record::Options;
 use crate::store::{Db, Val};
@@ -105,6 +106,10 @@ fn apply(instance: &Instance, db: &mut Db, event: &Event) -> bool {
         .collect();
     let actor = Actor { user_name: db.symbols.text(event.user), ..Actor::system() };
     let options = Options { auto_sys_fields: true, workflow: false, force: true };
+    let change = Change::Update(db.symbols.text(event.incident), fields);
+    let Some(Change::Update(_, fields)) = edit::defer(instance, "incident", change, options, &actor) else {
+        return true;
+    };
     instance.writer(db, &actor, options, |writer| writer.update(row, &fields)).is_ok()
 }
 

@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::clock::Clock;
 use crate::dataset::{self, Dataset, Plan};
 use crate::edit::Edit;
-use crate::fault::{BadFault, Fault, FaultId};
+use crate::fault::{Fault, FaultId};
 use crate::http::{server, tls};
 use crate::instance::Instance;
 use crate::replay::{self, ReplayStatus};
@@ -193,7 +193,7 @@ impl Simulator {
     }
 
     /// Makes matching requests go wrong until the fault is used up or taken away.
-    pub fn fault(&self, fault: Fault) -> Result<FaultId, BadFault> {
+    pub fn fault(&self, fault: Fault) -> FaultId {
         self.instance.faults.add(fault)
     }
 

@@ -63,6 +63,10 @@ pub struct Switches {
     pub jitter_ms: u64,
     /// Direct edits and replayed events become visible this long after their stamp, in ms (facts §8.1).
     pub commit_delay_ms: u64,
+    /// Time that each item of a batch takes, in ms, on top of the latency of the whole.
+    pub batch_item_ms: u64,
+    /// The quota of a batch, in ms of item time; items past it come back unserviced (facts §5).
+    pub batch_quota_ms: u64,
     /// The semaphore, or none.
     pub concurrency: Option<Concurrency>,
     /// Requests waiting on one session before one is discarded with 202 (facts §3).
@@ -92,6 +96,8 @@ impl Default for Switches {
             latency_ms: 0,
             jitter_ms: 0,
             commit_delay_ms: 0,
+            batch_item_ms: 0,
+            batch_quota_ms: 30_000,
             concurrency: None,
             session_waiters: 10,
             row_quota: None,

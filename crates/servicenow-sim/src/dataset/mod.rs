@@ -6,6 +6,8 @@ mod event_log;
 mod sample;
 mod widget;
 
+use std::sync::OnceLock;
+
 use crate::instance::Secrets;
 use crate::replay::Replay;
 use crate::rules::BusinessRule;
@@ -48,8 +50,20 @@ pub(crate) struct Built {
     pub(crate) replay: Replay,
 }
 
-/// Builds a data set.
+/// Builds a data set. The small one is built once per process and copied, for tests that start many instances.
 pub(crate) fn build(plan: Plan) -> Built {
+    static SMALL: OnceLock<(Db, Secrets)> = OnceLock::new();
+    if plan != Plan::default() {
+        return build_anew(plan);
+    }
+    let (db, secrets) = SMALL.get_or_init(|| {
+        let built = build_anew(plan);
+        (built.db, built.secrets)
+    });
+    Built { db: db.clone(), secrets: secrets.clone(), rules: base::rules(), replay: Replay::default() }
+}
+
+fn build_anew(plan: Plan) -> Built {
     let mut schema = definition::base_schema();
     if plan.extra_columns {
         event_log::add_extra_columns(&mut schema);

@@ -45,6 +45,8 @@ pub(crate) fn add(db: &mut Db) {
 fn ordinary(internal_type: &str, kind: Kind) -> String {
     let text = match internal_type {
         "choice" => "a",
+        // Bags that are empty over REST, and personal tags (facts §7.5).
+        "variables" | "glide_var" | "records" | "sys_tags" => "",
         "document_id" => "1c741bd70b2322007518478d83673af3",
         "domain_id" | "sys_domain" => "global",
         "domain_path" => "/",
@@ -93,6 +95,7 @@ fn ordinary(internal_type: &str, kind: Kind) -> String {
 
 fn extreme(internal_type: &str, kind: Kind) -> String {
     match (internal_type, kind) {
+        ("variables" | "glide_var" | "records" | "sys_tags", _) => String::new(),
         ("choice", _) => "d".to_owned(),
         ("long" | "longint", _) => "-9223372036854775808".to_owned(),
         ("float", _) => "-1.7976931348623157e308".to_owned(),

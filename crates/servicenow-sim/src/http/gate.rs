@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
@@ -33,6 +33,7 @@ pub(crate) struct Gate {
     freed: Arc<Notify>,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
     rates: Mutex<HashMap<(String, String, i64), u64>>,
+    transactions: AtomicU64,
 }
 
 /// A place in the semaphore, given back when dropped.
@@ -53,15 +54,32 @@ pub(crate) struct Turn {
     _guard: OwnedMutexGuard<()>,
 }
 
-struct Waiter<'a>(&'a Mutex<Load>);
+/// A request in the queue of the semaphore; it leaves the queue even when its caller gives up.
+struct Waiter<'a>(&'a Gate);
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.0.lock().waiting -= 1;
+        self.0.load.lock().waiting -= 1;
+        // Should this one have taken the signal for a free place with it, the next one looks again.
+        self.0.freed.notify_one();
+    }
+}
+
+/// A request waiting on a session.
+struct Queued<'a>(&'a AtomicUsize);
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 impl Gate {
+    /// The number of the next transaction.
+    pub(crate) fn transaction(&self) -> u64 {
+        self.transactions.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Waits for a place among the requests handled at a time; the time waited in ms, or `None` when the queue is full.
     pub(crate) async fn enter(&self, rule: Concurrency) -> Option<(Place, u128)> {
         let began = Instant::now();
@@ -77,7 +95,7 @@ impl Gate {
             }
             load.waiting += 1;
         }
-        let _waiter = Waiter(&self.load);
+        let _waiter = Waiter(self);
         loop {
             self.freed.notified().await;
             let mut load = self.load.lock();
@@ -102,8 +120,8 @@ impl Gate {
             session.waiting.fetch_sub(1, Ordering::SeqCst);
             return None;
         }
+        let _queued = Queued(&session.waiting);
         let guard = Arc::clone(&session.turn).lock_owned().await;
-        session.waiting.fetch_sub(1, Ordering::SeqCst);
         Some(Turn { _guard: guard })
     }
 

@@ -18,7 +18,7 @@ use crate::request_log::{self, LoggedRequest};
 use crate::switch::Availability;
 use crate::table_api::read;
 use crate::users::Actor;
-use crate::{auth, endpoint, ident, oauth};
+use crate::{auth, batch, endpoint, ident, oauth};
 
 /// What the connection does with a request.
 pub(crate) enum Outcome {
@@ -70,7 +70,8 @@ pub(crate) async fn handle(instance: &Instance, request: Request) -> Outcome {
     let at = instance.clock.now();
     let endpoint = Endpoint::of(&request);
     let mut trace = Trace::default();
-    let effects = instance.faults.strike(instance.seed, &request.method, endpoint.table(), &target(&request));
+    let effects =
+        instance.faults.strike(instance.seed, &request.method, endpoint.table(), &target(&request), false);
     trace.faults = effects.iter().map(name_of).collect();
     let outcome = run(instance, &request, &endpoint, &effects, &mut trace).await;
     let mut bytes = 0;
@@ -108,7 +109,8 @@ pub(crate) async fn handle(instance: &Instance, request: Request) -> Outcome {
     outcome
 }
 
-fn target(request: &Request) -> String {
+/// The path and query of a request.
+pub(crate) fn target(request: &Request) -> String {
     if request.raw_query.is_empty() {
         request.path.clone()
     } else {
@@ -116,7 +118,8 @@ fn target(request: &Request) -> String {
     }
 }
 
-fn name_of(effect: &Effect) -> String {
+/// The name of an effect in the log.
+pub(crate) fn name_of(effect: &Effect) -> String {
     serde_json::to_value(effect).ok().and_then(|v| v["kind"].as_str().map(str::to_owned)).unwrap_or_default()
 }
 
@@ -160,7 +163,7 @@ async fn run(
     }
     let mut delay = switches.latency_ms;
     if switches.jitter_ms > 0 {
-        let drawn = mix(instance.seed ^ instance.clock.now().timestamp_nanos_opt().unwrap_or(0) as u64);
+        let drawn = mix(instance.seed ^ instance.gate.transaction());
         delay += drawn % (switches.jitter_ms + 1);
     }
     for effect in effects {
@@ -195,6 +198,9 @@ async fn run(
     };
     sleep(delay).await;
     let response = serve(instance, request, endpoint, trace);
+    if let Endpoint::Batch = endpoint {
+        sleep(batch::duration(&switches, &response)).await;
+    }
     if effects.contains(&Effect::ResetAfter) {
         return Err(Broken::Reset);
     }
@@ -223,7 +229,7 @@ fn hibernating() -> Response {
 }
 
 /// The answer that a fault gives in place of the handler's.
-fn instead(instance: &Instance, effect: &Effect) -> Option<Response> {
+pub(crate) fn instead(instance: &Instance, effect: &Effect) -> Option<Response> {
     match effect {
         Effect::Discard => Some(Response::empty(202)),
         Effect::RateLimited { headers, retry_after, json } => {
@@ -262,7 +268,7 @@ fn reason(status: u16) -> &'static str {
 }
 
 /// What a fault does to an answer after the request was carried out.
-fn spoil(mut response: Response, effect: &Effect) -> Response {
+pub(crate) fn spoil(mut response: Response, effect: &Effect) -> Response {
     match effect {
         Effect::NullBody => response.body = Bytes::from_static(b"null"),
         Effect::EmptyBody => response.body = Bytes::new(),
@@ -313,6 +319,7 @@ fn dress(
     let mut body = response.body;
     let mut content_type = response.content_type;
     let mut headers = response.headers;
+    headers.retain(|(name, _)| name != batch::SERVICED);
     if wants_xml(request) && content_type.contains("json") && response.status != 401 {
         body = xml::from_json(&body).into();
         content_type = "application/xml;charset=UTF-8".to_owned();
@@ -323,7 +330,7 @@ fn dress(
     }
     add("Server-Timing", format!("sem_wait;dur={}, sesh_wait;dur={}", trace.sem_wait, trace.session_wait));
     add("X-Is-Logged-In", trace.user.is_some().to_string());
-    let unique = ident::opaque(instance.seed, "transaction", now.timestamp_nanos_opt().unwrap_or(0) as u64);
+    let unique = ident::opaque(instance.seed, "transaction", instance.gate.transaction());
     add("X-Transaction-ID", unique[..12].to_owned());
     add("X-Content-Type-Options", "nosniff".to_owned());
     add("Pragma", "no-store,no-cache".to_owned());

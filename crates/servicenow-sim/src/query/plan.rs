@@ -92,8 +92,8 @@ pub(crate) fn select(db: &Db, ask: &Ask<'_>) -> Selection {
                         family.iter().flat_map(|&t| id_range(db, t, &bounds)).filter(|&r| filter(r)).collect()
                     }
                 };
-                sort(db, &mut rows, &keys);
                 let total = rows.len();
+                sort_front(db, &mut rows, &keys, from.saturating_add(want));
                 Picked { rows: page(rows, from, want), total: Some(total) }
             }
         }
@@ -136,12 +136,24 @@ fn page(rows: Vec<RowId>, from: usize, want: usize) -> Vec<RowId> {
 }
 
 fn sort(db: &Db, rows: &mut Vec<RowId>, keys: &[SortKey]) {
+    sort_front(db, rows, keys, usize::MAX);
+}
+
+/// Sorts so that the first `front` rows are right; the others need no order among themselves.
+fn sort_front(db: &Db, rows: &mut Vec<RowId>, keys: &[SortKey], front: usize) {
     if keys.is_empty() {
         rows.sort_by_cached_key(|&r| db.id_key(r));
         return;
     }
     let mut keyed: Vec<_> = rows.iter().map(|&r| (order::key_of(db, r, keys), db.id_key(r))).collect();
-    keyed.sort_by(|(a, x), (b, y)| order::compare(db, keys, a, b).then_with(|| x.cmp(y)));
+    let compare = |a: &(Vec<order::Sorted>, (IdKey, RowId)), b: &(Vec<order::Sorted>, (IdKey, RowId))| {
+        order::compare(db, keys, &a.0, &b.0).then_with(|| a.1.cmp(&b.1))
+    };
+    if front < keyed.len() {
+        keyed.select_nth_unstable_by(front, compare);
+        keyed.truncate(front);
+    }
+    keyed.sort_unstable_by(compare);
     *rows = keyed.into_iter().map(|(_, (_, r))| r).collect();
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct Layout {
     pub(crate) index: HashMap<Arc<str>, u16>,
     /// Live slots in the order in which a row prints them.
     pub(crate) order: Vec<u16>,
+    /// The slot shown for a reference to a row.
+    display: Option<usize>,
 }
 
 impl Layout {
@@ -78,6 +80,12 @@ impl Layout {
         let mut order: Vec<u16> = self.index.values().copied().collect();
         key_order::sort_keys(&mut order, |&s| self.slots[usize::from(s)].column.element.to_string());
         self.order = order;
+        // A child's own display column comes before its parent's, which was made earlier.
+        let flagged =
+            self.live().filter(|(_, s)| s.column.display).max_by_key(|(at, s)| (s.owner, usize::MAX - at));
+        self.display = flagged.map(|(at, _)| at).or_else(|| {
+            ["name", "u_name", "number", "u_number", "title", "sys_id"].iter().find_map(|n| self.slot(n))
+        });
     }
 }
 
@@ -236,6 +244,7 @@ impl Schema {
                 && layout.slots[at].owner == id
             {
                 layout.slots[at].column = Arc::clone(&column);
+                layout.reorder();
             }
         }
     }
@@ -265,15 +274,7 @@ impl Schema {
 
     /// The column shown for a reference to a row of this class.
     pub(crate) fn display_slot(&self, id: TableId) -> Option<usize> {
-        let layout = &self.table(id).layout;
-        let flagged =
-            layout.live().filter(|(_, s)| s.column.display).map(|(at, s)| (s.owner, at)).collect::<Vec<_>>();
-        for owner in self.lineage(id) {
-            if let Some((_, at)) = flagged.iter().find(|(o, _)| *o == owner) {
-                return Some(*at);
-            }
-        }
-        ["name", "u_name", "number", "u_number", "title", "sys_id"].iter().find_map(|n| layout.slot(n))
+        self.table(id).layout.display
     }
 
     /// The default of a column for a class, a child's override before the definition.

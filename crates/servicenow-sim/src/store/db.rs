@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use super::key::IdKey;
 use super::ranked::RankedSet;
 use super::symbol::{Symbols, Val};
+use crate::calendar;
 use crate::schema::choice::Choices;
 use crate::schema::{Column, Schema, TableId};
 
@@ -38,14 +39,14 @@ pub(crate) struct ClassIndex {
     pub(crate) by_updated: RankedSet<(u32, IdKey, RowId)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Postings {
     One(RowId),
     Many(Vec<RowId>),
 }
 
 /// All data of the instance.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Db {
     /// The interned texts.
     pub(crate) symbols: Symbols,
@@ -260,7 +261,11 @@ impl Db {
         let sys_id = layout.slot("sys_id").map_or(Val::EMPTY, |s| row.get(s));
         let key = IdKey::of(self.symbols.borrow(sys_id).unwrap_or(""));
         let class = &mut self.classes[usize::from(table.0)];
-        let updated = layout.slot("sys_updated_on").map(|s| row.get(s).as_seconds().unwrap_or(0) as u32);
+        let updated = layout.slot("sys_updated_on").map(|s| {
+            let value = row.get(s);
+            let seconds = value.as_seconds().or_else(|| self.symbols.with(value, calendar::parse_canonical));
+            u32::try_from(seconds.unwrap_or(0).max(0)).unwrap_or(u32::MAX)
+        });
         if add {
             class.by_id.insert((key, id));
             if let Some(at) = updated {

@@ -8,7 +8,7 @@ use std::hash::{BuildHasher, RandomState};
 use hashbrown::HashTable;
 
 use super::collation;
-use crate::calendar;
+use crate::{calendar, json};
 
 /// A stored value: interned text or a packed date-time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,10 +37,12 @@ impl Val {
 }
 
 /// The table of interned texts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Symbols {
     texts: Vec<Box<str>>,
     folds: Vec<u32>,
+    /// Texts that stand in JSON as they are.
+    plain: Vec<bool>,
     table: HashTable<u32>,
     hasher: RandomState,
 }
@@ -50,6 +52,7 @@ impl Default for Symbols {
         let mut symbols = Self {
             texts: Vec::new(),
             folds: Vec::new(),
+            plain: Vec::new(),
             table: HashTable::new(),
             hasher: RandomState::new(),
         };
@@ -79,6 +82,7 @@ impl Symbols {
         assert!(at < DATE_BIT, "the symbol table is full");
         self.texts.push(text.into());
         self.folds.push(at);
+        self.plain.push(json::is_plain(text));
         let (texts, hasher) = (&self.texts, &self.hasher);
         self.table.insert_unique(hash, at, |&at| hasher.hash_one(&*texts[at as usize]));
         let folded = collation::fold(text);
@@ -122,6 +126,18 @@ impl Symbols {
                 f(calendar::write_canonical(seconds, &mut buffer))
             }
             None => f(&self.texts[value.0 as usize]),
+        }
+    }
+
+    /// Appends the text of a value as the inside of a JSON string.
+    pub(crate) fn push_json(&self, out: &mut String, value: Val) {
+        match value.as_seconds() {
+            Some(seconds) => {
+                let mut buffer = [0u8; 19];
+                out.push_str(calendar::write_canonical(seconds, &mut buffer));
+            }
+            None if self.plain[value.0 as usize] => out.push_str(&self.texts[value.0 as usize]),
+            None => json::push_escaped(out, &self.texts[value.0 as usize]),
         }
     }
 

@@ -3,11 +3,14 @@
 //! A [`Plan`] is made once per page and class: key order, choice labels and link prefixes are worked out there, so that
 //! a row costs little more than copying its text.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use super::params::DisplayMode;
 use crate::acl::Access;
+use crate::calendar;
 use crate::display::{self, Profile};
 use crate::json;
 use crate::query::compile;
@@ -50,6 +53,8 @@ struct Field {
     /// The whole key and value of an empty value, which most values of a wide row are; none for journals, whose
     /// display depends on the row.
     empty: Option<String>,
+    /// Display values of references met on this page, escaped.
+    seen: RefCell<HashMap<Val, Box<str>>>,
 }
 
 /// How the rows of one class are printed.
@@ -194,6 +199,7 @@ impl Field {
             target: column.reference.as_deref().and_then(|t| db.schema.find(t)),
             link,
             empty: None,
+            seen: RefCell::default(),
         };
         if !matches!(field.column.kind, Kind::Journal | Kind::JournalList) {
             let mut text = field.key.clone();
@@ -294,15 +300,26 @@ impl Field {
             return;
         }
         match self.column.kind {
-            Kind::Reference | Kind::Domain => match self.target.and_then(|t| self.referenced(db, t, value)) {
-                Some(target) => push_row_display(out, db, target),
-                None if self.column.kind == Kind::Domain => push_val(out, db, value),
-                None => {}
-            },
+            Kind::Reference | Kind::Domain => {
+                let mut seen = self.seen.borrow_mut();
+                let text = seen.entry(value).or_insert_with(|| self.reference_display(db, value).into());
+                out.push_str(text);
+            }
             Kind::Text | Kind::Boolean => push_val(out, db, value),
             Kind::DateTime | Kind::DueDate if profile.is_plain() => push_val(out, db, value),
             _ => json::push_escaped(out, &shown(db, &self.column, value, profile)),
         }
+    }
+
+    /// The display value of a reference, JSON-escaped; nothing when it dangles (facts §1.4).
+    fn reference_display(&self, db: &Db, value: Val) -> String {
+        let mut text = String::new();
+        match self.target.and_then(|t| self.referenced(db, t, value)) {
+            Some(target) => json::push_escaped(&mut text, &db.display_text(target)),
+            None if self.column.kind == Kind::Domain => push_val(&mut text, db, value),
+            None => {}
+        }
+        text
     }
 
     fn referenced(&self, db: &Db, target: TableId, value: Val) -> Option<RowId> {
@@ -315,22 +332,8 @@ impl Field {
     }
 }
 
-fn push_row_display(out: &mut String, db: &Db, target: RowId) {
-    match db.symbols.borrow(db.display(target)) {
-        Some(text) if !is_reference_display(db, target) => json::push_escaped(out, text),
-        _ => json::push_escaped(out, &db.display_text(target)),
-    }
-}
-
-fn is_reference_display(db: &Db, row: RowId) -> bool {
-    let table = db.row(row).table;
-    db.schema
-        .display_slot(table)
-        .is_some_and(|s| db.schema.table(table).layout.slots[s].column.kind == Kind::Reference)
-}
-
 fn push_val(out: &mut String, db: &Db, value: Val) {
-    db.symbols.with(value, |text| json::push_escaped(out, text));
+    db.symbols.push_json(out, value);
 }
 
 /// The labels of a column's choices in a language, English where it has none; inactive choices have no label, so
@@ -365,10 +368,11 @@ fn shown(db: &Db, column: &Column, value: Val, profile: &Profile) -> String {
     let text = || db.symbols.text(value);
     match column.kind {
         Kind::Integer | Kind::Decimal => display::grouped(&text()),
-        Kind::DateTime | Kind::DueDate => value.as_seconds().map_or_else(text, |s| profile.date_time(s)),
-        Kind::LocalDateTime => {
-            value.as_seconds().map_or_else(text, |s| profile.local(crate::calendar::naive(s)))
+        Kind::DateTime | Kind::DueDate => {
+            let seconds = value.as_seconds().or_else(|| calendar::parse_canonical(&text()));
+            seconds.map_or_else(text, |s| profile.date_time(s))
         }
+        Kind::LocalDateTime => value.as_seconds().map_or_else(text, |s| profile.local(calendar::naive(s))),
         Kind::Time => text().get(11..).map_or_else(text, str::to_owned),
         Kind::Duration => value.as_seconds().map_or_else(text, display::duration),
         Kind::Date => profile.date(&text()),

@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use servicenow_sim::{Effect, Fault};
 
 use crate::support::{Caller, enc, small};
 
@@ -180,4 +181,23 @@ fn what_does_not_fit_comes_back_unserviced() {
     assert_eq!(done + left, 6);
     let twice = json!({ "rest_requests": [item("1", "GET", "/x", None), item("1", "GET", "/x", None)] });
     assert_eq!(sim.call("POST", "/api/now/batch", Some(&twice)).status, 400, "ids are unique");
+}
+
+#[test]
+fn items_past_the_quota_and_struck_items_are_told_apart() {
+    let sim = small();
+    sim.sim.set(|s| {
+        s.batch_item_ms = 20;
+        s.batch_quota_ms = 60;
+    });
+    let list = "/api/now/table/incident?sysparm_limit=1";
+    let many: Vec<Value> = (0..5).map(|n| item(&n.to_string(), "GET", list, None)).collect();
+    let began = std::time::Instant::now();
+    let answer = batch(&sim, json!(many));
+    assert_eq!(answer["unserviced_requests"], json!(["3", "4"]));
+    assert!(began.elapsed() >= std::time::Duration::from_millis(60));
+    sim.sim.fault(Fault::new(Effect::Status { status: 503, html: false }).in_batch().after(1).times(1));
+    let answer = batch(&sim, json!([item("a", "GET", list, None), item("b", "GET", list, None)]));
+    let status = |n: usize| answer["serviced_requests"][n]["status_code"].clone();
+    assert_eq!((status(0), status(1)), (json!(200), json!(503)));
 }

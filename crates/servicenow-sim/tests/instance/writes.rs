@@ -566,3 +566,36 @@ fn a_column_added_to_a_parent_appears_in_its_children() {
         "inherited columns have no row of their own"
     );
 }
+
+#[test]
+fn parallel_writers_lose_nothing() {
+    let sim = small();
+    let id = sim.id_of("incident", "number=INC0012345");
+    std::thread::scope(|scope| {
+        for writer in 0..8 {
+            let (sim, id) = (&sim, &id);
+            scope.spawn(move || {
+                for n in 0..10 {
+                    let text = format!("w{writer} {n}");
+                    assert_eq!(sim.patch("incident", id, &json!({ "description": text })).status, 200);
+                    assert_eq!(sim.post("incident", &json!({ "correlation_id": "parallel" })).status, 201);
+                }
+            });
+        }
+    });
+    assert_eq!(sim.sim.record("incident", &id).expect("a record")["sys_mod_count"], "83");
+    assert_eq!(sim.count("incident", "correlation_id=parallel"), 80);
+    let rows = sim.list("incident", "correlation_id=parallel", "sysparm_fields=number").rows();
+    let numbers: std::collections::BTreeSet<&str> = rows.iter().map(|r| text(&r["number"])).collect();
+    assert_eq!(numbers.len(), 80, "numbers are given once");
+}
+
+#[test]
+fn an_update_never_changes_the_id() {
+    let sim = small();
+    let id = sim.id_of("incident", "number=INC0012345");
+    let target = format!("/api/now/table/incident/{id}?sysparm_suppress_auto_sys_field=true");
+    let row =
+        sim.call("PATCH", &target, Some(&json!({ "sys_id": "0".repeat(32), "description": "d" }))).result();
+    assert_eq!(row["sys_id"], id.as_str());
+}
