@@ -50,3 +50,16 @@ pub extern "C-unwind" fn _PG_init() {
         pg::worker::register_launcher("servicenow_fdw launcher", "servicenow_fdw_launcher");
     }
 }
+
+/// What `cargo pgrx test` asks of the crate.
+#[cfg(test)]
+pub mod pg_test {
+    /// Nothing to set up.
+    pub fn setup(_options: Vec<&str>) {}
+
+    /// Tests need no settings of their own.
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        Vec::new()
+    }
+}

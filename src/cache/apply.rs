@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use servicenow::page::{Rows, Version};
+use servicenow::sync::store::StoredRecords;
 use servicenow::value::Value;
 
 use super::{MOD_COUNT, UPDATED_ON};
@@ -110,6 +111,8 @@ impl CacheWriter {
         }
         let to_update = |row: &usize| match there.get(rows.id(*row)) {
             None => false,
+            // A version that is not shown says nothing.
+            Some(_) if rows.version(*row).updated_on.is_none() => true,
             Some(stored) => match replace {
                 Replace::Later => *stored < rows.version(*row),
                 Replace::SameOrLater => *stored <= rows.version(*row),
@@ -159,23 +162,22 @@ impl CacheWriter {
         }
     }
 
-    /// Deletes rows whose stored version is still the given one; those that somebody is writing stay. Gives
-    /// back how many were deleted.
-    pub fn delete_unchanged<'i>(
-        &mut self,
-        records: impl Iterator<Item = (&'i str, Version)> + Clone,
-    ) -> Result<i64, ApplyError> {
-        let there = versions(&self.mirror, records.clone().map(|(id, _)| id));
-        let unchanged = records.filter(|(id, version)| there.get(*id) == Some(version));
-        let free = lock_free(&self.mirror, unchanged.clone().map(|(id, _)| id));
-        let mut deleted = 0;
-        for (id, _) in unchanged {
-            if free.contains(id) && self.table.find(id) {
+    /// Deletes rows whose stored version is still the given one. Gives back how many were deleted, and those
+    /// that somebody is writing, which stay.
+    pub fn delete_unchanged(&mut self, records: &StoredRecords) -> (i64, StoredRecords) {
+        let there = versions(&self.mirror, records.iter().map(|(id, _)| id.as_str()));
+        let unchanged = || records.iter().filter(|(id, version)| there.get(id.as_str()) == Some(version));
+        let free = lock_free(&self.mirror, unchanged().map(|(id, _)| id.as_str()));
+        let (mut deleted, mut kept) = (0, StoredRecords::new());
+        for (id, version) in unchanged() {
+            if !free.contains(id.as_str()) {
+                kept.push((id.clone(), *version));
+            } else if self.table.find(id.as_str()) {
                 self.table.delete();
                 deleted += 1;
             }
         }
-        Ok(deleted)
+        (deleted, kept)
     }
 
     fn misfit(&self, rows: &Rows, at: MisfitAt) -> ApplyError {

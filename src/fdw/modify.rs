@@ -17,6 +17,7 @@ use crate::cache::apply::{ApplyError, CacheWriter, to_scalar, to_value};
 use crate::catalog::{self, Mirror, MirrorColumn};
 use crate::connection::{Connection, connection};
 use crate::error::{error, raise};
+use crate::pg;
 use crate::pg::routine::{Operation, Row, RowWriter, Target, Written};
 use crate::pg::table::Triggers;
 use crate::pg::tuple::{OwnedScalar, Scalar};
@@ -256,7 +257,7 @@ impl Writer {
     }
 
     fn table_name(&self) -> String {
-        crate::pg::catalog::relation_name(self.mirror.foreign_table).unwrap_or_default()
+        pg::catalog::relation_name(self.mirror.foreign_table).unwrap_or_default()
     }
 }
 
@@ -273,6 +274,7 @@ impl RowWriter for Writer {
         };
         let (table, id, layout) = self.record(&key);
         let fields = body(&sent);
+        pg::xact::forbid_prepare();
         let what = format!("insert a record into table \"{table}\"");
         let rows = self
             .connection
@@ -327,6 +329,7 @@ impl RowWriter for Writer {
         };
         let effect = if sent.iter().any(appends) { Effect::Once } else { Effect::Idempotent };
         let fields = body(&sent);
+        pg::xact::forbid_prepare();
         let what = format!("update record \"{key}\" of table \"{table}\"");
         let rows = self.connection.call(&what, true, |client| async move {
             client.update(&table, &id, &fields, &layout, effect).await
@@ -343,6 +346,7 @@ impl RowWriter for Writer {
         }
         let values = self.cache.lock(key)?;
         let (table, id, _) = self.record(key);
+        pg::xact::forbid_prepare();
         let what = format!("delete record \"{key}\" of table \"{table}\"");
         self.connection.call(&what, true, |client| async move { client.delete(&table, &id).await });
         self.cache.delete_locked();

@@ -216,3 +216,52 @@ unsafe fn output(datum: pg_sys::Datum, type_oid: pg_sys::Oid) -> Option<String> 
         super::catalog::text(pg_sys::OidOutputFunctionCall(function, datum))
     }
 }
+
+#[cfg(any(test, feature = "pg_test"))]
+#[pgrx::pg_schema]
+mod tests {
+    use pgrx::prelude::*;
+
+    use super::*;
+
+    fn round(type_oid: pg_sys::Oid, value: Scalar<'_>) -> OwnedScalar {
+        let datum = DatumWriter::new(type_oid, -1).datum(value).expect("it fits").expect("not NULL");
+        // SAFETY: the datum was just made for the type.
+        unsafe { read(datum, type_oid) }
+    }
+
+    #[pg_test]
+    fn values_come_back_as_they_were_stored() {
+        for (type_oid, value) in [
+            (pg_sys::BOOLOID, Scalar::Boolean(true)),
+            (pg_sys::INT2OID, Scalar::Integer(-5)),
+            (pg_sys::INT4OID, Scalar::Integer(i64::from(i32::MIN))),
+            (pg_sys::INT8OID, Scalar::Integer(i64::MAX)),
+            (pg_sys::TIMESTAMPTZOID, Scalar::Micros(1_481_683_604_000_000)),
+            (pg_sys::TIMESTAMPOID, Scalar::Micros(-1)),
+            (pg_sys::DATEOID, Scalar::Days(-10_000)),
+            (pg_sys::TIMEOID, Scalar::TimeOfDay(86_399_000_000)),
+            (pg_sys::INTERVALOID, Scalar::Seconds(16_801 * 86_400 + 137)),
+            (pg_sys::INTERVALOID, Scalar::Seconds(-61)),
+        ] {
+            assert_eq!(round(type_oid, value).borrow(), value);
+        }
+        assert_eq!(round(pg_sys::TEXTOID, Scalar::Text("ä\r\n")), OwnedScalar::Text("ä\r\n".to_owned()));
+        assert_eq!(
+            round(pg_sys::NUMERICOID, Scalar::Text("699.990")),
+            OwnedScalar::Text("699.990".to_owned())
+        );
+    }
+
+    #[pg_test]
+    fn values_of_another_family_go_through_the_input_function() {
+        assert_eq!(round(pg_sys::TEXTOID, Scalar::Integer(7)), OwnedScalar::Text("7".to_owned()));
+        assert_eq!(round(pg_sys::NUMERICOID, Scalar::Integer(7)), OwnedScalar::Text("7".to_owned()));
+    }
+
+    #[pg_test]
+    fn what_is_out_of_range_does_not_fit() {
+        let writer = DatumWriter::new(pg_sys::INT2OID, -1);
+        assert_eq!(writer.datum(Scalar::Integer(40_000)).unwrap_err(), Misfit);
+    }
+}

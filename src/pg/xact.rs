@@ -3,14 +3,14 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, UnwindSafe};
 
-use pgrx::pg_sys::panic::CaughtError;
-use pgrx::{PgTryBuilder, pg_guard, pg_sys};
+use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
+use pgrx::{PgLogLevel, PgSqlErrorCode, PgTryBuilder, pg_guard, pg_sys};
 
 /// An ERROR that was caught.
 #[derive(Clone, Debug)]
 pub struct Caught {
     /// Its SQLSTATE.
-    pub sqlstate: pgrx::PgSqlErrorCode,
+    pub sqlstate: PgSqlErrorCode,
     /// Its primary message.
     pub message: String,
 }
@@ -88,7 +88,7 @@ pub fn subtransaction<R>(f: impl FnOnce() -> R + UnwindSafe) -> Result<R, Caught
             unsafe { pg_sys::RollbackAndReleaseCurrentSubTransaction() };
             restore();
             let caught = caught(&error);
-            if caught.sqlstate == pgrx::PgSqlErrorCode::ERRCODE_QUERY_CANCELED {
+            if caught.sqlstate == PgSqlErrorCode::ERRCODE_QUERY_CANCELED {
                 error.rethrow();
             }
             Err(caught)
@@ -118,11 +118,25 @@ pub fn keeps_its_snapshot() -> bool {
 
 thread_local! {
     static AT_COMMIT: Cell<Option<fn()>> = const { Cell::new(None) };
+    static PREPARE_FORBIDDEN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Refuses PREPARE TRANSACTION for the rest of the current transaction: something it has done elsewhere cannot
+/// be prepared.
+pub fn forbid_prepare() {
+    watch_transactions();
+    PREPARE_FORBIDDEN.set(true);
 }
 
 /// Has `f` called once when the current top-level transaction has committed. `f` must not fail: no memory, no
 /// catalogs, nothing but signals.
 pub fn at_commit(f: fn()) {
+    watch_transactions();
+    AT_COMMIT.set(Some(f));
+}
+
+/// Registers for the ends of transactions, once per process.
+fn watch_transactions() {
     thread_local! {
         static REGISTERED: Cell<bool> = const { Cell::new(false) };
     }
@@ -130,18 +144,30 @@ pub fn at_commit(f: fn()) {
         // SAFETY: registers a function that lives as long as the library, once per process.
         unsafe { pg_sys::RegisterXactCallback(Some(on_xact_event), std::ptr::null_mut()) };
     }
-    AT_COMMIT.set(Some(f));
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn on_xact_event(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
     match event {
+        pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE if PREPARE_FORBIDDEN.get() => {
+            ErrorReport::new(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "cannot PREPARE a transaction that has written to ServiceNow",
+                "",
+            )
+            .set_hint("What ServiceNow has accepted cannot be prepared or rolled back; use COMMIT.")
+            .report(PgLogLevel::ERROR);
+        }
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
+            PREPARE_FORBIDDEN.set(false);
             if let Some(f) = AT_COMMIT.take() {
                 f();
             }
         }
-        pg_sys::XactEvent::XACT_EVENT_ABORT => AT_COMMIT.set(None),
+        pg_sys::XactEvent::XACT_EVENT_ABORT => {
+            PREPARE_FORBIDDEN.set(false);
+            AT_COMMIT.set(None);
+        }
         _ => {}
     }
 }

@@ -224,7 +224,7 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
     let relation = table.relation;
     match step {
         Step::Described(def) => catalog::keep_definition(mirror.server, def),
-        Step::Begin { ranges, since, total, at } => {
+        Step::Begin { ranges, since, refill, total, at } => {
             write("DELETE FROM servicenow.sync_range WHERE foreign_table = $1", &[relation.into()]);
             for (range, number) in ranges.iter().zip(0i32..) {
                 let bound = |id: &Option<SysId>| id.as_ref().map(|id| id.as_str().to_owned());
@@ -236,7 +236,7 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
             }
             write(
                 "UPDATE servicenow.sync_table
-                 SET phase = CASE WHEN refill THEN 'resync' ELSE 'backfill' END, watermark = $2,
+                 SET phase = CASE WHEN $5 THEN 'resync' ELSE 'backfill' END, refill = $5, watermark = $2,
                      rows_total = $3, rows_filled = 0, fill_started_at = $4, fill_ended_at = NULL
                  WHERE foreign_table = $1",
                 &[
@@ -244,6 +244,7 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
                     (*since).into(),
                     total.and_then(|total| i64::try_from(total).ok()).into(),
                     timestamp(*at).into(),
+                    (*refill).into(),
                 ],
             );
         }
@@ -265,6 +266,7 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
                  WHERE foreign_table = $1",
                 &[relation.into(), outcome.inserted.into(), (rows.len() as i64).into()],
             );
+            return Ok(Applied { held_back_since: outcome.held_back_since, ..Applied::default() });
         }
         Step::RangeDone { number } => {
             write(
@@ -276,16 +278,15 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
         Step::Changed(rows) => {
             let outcome = put(&mirror, rows, Replace::Later, careful)?;
             changed(relation, rows, outcome, 0);
-            return Ok(Applied { held_back_since: outcome.held_back_since });
+            return Ok(Applied { held_back_since: outcome.held_back_since, ..Applied::default() });
         }
         Step::Rechecked { present, absent } => {
             let outcome = put(&mirror, present, Replace::SameOrLater, careful)?;
             let mut writer = open(&mirror)?;
-            let gone = absent.iter().map(|(id, version)| (id.as_str(), *version));
-            let deleted = writer.delete_unchanged(gone).map_err(|e| failure(&mirror, e))?;
+            let (deleted, not_dropped) = writer.delete_unchanged(absent);
             writer.close();
             changed(relation, present, outcome, deleted);
-            return Ok(Applied { held_back_since: outcome.held_back_since });
+            return Ok(Applied { held_back_since: outcome.held_back_since, not_dropped });
         }
         Step::Polled { watermark, at } => {
             let recovered = write(

@@ -57,9 +57,13 @@ where
         let at = SystemTime::now();
         let table = TableName::new("sys_audit_delete").expect("a valid name");
         let layout = Arc::new(Layout::of_text(&["documentkey", "sys_created_on"]));
-        let begin = self.watermark.unwrap_or_else(|| local_seconds(at)) - OVERLAP;
-        let mut tail = Tail::new("sys_created_on", begin);
+        let begin = match self.watermark {
+            Some(watermark) => watermark,
+            None => self.instance_clock(&table, &layout, at).await?,
+        };
+        let mut tail = Tail::new("sys_created_on", begin - OVERLAP);
         let mut served = None;
+        let mut all = true;
         loop {
             let (query, offset) = tail.page(&Query::all())?;
             let list =
@@ -68,7 +72,7 @@ where
             served = served.or(page.served_at);
             let rows = &page.rows;
             let ids = (0..rows.len()).map(|row| SysId::new(rows.get(row, "documentkey")));
-            self.check(ids.filter(|id| !id.as_str().is_empty()).collect()).await?;
+            all &= self.check(ids.filter(|id| !id.as_str().is_empty()).collect()).await?;
             let last = rows.len().checked_sub(1).and_then(|row| {
                 Some((decode_seconds(rows.get(row, "sys_created_on"))?, SysId::new(rows.id(row))))
             });
@@ -77,21 +81,36 @@ where
                 break;
             }
         }
-        let watermark = served.unwrap_or_else(|| local_seconds(at));
+        // What could not be dropped, because somebody is writing it, is met again.
+        let watermark = if all { served.unwrap_or_else(|| local_seconds(at)) } else { begin };
         self.watermark = Some(watermark);
         Ok(DeletesRead { watermark, at })
     }
 
-    async fn check(&self, ids: Vec<SysId>) -> Result<(), Stop> {
+    /// The instance's clock, which its records are stamped by.
+    async fn instance_clock(
+        &self,
+        table: &TableName,
+        layout: &Arc<Layout>,
+        at: SystemTime,
+    ) -> Result<i64, Stop> {
+        let query = Query::all();
+        let list = List { table, query: &query, layout, limit: 1, offset: 0, count: false };
+        Ok(self.client.list(list).await?.served_at.unwrap_or_else(|| local_seconds(at)))
+    }
+
+    /// Looks up those of these records that are stored; gives back whether all have been dealt with.
+    async fn check(&self, ids: Vec<SysId>) -> Result<bool, Stop> {
+        let mut all = true;
         if ids.is_empty() {
-            return Ok(());
+            return Ok(all);
         }
         for (table, stored) in self.store.find(ids).await? {
             if let Some(spec) = self.specs.get(&table) {
-                recheck(&self.client, &*self.store, table, spec, stored).await?;
+                all &= recheck(&self.client, &*self.store, table, spec, stored).await?.is_empty();
             }
         }
-        Ok(())
+        Ok(all)
     }
 }
 

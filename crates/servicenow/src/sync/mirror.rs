@@ -8,18 +8,18 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::try_join;
 use futures_util::stream::{TryStreamExt, iter};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::store::{Applied, OpenRange, Position, Step, Store, StoreError, StoredRecords};
 use super::sweep::{Progress, Range, Seen, Sweep};
 use super::tail::{SeenInTime, Tail};
-use super::{OVERLAP, Stop, local_seconds, pause_after};
+use super::{FIRST_PAUSE, OVERLAP, Stop, local_seconds, pause_after};
 use crate::client::Client;
 use crate::client::retry::{self, Effect, Policy};
 use crate::client::table_api::{List, Page};
 use crate::client::transport::Transport;
 use crate::dictionary::{self, TableDef};
-use crate::error::Error;
+use crate::error::{Error, Words};
 use crate::page::{Layout, Rows, Version};
 use crate::query::{Query, ids_term};
 use crate::value::{SysId, TableName};
@@ -30,6 +30,8 @@ const SPLIT_FROM: u64 = 4_000;
 const RANGES: usize = 16;
 /// Records looked up by `sys_id` in one call; 32 characters each, so that the address stays short.
 pub(super) const IDS_AT_A_TIME: usize = 100;
+/// The time between two readings of a table that cannot be polled because it has no `sys_updated_on`.
+const FULL_READ_INTERVAL: Duration = Duration::from_secs(600);
 /// The smallest page: below this a cut-off answer is not the page's fault.
 const SMALLEST_PAGE: u32 = 10;
 
@@ -83,8 +85,39 @@ pub struct Mirror<T, S: Store> {
     table: S::Table,
     spec: Spec,
     position: Position,
-    /// Whether the table is described well enough: every field asked for is known.
-    described: bool,
+    /// What the dictionary says that matters here; `None` if it has to be read.
+    traits: Option<Traits>,
+    /// When the last poll began, by the local clock.
+    last_poll: Option<SystemTime>,
+}
+
+/// What a mirror has to know of its table.
+#[derive(Clone, Copy, Debug)]
+struct Traits {
+    /// Changes can be found by `sys_updated_on`. Without it a query on it would match every record, because the
+    /// instance drops conditions on fields it does not know.
+    has_updated_on: bool,
+}
+
+impl Traits {
+    /// Makes sure that the table has every field that columns and conditions name.
+    fn of(def: &TableDef, spec: &Spec) -> Result<Self, Error> {
+        let columns = spec.layout.columns().iter().map(|column| column.field.as_str());
+        for path in columns.chain(spec.query.fields()) {
+            let field = path.split('.').next().unwrap_or(path);
+            if def.field(field).is_none() {
+                return Err(Error::NoField { table: spec.table.to_string(), field: field.to_owned() });
+            }
+        }
+        Ok(Self { has_updated_on: def.field("sys_updated_on").is_some() })
+    }
+}
+
+/// Where a fill stands while its ranges are worked on side by side.
+struct Filling {
+    open: Vec<OpenRange>,
+    /// The earliest change that somebody's writing kept out of the store.
+    held_back: Option<i64>,
 }
 
 impl<T: Transport, S: Store> Mirror<T, S> {
@@ -97,8 +130,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         position: Position,
         known: Option<&TableDef>,
     ) -> Self {
-        let described = known.is_some_and(|def| check_fields(def, &spec).is_ok());
-        Self { client, store, table, spec, position, described }
+        let traits = known.and_then(|def| Traits::of(def, &spec).ok());
+        Self { client, store, table, spec, position, traits, last_poll: None }
     }
 
     /// The position reached.
@@ -109,25 +142,36 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// Does the next piece of work: begins a fill, completes it, or polls once. Gives back how long to wait
     /// before the one after it. After an error the caller may call again; nothing is lost.
     pub async fn advance(&mut self) -> Result<Duration, Stop> {
-        if !self.described {
-            self.describe().await?;
-            self.described = true;
-        }
+        let Traits { has_updated_on } = match self.traits {
+            Some(traits) => traits,
+            None => *self.traits.insert(self.describe().await?),
+        };
         match self.position.clone() {
             Position::Start { refill } => {
                 self.begin(refill).await?;
                 Ok(Duration::ZERO)
             }
             Position::Filling { refill, open, since } => {
-                self.fill(refill, open).await?;
-                self.apply(Step::Complete { watermark: since }).await?;
-                self.position = Position::Following { watermark: since };
-                Ok(Duration::ZERO)
+                let at = self.last_poll.unwrap_or_else(SystemTime::now);
+                let held_back = self.fill(refill, open).await?;
+                let watermark = earlier(Some(since), held_back).unwrap_or(since);
+                self.apply(Step::Complete { watermark }).await?;
+                self.position = Position::Following { watermark };
+                if has_updated_on {
+                    return Ok(Duration::ZERO);
+                }
+                // There is nothing to poll by: the fill itself is the poll.
+                self.apply(Step::Polled { watermark, at }).await?;
+                Ok(FULL_READ_INTERVAL.max(self.spec.poll_interval))
             }
-            Position::Following { watermark } => {
+            Position::Following { watermark } if has_updated_on => {
                 let watermark = self.poll(watermark).await?;
                 self.position = Position::Following { watermark };
                 Ok(self.spec.poll_interval)
+            }
+            Position::Following { .. } => {
+                self.begin(true).await?;
+                Ok(Duration::ZERO)
             }
         }
     }
@@ -138,13 +182,12 @@ impl<T: Transport, S: Store> Mirror<T, S> {
 
     /// Reads the table's description and makes sure that every field asked for exists: the instance would
     /// leave an unknown one out of its answers, and drop a condition on it, without a word.
-    async fn describe(&self) -> Result<(), Stop> {
+    async fn describe(&self) -> Result<Traits, Stop> {
         let mut described = dictionary::fetch(&self.client, std::slice::from_ref(&self.spec.table)).await?;
-        let Some((_, def)) = described.pop() else { return Ok(()) };
-        let def = def?;
-        check_fields(&def, &self.spec)?;
+        let def = described.pop().map(|(_, def)| def).unwrap_or(Err(Error::NoTable(Words::default())))?;
+        let traits = Traits::of(&def, &self.spec)?;
         self.apply(Step::Described(Box::new(def))).await?;
-        Ok(())
+        Ok(traits)
     }
 
     async fn begin(&mut self, refill: bool) -> Result<(), Stop> {
@@ -158,34 +201,33 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let ranges = Range::partition(count);
         let open = ranges.iter().cloned().zip(0..);
         let open = open.map(|(range, number)| OpenRange { number, range, after: None }).collect();
-        self.apply(Step::Begin { ranges, since, total: page.total, at }).await?;
+        self.apply(Step::Begin { ranges, since, refill, total: page.total, at }).await?;
+        self.last_poll = Some(at);
         self.position = Position::Filling { refill, open, since };
         Ok(())
     }
 
-    /// Fills the open ranges, several at a time. A range's position advances in the store as its pages are
-    /// kept, so that whoever comes after a failure goes on from there.
-    async fn fill(&mut self, refill: bool, open: Vec<OpenRange>) -> Result<(), Stop> {
-        let unfinished = Mutex::new(open.clone());
+    /// Fills the open ranges, several at a time; gives back the earliest change that was kept out. A range's
+    /// position advances in the store as its pages are kept, so that whoever comes after a failure goes on from
+    /// there.
+    async fn fill(&mut self, refill: bool, open: Vec<OpenRange>) -> Result<Option<i64>, Stop> {
+        let filling = Mutex::new(Filling { open: open.clone(), held_back: None });
         let this = &*self;
         let filled = iter(open.into_iter().map(Ok::<_, Stop>))
             .try_for_each_concurrent(self.spec.parallel.max(1), |range| {
-                this.fill_range(refill, range, &unfinished)
+                this.fill_range(refill, range, &filling)
             })
             .await;
-        if let Position::Filling { open, .. } = &mut self.position {
-            *open = unfinished.into_inner().expect("no panic while it is held");
+        let Filling { open: left, held_back } = filling.into_inner().expect("no panic while it is held");
+        if let Position::Filling { open, since, .. } = &mut self.position {
+            *open = left;
+            *since = earlier(Some(*since), held_back).unwrap_or(*since);
         }
-        filled
+        filled.map(|()| held_back)
     }
 
     /// Fills one range. The next page is fetched while the one before it is being stored.
-    async fn fill_range(
-        &self,
-        refill: bool,
-        open: OpenRange,
-        unfinished: &Mutex<Vec<OpenRange>>,
-    ) -> Result<(), Stop> {
+    async fn fill_range(&self, refill: bool, open: OpenRange, filling: &Mutex<Filling>) -> Result<(), Stop> {
         // A refill has to know every record the instance showed, so it cannot go on from the middle.
         let after = if refill { None } else { open.after.clone() };
         let mut sweep = Sweep::new(open.range.clone(), after);
@@ -198,9 +240,12 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             let after = sweep.after().cloned();
             let keep = async {
                 if !rows.is_empty() {
-                    self.apply(Step::Filled { number: open.number, rows, after: after.clone() }).await?;
-                    let mut unfinished = unfinished.lock().expect("no panic while it is held");
-                    unfinished
+                    let step = Step::Filled { number: open.number, rows, after: after.clone() };
+                    let applied = self.apply(step).await?;
+                    let mut filling = filling.lock().expect("no panic while it is held");
+                    filling.held_back = earlier(filling.held_back, applied.held_back_since);
+                    filling
+                        .open
                         .iter_mut()
                         .filter(|r| r.number == open.number)
                         .for_each(|r| r.after = after.clone());
@@ -221,11 +266,18 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             };
         }
         if let Some(seen) = seen_ids {
-            let missing = self.store.missing(self.table, open.range, seen).await?;
-            recheck(&self.client, &*self.store, self.table, &self.spec, missing).await?;
+            let mut missing = self.store.missing(self.table, open.range, seen).await?;
+            while !missing.is_empty() {
+                missing = recheck(&self.client, &*self.store, self.table, &self.spec, missing).await?;
+                if !missing.is_empty() {
+                    // Somebody is writing them; what they make of them is looked at again.
+                    sleep(FIRST_PAUSE).await;
+                }
+            }
         }
         self.apply(Step::RangeDone { number: open.number }).await?;
-        unfinished.lock().expect("no panic while it is held").retain(|r| r.number != open.number);
+        let mut filling = filling.lock().expect("no panic while it is held");
+        filling.open.retain(|r| r.number != open.number);
         Ok(())
     }
 
@@ -241,7 +293,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     }
 
     /// Reads what changed since the watermark; gives back the new one.
-    async fn poll(&self, watermark: i64) -> Result<i64, Stop> {
+    async fn poll(&mut self, watermark: i64) -> Result<i64, Stop> {
         let at = SystemTime::now();
         let mut tail = Tail::new("sys_updated_on", watermark - OVERLAP);
         let mut matching = HashSet::new();
@@ -264,21 +316,33 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 break;
             }
         }
-        if !self.spec.query.is_all() {
-            self.drop_rows_that_stopped_matching(watermark, &matching).await?;
+        if !self.spec.query.is_all() && !self.drop_rows_that_stopped_matching(watermark, &matching).await? {
+            held_back = earlier(held_back, Some(watermark));
         }
         let served = next_watermark.unwrap_or(watermark);
-        let watermark = earlier(Some(served), held_back).unwrap_or(served);
-        self.apply(Step::Polled { watermark, at }).await?;
-        Ok(watermark)
+        let next = earlier(Some(self.next_watermark(watermark, served, at)), held_back).unwrap_or(served);
+        self.apply(Step::Polled { watermark: next, at }).await?;
+        self.last_poll = Some(at);
+        Ok(next)
     }
 
-    /// A record that changed and is not among those that match may have matched before.
+    /// Where the next poll begins. If the instance's clock has been set back, what was changed since then and
+    /// before this poll is stamped earlier than the old watermark; so it begins as far back as that may be.
+    fn next_watermark(&self, before: i64, served: i64, at: SystemTime) -> i64 {
+        if served >= before - OVERLAP {
+            return served;
+        }
+        let since = self.last_poll.and_then(|last| at.duration_since(last).ok());
+        served - since.unwrap_or(self.spec.poll_interval).as_secs() as i64
+    }
+
+    /// A record that changed and is not among those that match may have matched before. Gives back whether all
+    /// of those have been dealt with.
     async fn drop_rows_that_stopped_matching(
         &self,
         watermark: i64,
         matching: &HashSet<SysId>,
-    ) -> Result<(), Stop> {
+    ) -> Result<bool, Stop> {
         let layout = Arc::new(Layout::of_text(&[]));
         let mut tail = Tail::new("sys_updated_on", watermark - OVERLAP);
         let mut others = Vec::new();
@@ -294,12 +358,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 break;
             }
         }
+        let mut all = true;
         for (table, stored) in self.store.find(others).await? {
             if table == self.table {
-                recheck(&self.client, &*self.store, table, &self.spec, stored).await?;
+                all &= recheck(&self.client, &*self.store, table, &self.spec, stored).await?.is_empty();
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     fn list<'a>(
@@ -314,14 +379,16 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     }
 }
 
-/// Looks records up by `sys_id` and brings the store in line with what the instance shows of them.
+/// Looks records up by `sys_id` and brings the store in line with what the instance shows of them. Gives back
+/// those that should have left and could not, because somebody is writing them.
 pub(super) async fn recheck<T: Transport, S: Store>(
     client: &Client<T>,
     store: &S,
     table: S::Table,
     spec: &Spec,
     stored: StoredRecords,
-) -> Result<(), Stop> {
+) -> Result<StoredRecords, Stop> {
+    let mut left = StoredRecords::new();
     let (plain, odd): (Vec<_>, Vec<_>) = stored.into_iter().partition(|(id, _)| id.is_plain());
     let mut batches: Vec<&[(SysId, Version)]> = plain.chunks(IDS_AT_A_TIME).collect();
     while let Some(batch) = batches.pop() {
@@ -339,7 +406,7 @@ pub(super) async fn recheck<T: Transport, S: Store>(
         };
         let there: HashSet<&str> = present.ids().collect();
         let absent = batch.iter().filter(|(id, _)| !there.contains(id.as_str())).cloned().collect();
-        store.apply(table, Step::Rechecked { present, absent }).await?;
+        left.extend(store.apply(table, Step::Rechecked { present, absent }).await?.not_dropped);
     }
     // An identifier that cannot stand in a query is looked up by its address.
     for (id, version) in odd {
@@ -348,9 +415,9 @@ pub(super) async fn recheck<T: Transport, S: Store>(
             Err(Error::NoRecord(_)) => (Rows::new(spec.layout.clone()), vec![(id, version)]),
             Err(e) => return Err(e.into()),
         };
-        store.apply(table, Step::Rechecked { present, absent }).await?;
+        left.extend(store.apply(table, Step::Rechecked { present, absent }).await?.not_dropped);
     }
-    Ok(())
+    Ok(left)
 }
 
 /// Makes a list call in ever smaller pages as long as the instance cuts the answer short; gives back the page
@@ -369,18 +436,6 @@ async fn shrinking<F: Future<Output = crate::Result<Page>>>(
             Err(e) => return Err(e),
         }
     }
-}
-
-/// Makes sure that the table has every field that columns and conditions name.
-fn check_fields(def: &TableDef, spec: &Spec) -> Result<(), Error> {
-    let columns = spec.layout.columns().iter().map(|column| column.field.as_str());
-    for path in columns.chain(spec.query.fields()) {
-        let field = path.split('.').next().unwrap_or(path);
-        if def.field(field).is_none() {
-            return Err(Error::NoField { table: spec.table.to_string(), field: field.to_owned() });
-        }
-    }
-    Ok(())
 }
 
 fn seen_in_time(page: &Page) -> SeenInTime {

@@ -71,6 +71,8 @@ pub enum Step {
         ranges: Vec<Range>,
         /// See [`Position::Filling`].
         since: i64,
+        /// See [`Position::Start`].
+        refill: bool,
         /// How many records the instance counts.
         total: Option<u64>,
         /// When it began.
@@ -148,8 +150,10 @@ impl fmt::Debug for Step {
 /// What came of a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// The earliest `sys_updated_on` among rows that could not be applied because somebody is writing them.
+    /// The earliest `sys_updated_on` among rows that could not be kept because somebody is writing them.
     pub held_back_since: Option<i64>,
+    /// Rows that could not be dropped because somebody is writing them.
+    pub not_dropped: StoredRecords,
 }
 
 /// A store of mirrored rows.
@@ -246,8 +250,7 @@ impl Memory {
     fn apply(&mut self, step: Step) -> Applied {
         match step {
             Step::Described(_) => {}
-            Step::Begin { ranges, since, .. } => {
-                let refill = matches!(self.position, Position::Start { refill: true });
+            Step::Begin { ranges, since, refill, .. } => {
                 let open = ranges
                     .into_iter()
                     .zip(0..)
