@@ -9,7 +9,6 @@ CREATE SCHEMA servicenow_cache;
 CREATE TABLE servicenow.sync_table (
     foreign_table   oid PRIMARY KEY,
     cache_table     oid NOT NULL UNIQUE,
-    server          oid NOT NULL,
     remote_table    text NOT NULL,
     query           text NOT NULL DEFAULT '',
     -- What the cache was made for: an array of {number, name, type, field, show}, see cache/ddl.rs.

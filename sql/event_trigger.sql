@@ -1,12 +1,23 @@
--- Cache tables follow their foreign tables.
+-- Cache tables follow their foreign tables. The functions run as the extension's owner, who owns the caches; they
+-- look into the catalogs first, so that DDL on other relations does not even load the library.
 
 CREATE FUNCTION servicenow._on_ddl() RETURNS event_trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET default_tablespace = '' SET default_table_access_method = heap SET quote_all_identifiers = off AS $$
 DECLARE
     relation oid;
 BEGIN
+    -- Columns of a parent table are added to, changed in and dropped from its foreign children too.
     FOR relation IN
-        SELECT DISTINCT objid FROM pg_event_trigger_ddl_commands() WHERE classid = 'pg_class'::regclass
+        WITH RECURSIVE touched AS (
+            SELECT objid AS relation FROM pg_event_trigger_ddl_commands() WHERE classid = 'pg_class'::regclass
+            UNION
+            SELECT inhrelid FROM pg_inherits JOIN touched ON inhparent = relation)
+        SELECT ftrelid FROM touched
+            JOIN pg_foreign_table ON ftrelid = relation
+            JOIN pg_foreign_server s ON s.oid = ftserver
+            JOIN pg_foreign_data_wrapper w ON w.oid = srvfdw AND fdwname = 'servicenow_fdw'
     LOOP
         PERFORM servicenow._follow_foreign_table(relation, tg_tag);
     END LOOP;
@@ -14,18 +25,20 @@ END
 $$;
 
 CREATE FUNCTION servicenow._on_drop() RETURNS event_trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     relation oid;
 BEGIN
     FOR relation IN
-        SELECT objid FROM pg_event_trigger_dropped_objects()
-        WHERE classid = 'pg_class'::regclass AND objsubid = 0
+        SELECT objid FROM pg_event_trigger_dropped_objects() WHERE object_type = 'foreign table'
     LOOP
         PERFORM servicenow._forget_foreign_table(relation);
     END LOOP;
 END
 $$;
+
+REVOKE ALL ON FUNCTION servicenow._on_ddl(), servicenow._on_drop(),
+    servicenow._follow_foreign_table(oid, text), servicenow._forget_foreign_table(oid) FROM PUBLIC;
 
 CREATE EVENT TRIGGER servicenow_ddl ON ddl_command_end
     WHEN TAG IN ('CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE', 'IMPORT FOREIGN SCHEMA', 'ALTER TABLE')

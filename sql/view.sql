@@ -10,9 +10,9 @@ SELECT s.srvname AS server,
             WHEN t.phase = 'pending' THEN 0.0
             WHEN t.rows_total > 0 THEN round(least(100.0, 100.0 * t.rows_filled / t.rows_total), 1)
        END AS percent,
-       round(f.rate) AS rows_per_second,
-       CASE WHEN t.phase IN ('backfill', 'resync') AND f.rate > 0
-            THEN greatest(0, t.rows_total - t.rows_filled) / f.rate * interval '1 second'
+       round(r.rate) AS rows_per_second,
+       CASE WHEN t.phase IN ('backfill', 'resync') AND r.rate > 0
+            THEN greatest(0, t.rows_total - t.rows_filled) / r.rate * interval '1 second'
        END AS eta,
        t.last_change_at,
        CASE WHEN t.phase = 'synced' THEN clock_timestamp() - t.last_poll_at END AS lag,
@@ -22,13 +22,13 @@ SELECT s.srvname AS server,
        coalesce(t.last_error, v.last_error) AS last_error,
        CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at ELSE v.last_error_at END AS last_error_at
 FROM servicenow.sync_table t
-     JOIN pg_catalog.pg_class c ON c.oid = t.foreign_table
-     JOIN pg_catalog.pg_foreign_server s ON s.oid = t.server
-     LEFT JOIN servicenow.sync_server v ON v.server = t.server,
+     JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+     JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver
+     LEFT JOIN servicenow.sync_server v ON v.server = f.ftserver,
      LATERAL (SELECT t.rows + coalesce(sum(d.delta), 0)::bigint AS rows
               FROM servicenow.row_delta d WHERE d.foreign_table = t.foreign_table) n,
      LATERAL (SELECT (t.rows_filled / nullif(extract(epoch FROM
-                  coalesce(t.fill_ended_at, clock_timestamp()) - t.fill_started_at), 0))::numeric AS rate) f
+                  coalesce(t.fill_ended_at, clock_timestamp()) - t.fill_started_at), 0))::numeric AS rate) r
 WHERE pg_catalog.has_table_privilege(t.foreign_table, 'SELECT')
    OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 

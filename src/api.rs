@@ -61,8 +61,7 @@ fn version() -> &'static str {
 }
 
 /// Makes or changes the cache of a foreign table after DDL on it; does nothing for other relations.
-#[pg_extern(security_definer)]
-#[search_path(pg_catalog, pg_temp)]
+#[pg_extern]
 fn _follow_foreign_table(relation: pg_sys::Oid, command: &str) {
     if pg::catalog::foreign_table(relation, catalog::WRAPPER).is_none() {
         return;
@@ -76,8 +75,7 @@ fn _follow_foreign_table(relation: pg_sys::Oid, command: &str) {
 }
 
 /// Drops the cache of a foreign table that was dropped; does nothing for other relations.
-#[pg_extern(security_definer)]
-#[search_path(pg_catalog, pg_temp)]
+#[pg_extern]
 fn _forget_foreign_table(relation: pg_sys::Oid) {
     if pg::catalog::relation_kind(relation).is_none() {
         cache::ddl::forget(relation);
@@ -138,6 +136,15 @@ fn wait(relation: pg_sys::Oid, limit: Option<Duration>) {
         if progress.caught_up {
             return;
         }
+        if progress.uncommitted {
+            raise(
+                error(
+                    Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("cannot wait for foreign table {name}: this transaction has changed it"),
+                )
+                .set_hint("The worker sees the change when the transaction has committed; wait then."),
+            );
+        }
         if progress.last_error.is_some() && progress.last_error != told {
             notice!("{name}: {}", progress.last_error.as_deref().unwrap_or_default());
             told.clone_from(&progress.last_error);
@@ -194,7 +201,9 @@ fn how_far(progress: &catalog::Progress) -> String {
 /// Reads a whole table again, in place: readers see the old rows until the new ones are there.
 #[pg_extern(sql = "
 CREATE FUNCTION servicenow.resync(foreign_table regclass) RETURNS void
-LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'resync_wrapper';
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET default_tablespace = '' SET default_table_access_method = heap SET quote_all_identifiers = off
+AS 'MODULE_PATHNAME', 'resync_wrapper';
 REVOKE ALL ON FUNCTION servicenow.resync(regclass) FROM PUBLIC;
 ")]
 fn resync(foreign_table: pg_sys::Oid) {

@@ -44,8 +44,6 @@ pub struct Mirror {
     pub table: TableName,
     /// Which records are mirrored.
     pub query: Query,
-    /// Whether it may be written.
-    pub updatable: bool,
     /// The time between two polls, if it is not the server's.
     pub poll_interval: Option<Duration>,
     /// Its columns, dropped ones left out.
@@ -129,6 +127,11 @@ pub fn take_work_changed() -> bool {
     WORK_CHANGED.replace(false) || servers
 }
 
+/// Has [`take_work_changed`] say so once more: what it said could not be dealt with.
+pub fn keep_work_changed() {
+    WORK_CHANGED.set(true);
+}
+
 /// Has [`take_work_changed`] notice changes of `servicenow.sync_table`; gives back whether the extension is
 /// there.
 pub fn watch_work() -> bool {
@@ -169,6 +172,16 @@ pub fn mirror_or_error(relation: pg_sys::Oid) -> Rc<Mirror> {
     mirror(relation).unwrap_or_else(|| raise(not_ours(relation)))
 }
 
+/// The ERROR for a foreign table whose cache is not as it should be.
+pub fn damaged(relation: pg_sys::Oid, what: &str) -> pg_sys::panic::ErrorReport {
+    let name = qualified(relation);
+    error(
+        Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("cache table of foreign table {name} {what}"),
+    )
+    .set_hint(format!("Run SELECT servicenow.resync('{name}')."))
+}
+
 /// The ERROR for a relation that is not one of our foreign tables.
 pub fn not_ours(relation: pg_sys::Oid) -> pg_sys::panic::ErrorReport {
     let name = pg::catalog::relation_name(relation).unwrap_or_else(|| relation.to_u32().to_string());
@@ -179,22 +192,18 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
     let (server, options) = pg::catalog::foreign_table(relation, WRAPPER)?;
     let name = pg::catalog::relation_name(relation)?;
     let options = TableOptions::parse(&options).unwrap_or_else(|e| raise(e));
-    let row = read(
-        "SELECT cache_table, generation FROM servicenow.sync_table WHERE foreign_table = $1",
-        &[relation.into()],
-        |rows| rows.map(|row| (get(&row, 1), get(&row, 2))).next(),
-    );
-    let damaged = |what: &str| {
-        error(
-            Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            format!("cache table of foreign table \"{name}\" {what}"),
+    // The statement's snapshot may be older than what has just been announced as changed.
+    let row = pg::xact::with_latest_snapshot(|| {
+        read(
+            "SELECT cache_table, generation FROM servicenow.sync_table WHERE foreign_table = $1",
+            &[relation.into()],
+            |rows| rows.map(|row| (get(&row, 1), get(&row, 2))).next(),
         )
-        .set_hint(format!("Run SELECT servicenow.resync('{}').", qualified(relation)))
-    };
+    });
     let Some((Some(cache), Some(generation))): Option<(Option<pg_sys::Oid>, Option<i64>)> = row else {
-        raise(damaged("does not exist"))
+        raise(damaged(relation, "does not exist"))
     };
-    let Some(owner) = pg::catalog::relation_owner(cache) else { raise(damaged("does not exist")) };
+    let Some(owner) = pg::catalog::relation_owner(cache) else { raise(damaged(relation, "does not exist")) };
     let attributes = pg::catalog::attributes(relation);
     let in_cache = pg::catalog::attributes(cache);
     let width = attributes.len() as i16;
@@ -206,7 +215,10 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
                 == (attribute.type_oid, attribute.typmod, attribute.collation)
         };
         if twin.filter(same).is_none() {
-            raise(damaged(&format!("does not have its column \"{}\"", attribute.name)));
+            raise(damaged(relation, &format!("does not have its column \"{}\"", attribute.name)));
+        }
+        if !pg::catalog::is_plain_type(attribute.type_oid) {
+            raise(damaged(relation, &format!("cannot have its column \"{}\"", attribute.name)));
         }
         let options = ColumnOptions::parse(&pg::catalog::column_options(relation, attribute.number));
         columns.push(MirrorColumn {
@@ -233,7 +245,6 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
         server,
         table: options.table.unwrap_or_else(|| default_table(&name)),
         query: options.query,
-        updatable: options.updatable,
         poll_interval: options.poll_interval,
         layout: Arc::new(Layout::new(layout.collect())),
         columns,
@@ -337,12 +348,11 @@ pub fn followed(relation: pg_sys::Oid) -> Option<Follow> {
 /// Enters a new cache table.
 pub fn insert_followed(relation: pg_sys::Oid, server: pg_sys::Oid, follow: Follow) {
     write(
-        "INSERT INTO servicenow.sync_table (foreign_table, cache_table, server, remote_table, query, columns)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO servicenow.sync_table (foreign_table, cache_table, remote_table, query, columns)
+         VALUES ($1, $2, $3, $4, $5)",
         &[
             relation.into(),
             follow.cache.into(),
-            server.into(),
             follow.remote_table.into(),
             follow.query.into(),
             JsonB(follow.columns).into(),
@@ -387,18 +397,41 @@ pub fn delete_followed(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
     let cache = followed(relation)?.cache;
     write("DELETE FROM servicenow.row_delta WHERE foreign_table = $1", &[relation.into()]);
     write("DELETE FROM servicenow.sync_table WHERE foreign_table = $1", &[relation.into()]);
+    tidy();
+    Some(cache)
+}
+
+/// Forgets what belongs to no mirror any more. A server's OID changes in pg_upgrade: what was known of
+/// deletions is handed on to the servers that are there.
+pub fn tidy() {
     write(
-        "DELETE FROM servicenow.sync_server v
-         WHERE NOT EXISTS (SELECT FROM servicenow.sync_table t WHERE t.server = v.server)",
+        "WITH gone AS (
+             DELETE FROM servicenow.sync_server v
+             WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s WHERE s.oid = v.server)
+             RETURNING deletes_watermark)
+         INSERT INTO servicenow.sync_server (server, deletes_watermark)
+         SELECT DISTINCT f.ftserver, (SELECT min(deletes_watermark) FROM gone)
+         FROM servicenow.sync_table t JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+         ON CONFLICT DO NOTHING",
         &[],
     );
     write(
         "DELETE FROM servicenow.dictionary d
          WHERE NOT EXISTS (SELECT FROM servicenow.sync_table t
-                           WHERE t.server = d.server AND t.remote_table = d.remote_table)",
+                           JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+                           WHERE f.ftserver = d.server AND t.remote_table = d.remote_table)",
         &[],
     );
-    Some(cache)
+}
+
+/// Mirrors whose foreign table is gone although no event trigger has said so.
+pub fn orphans() -> Vec<pg_sys::Oid> {
+    read(
+        "SELECT foreign_table FROM servicenow.sync_table t
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_table f WHERE f.ftrelid = t.foreign_table)",
+        &[],
+        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+    )
 }
 
 /// What the dictionary says about a table, as last read.
@@ -457,6 +490,8 @@ pub struct Progress {
     pub caught_up: bool,
     /// The last failure.
     pub last_error: Option<String>,
+    /// What is to be done was asked for by the current transaction, so that the worker cannot see it yet.
+    pub uncommitted: bool,
 }
 
 /// How far a table is; `None` if it is gone.
@@ -465,8 +500,10 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
         "SELECT t.phase, t.rows_filled, t.rows_total,
                 t.phase = 'synced' AND t.last_poll_at >= $2
                 AND (v.last_deletes_at >= $2 OR v.last_error_at >= $2),
-                coalesce(t.last_error, v.last_error)
-         FROM servicenow.sync_table t JOIN servicenow.sync_server v USING (server)
+                coalesce(t.last_error, v.last_error), t.xmin::text
+         FROM servicenow.sync_table t
+              JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+              JOIN servicenow.sync_server v ON v.server = f.ftserver
          WHERE t.foreign_table = $1",
         &[relation.into(), since.into()],
         |mut rows| {
@@ -476,6 +513,7 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
                 rows_total: get(&row, 3),
                 caught_up: get(&row, 4).unwrap_or(false),
                 last_error: get(&row, 5),
+                uncommitted: get(&row, 6).is_some_and(|xid: String| pg::xact::is_own(&xid)),
             })
         },
     )
@@ -485,7 +523,7 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
 pub fn lock_holder(class: i32, object: i32) -> Option<i32> {
     read(
         "SELECT pid FROM pg_catalog.pg_locks
-         WHERE locktype = 'advisory' AND database = $1 AND classid = $2 AND objid = $3 AND objsubid = 2 AND granted",
+         WHERE locktype = 'advisory' AND database = $1 AND classid = $2 AND objid = $3 AND objsubid = 3 AND granted",
         &[pg::worker::database().into(), key(class).into(), key(object).into()],
         |mut rows| rows.next().and_then(|row| get(&row, 1)),
     )
@@ -495,7 +533,7 @@ pub fn lock_holder(class: i32, object: i32) -> Option<i32> {
 pub fn locked_objects(class: i32) -> Vec<pg_sys::Oid> {
     read(
         "SELECT DISTINCT objid FROM pg_catalog.pg_locks
-         WHERE locktype = 'advisory' AND database = $1 AND classid = $2 AND objsubid = 2 AND granted",
+         WHERE locktype = 'advisory' AND database = $1 AND classid = $2 AND objsubid = 3 AND granted",
         &[pg::worker::database().into(), key(class).into()],
         |rows| rows.filter_map(|row| get(&row, 1)).collect(),
     )
@@ -520,8 +558,8 @@ pub struct Work {
 /// Every mirrored table.
 pub fn work() -> Vec<Work> {
     read(
-        "SELECT t.foreign_table, t.server, t.generation
-         FROM servicenow.sync_table t JOIN pg_catalog.pg_class c ON c.oid = t.foreign_table",
+        "SELECT t.foreign_table, f.ftserver, t.generation
+         FROM servicenow.sync_table t JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table",
         &[],
         |rows| {
             rows.map(|row| Work {

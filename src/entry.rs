@@ -18,24 +18,40 @@ pub fn install_hooks() {
     }
 }
 
-#[pg_guard]
+unsafe extern "C-unwind" {
+    /// planner.c. Not by way of pgrx, which would catch and raise anew every ERROR of the planner, and lose its
+    /// context and position on the way.
+    #[link_name = "standard_planner"]
+    fn plain_standard_planner(
+        query: *mut pg_sys::Query,
+        text: *const std::ffi::c_char,
+        cursor_options: i32,
+        params: pg_sys::ParamListInfo,
+    ) -> *mut pg_sys::PlannedStmt;
+}
+
+/// Not guarded: an ERROR of the planner passes through this frame as through one of C, which is sound because
+/// it has nothing to drop.
 unsafe extern "C-unwind" fn planner_hook(
     query: *mut pg_sys::Query,
     text: *const std::ffi::c_char,
     cursor_options: i32,
     params: pg_sys::ParamListInfo,
 ) -> *mut pg_sys::PlannedStmt {
-    // SAFETY: the planner's own arguments; the planner may change the query, and so may the hook. No value with
-    // a destructor is alive across the boundary.
+    // SAFETY: the planner's own arguments; the planner may change the query, and so may the hook.
     unsafe {
-        expand::expand(query, &Caches);
+        expand_guarded(query);
         match PREVIOUS_PLANNER_HOOK {
-            Some(previous) => {
-                pg_sys::ffi::pg_guard_ffi_boundary(|| previous(query, text, cursor_options, params))
-            }
-            None => pg_sys::standard_planner(query, text, cursor_options, params),
+            Some(previous) => previous(query, text, cursor_options, params),
+            None => plain_standard_planner(query, text, cursor_options, params),
         }
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn expand_guarded(query: *mut pg_sys::Query) {
+    // SAFETY: the planner's own query, which it may change.
+    unsafe { expand::expand(query, &Caches) };
 }
 
 /// Main of a database's worker; the argument is the database's OID.

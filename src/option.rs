@@ -128,11 +128,40 @@ pub fn validate(context: Context, options: &Options) -> Result<()> {
         check(name, value, *kind)?;
     }
     match context {
-        Context::Server => ServerOptions::parse(options).map(|_| ()),
-        Context::UserMapping => credentials(options).map(|_| ()),
+        Context::Server => ServerOptions::parse(options).and_then(|server| may_set(&server, options)),
+        Context::UserMapping => credentials(options)
+            .and_then(|login| login.token_url.map_or(Ok(()), |url| require_https("token_url", &url, false))),
         Context::Table => TableOptions::parse(options).map(|_| ()),
         Context::Wrapper | Context::Column => Ok(()),
     }
+}
+
+/// Checks what only some may set. Whoever uses the server later need not be one of them.
+fn may_set(server: &ServerOptions, options: &Options) -> Result<()> {
+    let allow_http = find(options, "allow_http").map_or(Ok(false), |v| parse_boolean("allow_http", v))?;
+    if allow_http && !session::is_superuser() {
+        return Err(OptionError::new(
+            Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "only a superuser may set option \"allow_http\"",
+            "Use an address that begins with https.",
+        ));
+    }
+    if server.ca_file.is_some() && !session::may_read_server_files() {
+        return Err(OptionError::new(
+            Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "permission denied to set option \"ca_file\"",
+            "Only roles with privileges of role pg_read_server_files may set it.",
+        ));
+    }
+    require_https("instance_url", &server.instance_url, allow_http)
+}
+
+fn require_https(name: &str, url: &Url, allow_http: bool) -> Result<()> {
+    if url.scheme() == "https" || allow_http || is_loopback(url) {
+        return Ok(());
+    }
+    let hint = "The address must begin with https; plain http is accepted for loopback addresses only, or with server option allow_http.";
+    Err(OptionError::value(name, url.as_str(), hint))
 }
 
 fn unexpected(context: Context, name: &str) -> OptionError {
@@ -252,21 +281,6 @@ impl ServerOptions {
         let instance_url = parse_url("instance_url", url)?;
         if !matches!(instance_url.path(), "" | "/") || instance_url.query().is_some() {
             return Err(OptionError::value("instance_url", url, "The address must not have a path."));
-        }
-        let allow_http = find(options, "allow_http").map_or(Ok(false), |v| parse_boolean("allow_http", v))?;
-        if allow_http && !session::is_superuser() {
-            return Err(OptionError::new(
-                Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                "only a superuser may set option \"allow_http\"",
-                "Use an address that begins with https.",
-            ));
-        }
-        if instance_url.scheme() == "http" && !allow_http && !is_loopback(&instance_url) {
-            return Err(OptionError::value(
-                "instance_url",
-                url,
-                "The address must begin with https; plain http is accepted for loopback addresses only, or with option allow_http.",
-            ));
         }
         let time = |name, default: &str| parse_time(name, find(options, name).unwrap_or(default), 1);
         let integer = |name, default: &str, least, most| {

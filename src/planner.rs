@@ -15,7 +15,7 @@ pub struct Caches;
 impl Expansions for Caches {
     fn template(&self, relation: pg_sys::Oid) -> Option<Rc<Template>> {
         let mirror = catalog::mirror(relation)?;
-        worker::ensure_once();
+        worker::ensure_now_and_then();
         mirror.template.get_or_init(|| template(&mirror).map(Rc::new)).clone()
     }
 }

@@ -4,32 +4,20 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
+use pgrx::PgSqlErrorCode as Sql;
 use servicenow::page::{Rows, Version};
 use servicenow::sync::store::StoredRecords;
 use servicenow::value::Value;
 
 use super::{MOD_COUNT, UPDATED_ON};
 use crate::catalog::{self, Mirror, get};
+use crate::error::{error, raise};
 use crate::pg;
 use crate::pg::table::{MisfitAt, TableWriter, Triggers};
 use crate::pg::tuple::{OwnedScalar, Scalar};
 
 /// Microseconds in a second.
 const SECOND: i64 = 1_000_000;
-
-/// Why rows could not be put into a cache.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ApplyError {
-    /// The cache table lacks a column or its key.
-    Damaged,
-    /// A value does not fit its column's type.
-    Misfit {
-        /// The record.
-        sys_id: String,
-        /// The column.
-        column: String,
-    },
-}
 
 /// When a row that is there already is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +40,7 @@ pub struct Outcome {
     pub held_back_since: Option<i64>,
 }
 
-/// A cache opened for writing.
+/// A cache opened for writing. What cannot be written is an ERROR.
 pub struct CacheWriter {
     mirror: Rc<Mirror>,
     table: TableWriter,
@@ -60,23 +48,25 @@ pub struct CacheWriter {
 
 impl CacheWriter {
     /// Opens a mirror's cache.
-    pub fn open(mirror: &Rc<Mirror>, triggers: Triggers) -> Result<Self, ApplyError> {
+    pub fn open(mirror: &Rc<Mirror>, triggers: Triggers) -> Self {
         let mut names: Vec<&str> = mirror.columns.iter().map(|column| column.name.as_str()).collect();
         names.extend([UPDATED_ON, MOD_COUNT]);
         let key = &mirror.columns[mirror.key].name;
-        let table = TableWriter::open(mirror.cache, &names, key, triggers).ok_or(ApplyError::Damaged)?;
-        Ok(Self { mirror: mirror.clone(), table })
+        match TableWriter::open(mirror.cache, &names, key, triggers) {
+            Some(table) => Self { mirror: mirror.clone(), table },
+            None => raise(catalog::damaged(mirror.foreign_table, "has been changed by hand")),
+        }
     }
 
     /// Writes the answer to a write, waiting for whoever is changing the row; gives back whether it was added.
-    pub fn put(&mut self, rows: &Rows, row: usize) -> Result<bool, ApplyError> {
+    pub fn put(&mut self, rows: &Rows, row: usize) -> bool {
         let found = self.table.find(rows.id(row));
-        let written = match found {
-            true => self.table.update(|column| scalar(rows, row, column)),
-            false => self.table.insert(|column| scalar(rows, row, column)),
-        };
-        written.map_err(|at| self.misfit(rows, MisfitAt { row, ..at }))?;
-        Ok(!found)
+        if found {
+            self.update(rows, row);
+        } else {
+            self.insert(rows, row);
+        }
+        !found
     }
 
     /// Locks a row and gives back its values, in the order of the mirror's columns.
@@ -99,66 +89,62 @@ impl CacheWriter {
     /// Puts a batch into the cache. Rows that somebody is writing are passed over. With `careful`, rows that
     /// somebody is adding at this very moment are passed over too, at the price of a subtransaction for each
     /// new row; without it they make the caller wait for its lock timeout.
-    pub fn put_all(&mut self, rows: &Rows, replace: Replace, careful: bool) -> Result<Outcome, ApplyError> {
+    pub fn put_all(&mut self, rows: &Rows, replace: Replace, careful: bool) -> Outcome {
         let there = versions(&self.mirror, rows.ids());
         let mut outcome = Outcome::default();
-        if there.is_empty() && !careful {
-            self.table
-                .insert_many(rows.len(), |row, column| scalar(rows, row, column))
-                .map_err(|at| self.misfit(rows, at))?;
+        // A record that comes twice in a batch counts as it came last.
+        let last: HashMap<&str, usize> = rows.ids().zip(0..).collect();
+        if there.is_empty() && !careful && last.len() == rows.len() {
+            let added = self.table.insert_many(rows.len(), |row, column| scalar(rows, row, column));
+            added.unwrap_or_else(|at| self.misfit(rows, at));
             outcome.inserted = rows.len() as i64;
-            return Ok(outcome);
+            return outcome;
         }
-        let to_update = |row: &usize| match there.get(rows.id(*row)) {
-            None => false,
-            // A version that is not shown says nothing.
-            Some(_) if rows.version(*row).updated_on.is_none() => true,
-            Some(stored) => match replace {
-                Replace::Later => *stored < rows.version(*row),
-                Replace::SameOrLater => *stored <= rows.version(*row),
-            },
-        };
-        let to_update: Vec<usize> = (0..rows.len()).filter(to_update).collect();
-        let free = lock_free(&self.mirror, to_update.iter().map(|row| rows.id(*row)));
-        for row in to_update {
-            if free.contains(rows.id(row)) && self.table.find(rows.id(row)) {
-                self.table
-                    .update(|column| scalar(rows, row, column))
-                    .map_err(|at| self.misfit(rows, MisfitAt { row, ..at }))?;
-                outcome.updated += 1;
+        let mut last: Vec<usize> = last.into_values().collect();
+        last.sort_unstable();
+        let (old, new): (Vec<usize>, Vec<usize>) =
+            last.into_iter().partition(|row| there.contains_key(rows.id(*row)));
+        let due = |row: &usize| replace.is_due(there[rows.id(*row)], rows.version(*row));
+        let due: Vec<usize> = old.into_iter().filter(due).collect();
+        let free = lock_free(&self.mirror, due.iter().map(|row| rows.id(*row)));
+        for row in due {
+            if !free.contains(rows.id(row)) {
+                outcome.hold_back(rows.version(row));
+            } else if self.table.find(rows.id(row)) {
+                // Somebody may have written it between the first look and the lock.
+                if replace.is_due(self.found_version(), rows.version(row)) {
+                    self.update(rows, row);
+                    outcome.updated += 1;
+                }
             } else {
                 outcome.hold_back(rows.version(row));
             }
         }
-        for row in (0..rows.len()).filter(|row| !there.contains_key(rows.id(*row))) {
+        for row in new {
             if !careful {
-                self.table
-                    .insert(|column| scalar(rows, row, column))
-                    .map_err(|at| self.misfit(rows, MisfitAt { row, ..at }))?;
+                self.insert(rows, row);
                 outcome.inserted += 1;
-            } else if self.insert_alone(rows, row)? {
+            } else if self.insert_alone(rows, row) {
                 outcome.inserted += 1;
             } else {
                 outcome.hold_back(rows.version(row));
             }
         }
-        Ok(outcome)
+        outcome
     }
 
     /// Adds a row in a subtransaction; `false` if somebody else is adding it.
-    fn insert_alone(&mut self, rows: &Rows, row: usize) -> Result<bool, ApplyError> {
+    fn insert_alone(&mut self, rows: &Rows, row: usize) -> bool {
         let mirror = self.mirror.clone();
         let added = pg::xact::subtransaction(std::panic::AssertUnwindSafe(|| {
-            let mut alone = CacheWriter::open(&mirror, Triggers::Own)?;
-            let added = alone.table.insert(|column| scalar(rows, row, column));
-            added.map_err(|at| alone.misfit(rows, MisfitAt { row, ..at }))?;
+            let mut alone = CacheWriter::open(&mirror, Triggers::Own);
+            alone.insert(rows, row);
             alone.close();
-            Ok(())
         }));
         match added {
-            Ok(Ok(())) => Ok(true),
-            Ok(Err(e)) => Err(e),
-            Err(_somebody_else) => Ok(false),
+            Ok(()) => true,
+            Err(caught) if caught.is_conflict() => false,
+            Err(caught) => raise(error(caught.sqlstate, caught.message)),
         }
     }
 
@@ -172,7 +158,7 @@ impl CacheWriter {
         for (id, version) in unchanged() {
             if !free.contains(id.as_str()) {
                 kept.push((id.clone(), *version));
-            } else if self.table.find(id.as_str()) {
+            } else if self.table.find(id.as_str()) && self.found_version() == *version {
                 self.table.delete();
                 deleted += 1;
             }
@@ -180,9 +166,55 @@ impl CacheWriter {
         (deleted, kept)
     }
 
-    fn misfit(&self, rows: &Rows, at: MisfitAt) -> ApplyError {
+    fn insert(&mut self, rows: &Rows, row: usize) {
+        let added = self.table.insert(|column| scalar(rows, row, column));
+        added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
+    }
+
+    fn update(&mut self, rows: &Rows, row: usize) {
+        let changed = self.table.update(|column| scalar(rows, row, column));
+        changed.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
+    }
+
+    /// The version of the row last found.
+    fn found_version(&self) -> Version {
+        let width = self.mirror.columns.len();
+        Version {
+            updated_on: match self.table.found_value(width) {
+                OwnedScalar::Plain(Scalar::Micros(us)) => Some(us.div_euclid(SECOND)),
+                _ => None,
+            },
+            mod_count: match self.table.found_value(width + 1) {
+                OwnedScalar::Plain(Scalar::Integer(count)) => Some(count),
+                _ => None,
+            },
+        }
+    }
+
+    fn misfit(&self, rows: &Rows, at: MisfitAt) -> ! {
         let column = self.mirror.columns.get(at.column).map_or(UPDATED_ON, |column| column.name.as_str());
-        ApplyError::Misfit { sys_id: rows.id(at.row).to_owned(), column: column.to_owned() }
+        raise(
+            error(
+                Sql::ERRCODE_FDW_INVALID_DATA_TYPE,
+                format!(
+                    "value for column \"{column}\" of record \"{}\" does not fit the column's type",
+                    rows.id(at.row)
+                ),
+            )
+            .set_hint("Change the column's type, to text if need be."),
+        )
+    }
+}
+
+impl Replace {
+    /// Whether a stored version gives way to one that was read.
+    fn is_due(self, stored: Version, read: Version) -> bool {
+        match self {
+            // A version that is not shown says nothing.
+            _ if read.updated_on.is_none() => true,
+            Replace::Later => stored < read,
+            Replace::SameOrLater => stored <= read,
+        }
     }
 }
 

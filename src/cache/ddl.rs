@@ -38,6 +38,15 @@ pub fn follow(relation: pg_sys::Oid) {
     let options = TableOptions::parse(&options).unwrap_or_else(|e| raise(e));
     let table = options.table.unwrap_or_else(|| catalog::default_table(&name));
     require_utf8();
+    if pg::catalog::is_temporary(relation) {
+        raise(
+            error(
+                Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("foreign table \"{name}\" cannot be temporary"),
+            )
+            .set_hint("Its cache would outlive the session; create it in a permanent schema."),
+        );
+    }
     let columns = columns_of(relation, &name);
     let wanted = |cache| Follow {
         cache,
@@ -79,6 +88,8 @@ pub fn forget(relation: pg_sys::Oid) {
 
 /// Makes sure that the cache is there and whole, whatever was done to it by hand.
 pub fn repair(relation: pg_sys::Oid) {
+    // Readers that have been told of the old cache must be done with it.
+    pg::catalog::lock_exclusively(relation);
     if let Some(followed) = catalog::followed(relation)
         && let Some(_kind) = pg::catalog::relation_kind(followed.cache)
     {
@@ -123,6 +134,12 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
             raise(error(
                 Sql::ERRCODE_RESERVED_NAME,
                 format!("column name \"{}\" is reserved in foreign table \"{name}\"", attribute.name),
+            ));
+        }
+        if attribute.generated {
+            raise(error(
+                Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("column \"{}\" of foreign table \"{name}\" cannot be generated", attribute.name),
             ));
         }
         if !pg::catalog::is_plain_type(attribute.type_oid) {
@@ -195,7 +212,11 @@ fn create(name: &str, columns: &[FollowedColumn]) -> pg_sys::Oid {
 /// The foreign table's own name if it is free among the caches, else with a number behind it.
 fn free_name(name: &str) -> String {
     let taken = |name: &str| pg::catalog::relation_in(SCHEMA, name).is_some();
-    let stem: String = name.chars().take(pg::catalog::NAME_LENGTH - 5).collect();
+    let mut end = name.len().min(pg::catalog::NAME_LENGTH - 5);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    let stem = &name[..end];
     std::iter::once(name.to_owned())
         .chain((1..).map(|n| format!("{stem}_{n}")))
         .find(|name| !taken(name))

@@ -7,6 +7,8 @@ use pgrx::pg_sys;
 
 use crate::catalog::{self, Mirror};
 use crate::import;
+use crate::option::TableOptions;
+use crate::pg;
 use crate::pg::routine::{Import, Target, Wrapper};
 use crate::pg::scan::Source;
 
@@ -27,7 +29,9 @@ impl Wrapper for ServiceNow {
     }
 
     fn is_updatable(relation: pg_sys::Oid) -> bool {
-        catalog::mirror_or_error(relation).updatable
+        // Asked by information_schema of every table: the options have to be enough.
+        let options = pg::catalog::foreign_table(relation, catalog::WRAPPER).map(|(_, options)| options);
+        options.and_then(|options| TableOptions::parse(&options).ok()).is_some_and(|table| table.updatable)
     }
 
     fn begin_write(target: Target) -> modify::Writer {

@@ -9,14 +9,15 @@ use pgrx::PgSqlErrorCode as Sql;
 use serde_json::{Map, Value as Json};
 use servicenow::client::retry::Effect;
 use servicenow::dictionary::{self, FieldDef, FieldType, TableDef, field_type};
+use servicenow::error::Refusal;
 use servicenow::page::Rows;
 use servicenow::value::{Kind, Show, SysId, TableName};
 
 use super::label;
-use crate::cache::apply::{ApplyError, CacheWriter, to_scalar, to_value};
+use crate::cache::apply::{CacheWriter, to_scalar, to_value};
 use crate::catalog::{self, Mirror, MirrorColumn};
 use crate::connection::{Connection, connection};
-use crate::error::{error, raise};
+use crate::error::{Doing, error, raise, report};
 use crate::pg;
 use crate::pg::routine::{Operation, Row, RowWriter, Target, Written};
 use crate::pg::table::Triggers;
@@ -27,6 +28,7 @@ use crate::worker;
 pub struct Writer {
     mirror: Rc<Mirror>,
     assigned: Vec<i16>,
+    skip_duplicates: bool,
     connection: Connection,
     /// What the dictionary says; read when the first row comes.
     def: Option<TableDef>,
@@ -51,11 +53,12 @@ impl Writer {
     pub fn begin(target: Target) -> Self {
         let mirror = catalog::mirror_or_error(target.relation);
         let connection = connection(mirror.server, target.user);
-        let cache = CacheWriter::open(&mirror, Triggers::Query).unwrap_or_else(|e| raise_apply(&mirror, &e));
-        worker::ensure_once();
+        let cache = CacheWriter::open(&mirror, Triggers::Query);
+        worker::ensure_now_and_then();
         debug_assert!(target.operation == Operation::Update || target.assigned.is_empty());
         Self {
             assigned: target.assigned,
+            skip_duplicates: target.skip_duplicates,
             connection,
             def: None,
             cache,
@@ -237,7 +240,7 @@ impl Writer {
 
     /// Puts the answer into the cache and gives the row back by attribute number.
     fn keep(&mut self, rows: &Rows) -> Written {
-        let added = self.cache.put(rows, 0).unwrap_or_else(|e| raise_apply(&self.mirror, &e));
+        let added = self.cache.put(rows, 0);
         self.delta += i64::from(added);
         self.done.insert(rows.id(0).to_owned());
         self.written(|position| owned(to_scalar(rows.value(0, position))))
@@ -272,13 +275,25 @@ impl RowWriter for Writer {
             OwnedScalar::Text(key) if !key.is_empty() => key,
             _ => new_sys_id(),
         };
+        if self.skip_duplicates && self.cache.lock(&key).is_some() {
+            return None;
+        }
         let (table, id, layout) = self.record(&key);
         let fields = body(&sent);
         pg::xact::forbid_prepare();
         let what = format!("insert a record into table \"{table}\"");
-        let rows = self
+        let inserted = self
             .connection
-            .call(&what, true, |client| async move { client.insert(&table, &id, &fields, &layout).await });
+            .try_call(|client| async move { client.insert(&table, &id, &fields, &layout).await });
+        let rows = match inserted {
+            Ok(rows) => rows,
+            Err(servicenow::Error::Refused { refusal: Refusal::Unique, .. }) if self.skip_duplicates => {
+                return None;
+            }
+            Err(e) => {
+                raise(report(&e, Doing { server: self.connection.server(), what: &what, writing: true }))
+            }
+        };
         let def = self.def();
         self.check_answer(rows.id(0), &sent, &rows, |sent| {
             let default = def.field(&sent.field).map(|field| field.default_value.clone());
@@ -395,27 +410,4 @@ fn new_sys_id() -> String {
         raise(error(Sql::ERRCODE_SYSTEM_ERROR, format!("could not make a sys_id: {e}")));
     }
     SysId::from_random(bytes).as_str().to_owned()
-}
-
-/// The ERROR for an answer that could not be put into the cache.
-fn raise_apply(mirror: &Mirror, e: &ApplyError) -> ! {
-    let table = catalog::qualified(mirror.foreign_table);
-    match e {
-        ApplyError::Damaged => raise(
-            error(
-                Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                format!("cache table of foreign table {table} has been changed by hand"),
-            )
-            .set_hint(format!("Run SELECT servicenow.resync('{table}').")),
-        ),
-        ApplyError::Misfit { sys_id, column } => raise(
-            error(
-                Sql::ERRCODE_FDW_INVALID_DATA_TYPE,
-                format!(
-                    "value for column \"{column}\" of record \"{sys_id}\" does not fit the column's type"
-                ),
-            )
-            .set_hint("Change the column's type, to text if need be."),
-        ),
-    }
 }

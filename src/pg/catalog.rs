@@ -24,6 +24,8 @@ pub struct Attribute {
     pub collation: pg_sys::Oid,
     /// Whether the column was dropped.
     pub dropped: bool,
+    /// Whether its values are computed from other columns.
+    pub generated: bool,
     /// `attlen` and `attalign`, which stay after the column is dropped.
     pub storage: (i16, i8),
 }
@@ -42,6 +44,7 @@ pub fn attributes(relation: pg_sys::Oid) -> Vec<Attribute> {
             typmod: attribute.atttypmod,
             collation: attribute.attcollation,
             dropped: attribute.attisdropped,
+            generated: attribute.attgenerated != 0,
             storage: (attribute.attlen, attribute.attalign),
         })
         .collect()
@@ -66,11 +69,28 @@ pub fn relation_in(schema: &str, name: &str) -> Option<pg_sys::Oid> {
     (relation != pg_sys::InvalidOid).then_some(relation)
 }
 
-/// Whether a type is a base type or an enum: one whose values run no code that a user has written.
+/// Whether values of a type run no code that a user has written: it is a base type or an enum, or an array of
+/// one.
 pub fn is_plain_type(type_oid: pg_sys::Oid) -> bool {
+    // SAFETY: syscache lookups.
+    unsafe {
+        let element = pg_sys::get_element_type(type_oid);
+        let innermost = if element == pg_sys::InvalidOid { type_oid } else { element };
+        let kind = pg_sys::get_typtype(innermost) as u8;
+        matches!(kind, pg_sys::TYPTYPE_BASE | pg_sys::TYPTYPE_ENUM)
+    }
+}
+
+/// Whether a relation belongs to one session.
+pub fn is_temporary(relation: pg_sys::Oid) -> bool {
     // SAFETY: a syscache lookup.
-    let kind = unsafe { pg_sys::get_typtype(type_oid) } as u8;
-    matches!(kind, pg_sys::TYPTYPE_BASE | pg_sys::TYPTYPE_ENUM)
+    unsafe { pg_sys::get_rel_persistence(relation) as u8 == pg_sys::RELPERSISTENCE_TEMP }
+}
+
+/// Keeps everybody else away from a relation until the end of the transaction.
+pub fn lock_exclusively(relation: pg_sys::Oid) {
+    // SAFETY: waits for the lock; interrupts and timeouts end the wait with an ERROR.
+    unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE) };
 }
 
 /// A relation's name, if it is there.

@@ -116,7 +116,9 @@ pub unsafe fn expand<E: Expansions>(query: *mut pg_sys::Query, expansions: &E) {
         for (index, rte) in (1..).zip(rtable.iter_ptr()) {
             match (*rte).rtekind {
                 pg_sys::RTEKind::RTE_RELATION if is_source(query, index, rte) => {
-                    if let Some(template) = expansions.template((*rte).relid) {
+                    if let Some(template) = locked_template(query, index, (*rte).relid, expansions)
+                        && !reads_system_columns(query, index)
+                    {
                         replace(query, index, rte, &template);
                     }
                 }
@@ -174,6 +176,88 @@ unsafe fn is_source(query: *mut pg_sys::Query, index: i32, rte: *mut pg_sys::Ran
     }
 }
 
+/// The template of a relation with its cache locked as the query needs it. Waiting for the lock may bring news
+/// of another cache.
+///
+/// # Safety
+/// As for [`is_source`].
+unsafe fn locked_template<E: Expansions>(
+    query: *mut pg_sys::Query,
+    index: i32,
+    relation: pg_sys::Oid,
+    expansions: &E,
+) -> Option<std::rc::Rc<Template>> {
+    // SAFETY: by contract.
+    let lock = unsafe { lock_mode(query, index) };
+    let mut template = expansions.template(relation)?;
+    loop {
+        // SAFETY: waits for the lock; interrupts and timeouts end the wait with an ERROR.
+        unsafe { pg_sys::LockRelationOid(template.cache, lock) };
+        let current = expansions.template(relation)?;
+        if current.cache == template.cache {
+            return Some(current);
+        }
+        template = current;
+    }
+}
+
+/// The lock the parser would have taken on the relation: a stronger one if rows are to be locked.
+///
+/// # Safety
+/// `query` is valid.
+unsafe fn lock_mode(query: *mut pg_sys::Query, index: i32) -> pg_sys::LOCKMODE {
+    // SAFETY: by contract.
+    let rowmark = unsafe { pg_sys::get_parse_rowmark(query, index as pg_sys::Index) };
+    let mode = if rowmark.is_null() { pg_sys::AccessShareLock } else { pg_sys::RowShareLock };
+    mode as pg_sys::LOCKMODE
+}
+
+/// A relation, by its place and by how many queries further out that is.
+struct Place {
+    index: i32,
+    levels_up: pg_sys::Index,
+}
+
+/// Whether the query reads a system column such as `tableoid` of the relation. A subquery has none; the foreign
+/// scan has.
+///
+/// # Safety
+/// `query` is valid.
+unsafe fn reads_system_columns(query: *mut pg_sys::Query, index: i32) -> bool {
+    let mut place = Place { index, levels_up: 0 };
+    // SAFETY: by contract.
+    unsafe { pg_sys::query_tree_walker(query, Some(is_system_column), (&raw mut place).cast(), 0) }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn is_system_column(
+    node: *mut pg_sys::Node,
+    context: *mut std::ffi::c_void,
+) -> bool {
+    if node.is_null() {
+        return false;
+    }
+    // SAFETY: the walker hands on valid nodes and the place it was given.
+    unsafe {
+        let place: *mut Place = context.cast();
+        match (*node).type_ {
+            pg_sys::NodeTag::T_Var => {
+                let var: *mut pg_sys::Var = node.cast();
+                (*var).varno == (*place).index
+                    && (*var).varlevelsup == (*place).levels_up
+                    && (*var).varattno < 0
+            }
+            pg_sys::NodeTag::T_Query => {
+                (*place).levels_up += 1;
+                let found = pg_sys::query_tree_walker(node.cast(), Some(is_system_column), context, 0);
+                (*place).levels_up -= 1;
+                found
+            }
+            _ => pg_sys::expression_tree_walker(node, Some(is_system_column), context),
+        }
+    }
+}
+
 /// Puts a copy of the template in the entry's place.
 ///
 /// # Safety
@@ -188,8 +272,6 @@ unsafe fn replace(
     unsafe {
         let subquery: *mut pg_sys::Query = pg_sys::copyObjectImpl(template.query.cast()).cast();
         let rowmark = pg_sys::get_parse_rowmark(query, index as pg_sys::Index);
-        let lock = if rowmark.is_null() { pg_sys::AccessShareLock } else { pg_sys::RowShareLock };
-        pg_sys::LockRelationOid(template.cache, lock as pg_sys::LOCKMODE);
         let inner = PgList::<pg_sys::RangeTblEntry>::from_pg((*subquery).rtable).get_ptr(0);
         let inner = inner.expect("the template reads one table");
         if !(*rte).alias.is_null() {
@@ -199,8 +281,14 @@ unsafe fn replace(
         if !rowmark.is_null() {
             // The cache is entry 1 of the template. `pushedDown`, as for a view, lets it be pulled up.
             pg_sys::applyLockingClause(subquery, 1, (*rowmark).strength, (*rowmark).waitPolicy, true);
-            (*inner).rellockmode = lock as i32;
+            (*inner).rellockmode = lock_mode(query, index);
             require_select_for_update(subquery, inner);
+        }
+        // A stored query may be older than the newest columns; a whole-row variable needs names for all.
+        let names = &mut (*(*rte).eref).colnames;
+        while (**names).length < (*(*subquery).targetList).length {
+            let filler = pg_sys::makeString(pg_sys::pstrdup(c"?column?".as_ptr()));
+            *names = pg_sys::lappend(*names, filler.cast());
         }
         keep_privilege_checks(subquery, rte);
         (*rte).rtekind = pg_sys::RTEKind::RTE_SUBQUERY;

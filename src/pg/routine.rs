@@ -1,16 +1,19 @@
 //! The functions Postgres calls through an `FdwRoutine`, handing on to a safe [`Wrapper`].
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::marker::PhantomData;
 use std::ptr::null_mut;
 
-use pgrx::{AllocatedByRust, PgBox, PgList, PgMemoryContexts, PgTupleDesc, pg_guard, pg_sys};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{
+    AllocatedByRust, PgBox, PgList, PgLogLevel, PgMemoryContexts, PgRelation, PgSqlErrorCode, PgTupleDesc,
+    pg_guard, pg_sys,
+};
 
 use super::scan::{self, Source};
+use super::table::new_context;
 use super::tuple::{DatumWriter, OwnedScalar, read};
 
-/// The name of the junk column that carries a target row's key.
-const KEY_NAME: &CStr = c"sys_id";
 /// The name Postgres gives the junk column with the whole old row.
 const WHOLE_ROW_NAME: &CStr = c"wholerow";
 
@@ -36,6 +39,8 @@ pub struct Target {
     pub operation: Operation,
     /// UPDATE: attribute numbers the statement assigns.
     pub assigned: Vec<i16>,
+    /// INSERT: a row whose key is there already is passed over.
+    pub skip_duplicates: bool,
 }
 
 /// A row as the statement gives it, or as it was.
@@ -214,11 +219,24 @@ unsafe extern "C-unwind" fn add_update_targets<W: Wrapper>(
             attribute.attcollation,
             0,
         );
-        pg_sys::add_row_identity_var(root, var, rtindex, KEY_NAME.as_ptr());
+        pg_sys::add_row_identity_var(
+            root,
+            var,
+            rtindex,
+            pg_sys::pstrdup(key_name(attribute, number).as_ptr()),
+        );
     }
 }
 
-/// The private list of a modification: one integer list, the attributes an UPDATE assigns.
+/// The name of the junk column that carries a target row's key. Targets of one statement may share it only if
+/// their keys have the same number and type.
+fn key_name(attribute: &pg_sys::FormData_pg_attribute, number: i16) -> CString {
+    let (type_oid, typmod) = (attribute.atttypid.to_u32(), attribute.atttypmod);
+    super::catalog::c_string(&format!("sys_id {number} {type_oid} {typmod}"))
+}
+
+/// The private list of a modification: one integer list, 1 or 0 for ON CONFLICT DO NOTHING, then the attributes
+/// an UPDATE may change.
 #[pg_guard]
 unsafe extern "C-unwind" fn plan_modify(
     root: *mut pg_sys::PlannerInfo,
@@ -226,21 +244,30 @@ unsafe extern "C-unwind" fn plan_modify(
     relation: pg_sys::Index,
     _subplan: i32,
 ) -> *mut pg_sys::List {
-    // SAFETY: the planner's own arguments.
+    // SAFETY: the planner's own arguments; it holds a lock on the relation.
     unsafe {
-        let mut assigned = null_mut();
+        let skip = (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_NOTHING;
+        let mut private = pg_sys::lappend_int(null_mut(), i32::from(skip));
         if (*plan).operation == pg_sys::CmdType::CMD_UPDATE {
-            let columns = updated_columns(root, relation);
-            let mut member = pg_sys::bms_next_member(columns, -1);
-            while member >= 0 {
-                let number = member + pg_sys::FirstLowInvalidHeapAttributeNumber;
-                assigned = pg_sys::lappend_int(assigned, number);
-                member = pg_sys::bms_next_member(columns, member);
+            let rte = *(*root).simple_rte_array.add(relation as usize);
+            let target = PgRelation::open((*rte).relid);
+            let triggers = (*target.as_ptr()).trigdesc;
+            if !triggers.is_null() && (*triggers).trig_update_before_row {
+                // A trigger may change any column.
+                for attribute in target.tuple_desc().iter().filter(|a| !a.attisdropped) {
+                    private = pg_sys::lappend_int(private, i32::from(attribute.attnum));
+                }
+            } else {
+                let columns = updated_columns(root, relation);
+                let mut member = pg_sys::bms_next_member(columns, -1);
+                while member >= 0 {
+                    let number = member + pg_sys::FirstLowInvalidHeapAttributeNumber;
+                    private = pg_sys::lappend_int(private, number);
+                    member = pg_sys::bms_next_member(columns, member);
+                }
             }
         }
-        // NIL cannot be told from an absent list: a leading 0, which is no column, makes it one.
-        assigned = pg_sys::lcons_int(0, assigned);
-        pg_sys::lappend(null_mut(), assigned.cast())
+        pg_sys::lappend(null_mut(), private.cast())
     }
 }
 
@@ -277,7 +304,25 @@ struct ModifyState<W: Wrapper> {
     types: Vec<DatumWriter>,
     key: i16,
     whole_row: i16,
+    /// What belongs to the row being written; reset before the next.
+    row_context: pg_sys::MemoryContext,
     _wrapper: PhantomData<W>,
+}
+
+impl<W: Wrapper> ModifyState<W> {
+    /// Runs `f` for one row.
+    ///
+    /// # Safety
+    /// Nothing refers to the row before any more.
+    unsafe fn for_row<R>(&mut self, f: impl FnOnce(&mut W::Writer, &[DatumWriter]) -> R) -> R {
+        let Self { writer, types, row_context, .. } = self;
+        let writer = writer.as_mut().expect("the statement is not over");
+        // SAFETY: by contract; the context is a child of the statement's.
+        unsafe {
+            pg_sys::MemoryContextReset(*row_context);
+            PgMemoryContexts::For(*row_context).switch_to(|_| f(writer, types))
+        }
+    }
 }
 
 #[pg_guard]
@@ -298,18 +343,29 @@ unsafe extern "C-unwind" fn begin_modify<W: Wrapper>(
             pg_sys::CmdType::CMD_DELETE => Operation::Delete,
             _ => Operation::Insert,
         };
-        let assigned = PgList::<i32>::from_pg(pg_sys::list_nth(private, 0).cast());
-        let assigned = assigned.iter_int().filter(|n| *n > 0).map(|n| n as i16).collect();
+        let private = PgList::<i32>::from_pg(pg_sys::list_nth(private, 0).cast());
+        let mut private = private.iter_int();
+        let skip_duplicates = private.next() == Some(1);
+        let assigned = private.map(|number| number as i16).collect();
         let junk = |name: &CStr| {
             let subplan = (*(*mtstate).ps.lefttree).plan;
-            pg_sys::ExecFindJunkAttributeInTlist((*subplan).targetlist, name.as_ptr())
+            let number = pg_sys::ExecFindJunkAttributeInTlist((*subplan).targetlist, name.as_ptr());
+            assert!(number > 0, "the planner was asked for this junk column");
+            number
+        };
+        let relation = (*rri).ri_RelationDesc;
+        let key_name = |number: i16| {
+            let tupdesc = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
+            key_name(tupdesc.get(number as usize - 1).expect("the key is a column"), number)
         };
         let (key, whole_row) = match operation {
             Operation::Insert => (0, 0),
-            Operation::Update => (junk(KEY_NAME), junk(WHOLE_ROW_NAME)),
-            Operation::Delete => (junk(KEY_NAME), 0),
+            Operation::Update => (junk(&key_name(W::key((*relation).rd_id))), junk(WHOLE_ROW_NAME)),
+            Operation::Delete => (junk(&key_name(W::key((*relation).rd_id))), 0),
         };
-        start::<W>((*mtstate).ps.state, rri, operation, assigned, key, whole_row);
+        let user = acting_user(rri, (*mtstate).ps.state);
+        let target = Target { relation: (*relation).rd_id, user, operation, assigned, skip_duplicates };
+        start::<W>((*mtstate).ps.state, rri, target, key, whole_row);
     }
 }
 
@@ -318,8 +374,27 @@ unsafe extern "C-unwind" fn begin_insert<W: Wrapper>(
     mtstate: *mut pg_sys::ModifyTableState,
     rri: *mut pg_sys::ResultRelInfo,
 ) {
-    // SAFETY: the executor's (or COPY's) own arguments.
-    unsafe { start::<W>((*mtstate).ps.state, rri, Operation::Insert, Vec::new(), 0, 0) };
+    // SAFETY: the executor's (or COPY's) own arguments. A partition that rows are moved into may be a target of
+    // the same UPDATE: then it has a state already, which would be lost.
+    unsafe {
+        if !(*rri).ri_FdwState.is_null() {
+            ErrorReport::new(
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "cannot move a row into a foreign table that the same statement updates",
+                "",
+            )
+            .set_hint("Delete the row and insert it anew, in two statements.")
+            .report(PgLogLevel::ERROR);
+        }
+        let plan: *mut pg_sys::ModifyTable = (*mtstate).ps.plan.cast();
+        let skip_duplicates =
+            !plan.is_null() && (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_NOTHING;
+        let user = acting_user(rri, (*mtstate).ps.state);
+        let relation = (*(*rri).ri_RelationDesc).rd_id;
+        let operation = Operation::Insert;
+        let target = Target { relation, user, operation, assigned: Vec::new(), skip_duplicates };
+        start::<W>((*mtstate).ps.state, rri, target, 0, 0);
+    }
 }
 
 /// # Safety
@@ -327,15 +402,13 @@ unsafe extern "C-unwind" fn begin_insert<W: Wrapper>(
 unsafe fn start<W: Wrapper>(
     estate: *mut pg_sys::EState,
     rri: *mut pg_sys::ResultRelInfo,
-    operation: Operation,
-    assigned: Vec<i16>,
+    target: Target,
     key: i16,
     whole_row: i16,
 ) {
     // SAFETY: by contract. The state lives in the statement's context and is dropped with it, also on ERROR.
     unsafe {
-        let relation = (*rri).ri_RelationDesc;
-        let tupdesc = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
+        let tupdesc = PgTupleDesc::from_pg_unchecked((*(*rri).ri_RelationDesc).rd_att);
         let types = tupdesc
             .iter()
             .map(|a| match a.attisdropped {
@@ -343,11 +416,10 @@ unsafe fn start<W: Wrapper>(
                 false => DatumWriter::new(a.atttypid, a.atttypmod),
             })
             .collect();
-        let target =
-            Target { relation: (*relation).rd_id, user: acting_user(rri, estate), operation, assigned };
-        let writer = Some(W::begin_write(target));
-        let state = ModifyState::<W> { writer, types, key, whole_row, _wrapper: PhantomData };
         let mut context = PgMemoryContexts::For((*estate).es_query_cxt);
+        let row_context = context.switch_to(|_| new_context(c"servicenow_fdw row"));
+        let writer = context.switch_to(|_| Some(W::begin_write(target)));
+        let state = ModifyState::<W> { writer, types, key, whole_row, row_context, _wrapper: PhantomData };
         (*rri).ri_FdwState = context.leak_and_drop_on_delete(state).cast();
     }
 }
@@ -355,10 +427,12 @@ unsafe fn start<W: Wrapper>(
 /// The role the statement's access to the table is checked as: a view's owner, or the current user.
 #[cfg(feature = "pg15")]
 unsafe fn acting_user(rri: *mut pg_sys::ResultRelInfo, estate: *mut pg_sys::EState) -> pg_sys::Oid {
-    // SAFETY: COPY and partition routing have targets without a range-table entry of their own (index 0).
+    // SAFETY: COPY and partition routing have targets without a range-table entry of their own (index 0); the
+    // root of the partitions may have one.
     unsafe {
-        let index = (*rri).ri_RangeTableIndex;
-        let as_user = match index {
+        let root = (*rri).ri_RootResultRelInfo;
+        let named = if (*rri).ri_RangeTableIndex == 0 && !root.is_null() { root } else { rri };
+        let as_user = match (*named).ri_RangeTableIndex {
             0 => pg_sys::InvalidOid,
             index => (*pg_sys::exec_rt_fetch(index, estate)).checkAsUser,
         };
@@ -385,9 +459,7 @@ unsafe extern "C-unwind" fn exec_insert<W: Wrapper>(
     // SAFETY: the executor's own arguments, after `begin_modify` or `begin_insert`.
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
-        let writer = state.writer.as_mut().expect("the statement is not over");
-        let written = writer.insert(&slot_row(slot, &state.types));
-        answer(slot, written, &state.types)
+        state.for_row(|writer, types| answer(slot, writer.insert(&slot_row(slot, types)), types))
     }
 }
 
@@ -402,26 +474,27 @@ unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
     // UPDATE of a foreign table.
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
-        let key = key_of(plan_slot, state.key);
-        let tupdesc = (*slot).tts_tupleDescriptor;
-        let natts = (*tupdesc).natts as usize;
-        let mut is_null = false;
-        let whole = pg_sys::slot_getattr(plan_slot, i32::from(state.whole_row), &mut is_null);
-        let mut values = vec![pg_sys::Datum::from(0); natts];
-        let mut nulls = vec![true; natts];
-        if !is_null {
-            let header: pg_sys::HeapTupleHeader = pg_sys::pg_detoast_datum(whole.cast_mut_ptr()).cast();
-            let mut tuple = pg_sys::HeapTupleData {
-                t_len: (*header).t_choice.t_datum.datum_len_ as u32 >> 2,
-                t_data: header,
-                ..Default::default()
-            };
-            pg_sys::heap_deform_tuple(&mut tuple, tupdesc, values.as_mut_ptr(), nulls.as_mut_ptr());
-        }
-        let old = Row { values: &values, nulls: &nulls, types: &state.types };
-        let writer = state.writer.as_mut().expect("the statement is not over");
-        let written = writer.update(&key, &old, &slot_row(slot, &state.types));
-        answer(slot, written, &state.types)
+        let (key, whole_row) = (state.key, state.whole_row);
+        state.for_row(|writer, types| {
+            let key = key_of(plan_slot, key);
+            let tupdesc = (*slot).tts_tupleDescriptor;
+            let natts = (*tupdesc).natts as usize;
+            let mut is_null = false;
+            let whole = pg_sys::slot_getattr(plan_slot, i32::from(whole_row), &mut is_null);
+            let mut values = vec![pg_sys::Datum::from(0); natts];
+            let mut nulls = vec![true; natts];
+            if !is_null {
+                let header: pg_sys::HeapTupleHeader = pg_sys::pg_detoast_datum(whole.cast_mut_ptr()).cast();
+                let mut tuple = pg_sys::HeapTupleData {
+                    t_len: pgrx::varsize_4b(header.cast()) as u32,
+                    t_data: header,
+                    ..Default::default()
+                };
+                pg_sys::heap_deform_tuple(&mut tuple, tupdesc, values.as_mut_ptr(), nulls.as_mut_ptr());
+            }
+            let old = Row { values: &values, nulls: &nulls, types };
+            answer(slot, writer.update(&key, &old, &slot_row(slot, types)), types)
+        })
     }
 }
 
@@ -435,10 +508,8 @@ unsafe extern "C-unwind" fn exec_delete<W: Wrapper>(
     // SAFETY: the executor's own arguments, after `begin_modify`.
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
-        let key = key_of(plan_slot, state.key);
-        let writer = state.writer.as_mut().expect("the statement is not over");
-        let written = writer.delete(&key);
-        answer(slot, written, &state.types)
+        let key = state.key;
+        state.for_row(|writer, types| answer(slot, writer.delete(&key_of(plan_slot, key)), types))
     }
 }
 
@@ -480,9 +551,12 @@ unsafe fn key_of(slot: *mut pg_sys::TupleTableSlot, number: i16) -> String {
     // SAFETY: by contract; the key is a text column, never NULL in the cache.
     unsafe {
         let datum = pg_sys::slot_getattr(slot, i32::from(number), &mut is_null);
-        match read(datum, pg_sys::TEXTOID) {
-            OwnedScalar::Text(key) if !is_null => key,
-            _ => String::new(),
+        match (is_null, datum) {
+            (false, datum) => match read(datum, pg_sys::TEXTOID) {
+                OwnedScalar::Text(key) => key,
+                _ => String::new(),
+            },
+            (true, _) => String::new(),
         }
     }
 }
@@ -498,8 +572,8 @@ unsafe fn answer(
     types: &[DatumWriter],
 ) -> *mut pg_sys::TupleTableSlot {
     let Some(written) = written else { return null_mut() };
-    // SAFETY: by contract; the values are made in the current (per-tuple) context, in which the executor
-    // evaluates RETURNING.
+    // SAFETY: by contract; the values are made in the row's context, which lasts until the next row: as long as
+    // the executor needs them for RETURNING and triggers.
     unsafe {
         pg_sys::ExecClearTuple(slot);
         for (i, (scalar, writer)) in written.iter().zip(types).enumerate() {

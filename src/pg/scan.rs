@@ -13,6 +13,7 @@ use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
 
 use super::catalog;
 use super::expand::{analyze, set_owner};
+use super::table::new_context;
 
 /// The table behind a foreign table.
 #[derive(Clone, Debug)]
@@ -175,7 +176,8 @@ pub(super) unsafe fn plan(
             (*sketch).exec_params,
             private,
             null_mut(),
-            null_mut(),
+            // Conditions of the inner query, for rechecks.
+            (*sketch).inner_clauses,
             outer_plan,
         )
     }
@@ -280,7 +282,8 @@ unsafe fn sketch(
         let query = analyze(&sql);
         set_owner(query, source.owner);
 
-        let first_param = first_free_param(root);
+        let mut first_param = 1;
+        highest_extern_param(inner.cast(), (&raw mut first_param).cast());
         let mut exec_params = null_mut();
         let map = attribute_map(rel, &source);
         for clause in PgList::<pg_sys::Node>::from_pg(inner).iter_ptr() {
@@ -383,16 +386,23 @@ unsafe fn lock_clause(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOptIn
     }
 }
 
-/// The first number that no external parameter of the outer query has.
-///
-/// # Safety
-/// `root` is the planner's.
-unsafe fn first_free_param(root: *mut pg_sys::PlannerInfo) -> i32 {
-    // SAFETY: by contract. Without bound parameters (a generic plan) the numbers are not known; external
-    // parameters are numbered from 1 without gaps, and 65,535 is the protocol's limit.
+/// Raises the number the context points to above that of every external parameter in the expression.
+#[pg_guard]
+unsafe extern "C-unwind" fn highest_extern_param(node: *mut pg_sys::Node, context: *mut c_void) -> bool {
+    if node.is_null() {
+        return false;
+    }
+    // SAFETY: the walker hands on valid nodes and the context it was given.
     unsafe {
-        let bound = (*(*root).glob).boundParams;
-        if bound.is_null() { 65_536 } else { (*bound).numParams + 1 }
+        if (*node).type_ == pg_sys::NodeTag::T_Param {
+            let param: *mut pg_sys::Param = node.cast();
+            if (*param).paramkind == pg_sys::ParamKind::PARAM_EXTERN {
+                let free: *mut i32 = context.cast();
+                *free = (*free).max((*param).paramid + 1);
+            }
+            return false;
+        }
+        pg_sys::expression_tree_walker(node, Some(highest_extern_param), context)
     }
 }
 
@@ -434,6 +444,8 @@ pub(super) struct ScanState {
     exprs: *mut pg_sys::List,
     params: pg_sys::ParamListInfo,
     first_param: usize,
+    /// Where parameter values live until they are evaluated again.
+    param_context: pg_sys::MemoryContext,
     /// Parameters have to be evaluated before the next row is fetched.
     stale_params: bool,
     explain_only: bool,
@@ -477,7 +489,17 @@ pub(super) unsafe fn begin(node: *mut pg_sys::ForeignScanState, eflags: i32) {
         pg_sys::standard_ExecutorStart(query, eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32);
         let explain_only = eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 != 0;
         let stale_params = !exprs.is_null();
-        let state = ScanState { query, places, exprs, params, first_param, stale_params, explain_only };
+        let param_context = new_context(c"servicenow_fdw parameters");
+        let state = ScanState {
+            query,
+            places,
+            exprs,
+            params,
+            first_param,
+            param_context,
+            stale_params,
+            explain_only,
+        };
         let mut context = PgMemoryContexts::For((*estate).es_query_cxt);
         (*node).fdw_state = context.leak_and_drop_on_delete(state).cast();
     }
@@ -562,10 +584,11 @@ pub(super) unsafe fn next(node: *mut pg_sys::ForeignScanState) -> *mut pg_sys::T
 /// # Safety
 /// `node` is a running scan with this state.
 unsafe fn evaluate_params(node: *mut pg_sys::ForeignScanState, state: &mut ScanState) {
-    // SAFETY: by contract; values live in the scan's per-query context, since the inner plan keeps them.
+    // SAFETY: by contract; the inner plan keeps the values until it is begun anew, which follows.
     unsafe {
         let econtext = (*node).ss.ps.ps_ExprContext;
-        let mut context = PgMemoryContexts::For((*(*node).ss.ps.state).es_query_cxt);
+        pg_sys::MemoryContextReset(state.param_context);
+        let mut context = PgMemoryContexts::For(state.param_context);
         let slots = (*state.params).params.as_mut_ptr().add(state.first_param - 1);
         for (i, expr) in PgList::<pg_sys::ExprState>::from_pg(state.exprs).iter_ptr().enumerate() {
             let mut is_null = false;

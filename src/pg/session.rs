@@ -22,34 +22,59 @@ pub fn role(name: &str) -> Option<pg_sys::Oid> {
     (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
-/// Acts as the bootstrap superuser until dropped: for the extension's own tables, which nobody else may
-/// touch. Nothing a user has written may run meanwhile; `search_path` must not matter to what runs.
+/// Acts as the bootstrap superuser until dropped: for the extension's own tables, which nobody else may touch.
+/// Names mean what they mean in `pg_catalog` meanwhile, whatever `search_path` the caller has set: an operator
+/// of theirs would run with these rights.
 #[must_use]
 pub struct AsOwner {
     user: pg_sys::Oid,
     context: i32,
+    settings: i32,
 }
 
 impl AsOwner {
     /// Begins.
     pub fn begin() -> Self {
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);
-        // SAFETY: reads and sets two variables; the abort of a (sub)transaction restores them too.
+        // SAFETY: sets variables, and a setting for a nest level of its own; the abort of a (sub)transaction
+        // restores all of it too. The setting and its value are valid.
         unsafe {
+            let settings = pg_sys::NewGUCNestLevel();
+            pg_sys::set_config_option(
+                c"search_path".as_ptr(),
+                c"pg_catalog, pg_temp".as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
             pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
             pg_sys::SetUserIdAndSecContext(
                 pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
                 context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32,
             );
+            Self { user, context, settings }
         }
-        Self { user, context }
     }
 }
 
 impl Drop for AsOwner {
     fn drop(&mut self) {
-        // SAFETY: sets two variables to what they were.
-        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) };
+        // SAFETY: sets everything to what it was.
+        unsafe {
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+            pg_sys::AtEOXact_GUC(false, self.settings);
+        }
+    }
+}
+
+/// Whether the current role may read files of the server.
+pub fn may_read_server_files() -> bool {
+    // SAFETY: syscache lookups.
+    unsafe {
+        pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::Oid::from(pg_sys::ROLE_PG_READ_SERVER_FILES))
     }
 }
 

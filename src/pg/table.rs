@@ -1,7 +1,7 @@
 //! Writing rows into a table below SQL: the way COPY and logical replication do it, with indexes,
 //! constraints and triggers kept, but without parsing, planning or privilege checks.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 
 use pgrx::{PgMemoryContexts, pg_sys};
 
@@ -70,6 +70,9 @@ impl TableWriter {
             let target: *mut pg_sys::ResultRelInfo = alloc_in((*estate).es_query_cxt);
             (*target).type_ = pg_sys::NodeTag::T_ResultRelInfo;
             pg_sys::InitResultRelInfo(target, relation, 1, std::ptr::null_mut(), 0);
+            // AFTER triggers look the relation up here; else they would open it once more.
+            (*estate).es_opened_result_relations =
+                pg_sys::lappend((*estate).es_opened_result_relations, target.cast());
             pg_sys::ExecOpenIndices(target, false);
             let epq: *mut pg_sys::EPQState = alloc_in((*estate).es_query_cxt);
             init_epq(epq, estate);
@@ -87,7 +90,7 @@ impl TableWriter {
                 columns: places,
                 key,
                 key_index,
-                values: PgMemoryContexts::For(values_context()),
+                values: PgMemoryContexts::For(new_context(c"servicenow_fdw row values")),
                 triggers,
             })
         }
@@ -99,7 +102,7 @@ impl TableWriter {
         rows: usize,
         value: impl Fn(usize, usize) -> Scalar<'v>,
     ) -> Result<(), MisfitAt> {
-        if self.has_row_triggers() {
+        if self.needs_single_rows() {
             for row in 0..rows {
                 self.insert(|column| value(row, column)).map_err(|m| MisfitAt { row, ..m })?;
             }
@@ -215,6 +218,7 @@ impl TableWriter {
             for slot in self.slots.iter().chain([&self.search, &self.found]) {
                 pg_sys::ExecDropSingleTupleTableSlot(*slot);
             }
+            pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
             pg_sys::ExecCloseIndices(self.target);
             pg_sys::FreeExecutorState(self.estate);
             pg_sys::table_close(self.relation, pg_sys::NoLock as pg_sys::LOCKMODE);
@@ -266,23 +270,29 @@ impl TableWriter {
         }
     }
 
-    fn has_row_triggers(&self) -> bool {
+    /// Whether rows have to be added one by one: something is to happen with each, or the table is partitioned.
+    fn needs_single_rows(&self) -> bool {
         // SAFETY: the relation is open.
         unsafe {
-            !(*self.relation).trigdesc.is_null()
-                || (*(*self.relation).rd_rel).relkind as u8 != pg_sys::RELKIND_RELATION
+            let relation = self.relation;
+            let constraints = (*(*relation).rd_att).constr;
+            let is_checked = !constraints.is_null()
+                && ((*constraints).num_check > 0 || (*constraints).has_generated_stored);
+            is_checked
+                || !(*relation).trigdesc.is_null()
+                || (*(*relation).rd_rel).relkind as u8 != pg_sys::RELKIND_RELATION
         }
     }
 }
 
-/// A context for row values. It is not owned by the writer: after an ERROR its parent's end takes it along,
-/// and deleting it once more would crash.
-fn values_context() -> pg_sys::MemoryContext {
+/// A context below the current one, which its parent's end takes along. Deleting it once more would crash, so
+/// nothing that may be dropped by a context's end owns it.
+pub(super) fn new_context(name: &'static CStr) -> pg_sys::MemoryContext {
     // SAFETY: the name is static, as a context's name has to be.
     unsafe {
         pg_sys::AllocSetContextCreateInternal(
             pg_sys::CurrentMemoryContext,
-            c"servicenow_fdw row values".as_ptr(),
+            name.as_ptr(),
             pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
             pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
             pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,

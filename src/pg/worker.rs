@@ -109,7 +109,8 @@ fn advisory(class: i32, object: i32) -> pg_sys::LOCKTAG {
         locktag_field1: database().to_u32(),
         locktag_field2: class as u32,
         locktag_field3: object as u32,
-        locktag_field4: 2,
+        // SQL's own advisory lock functions make 1 and 2 only, so that nobody can take this one by hand.
+        locktag_field4: 3,
         locktag_type: pg_sys::LockTagType::LOCKTAG_ADVISORY as u8,
         locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
     }
@@ -141,11 +142,11 @@ pub fn database_is_wanted() -> bool {
 unsafe extern "C-unwind" {
     /// tcop/postgres.c: asks the process to end at the next chance, wherever it waits.
     fn die(signal: c_int);
+    /// postmaster/interrupt.c: sets a flag and the latch.
+    fn SignalHandlerForConfigReload(signal: c_int);
 }
 
 static CONNECTED: AtomicBool = AtomicBool::new(false);
-static RELOAD: AtomicBool = AtomicBool::new(false);
-
 /// Prepares a worker process and connects it to the database of its argument, as the bootstrap superuser.
 /// SIGTERM ends it also in the middle of a statement. A worker that cannot connect is not started again: its
 /// database may be gone for good, and the next session that needs one starts another.
@@ -175,7 +176,7 @@ unsafe fn install_signal_handlers() {
     // SAFETY: by contract.
     unsafe {
         set_handler(pg_sys::SIGTERM as c_int, die);
-        set_handler(pg_sys::SIGHUP as c_int, on_sighup);
+        set_handler(pg_sys::SIGHUP as c_int, SignalHandlerForConfigReload);
         pg_sys::BackgroundWorkerUnblockSignals();
     }
 }
@@ -190,19 +191,14 @@ unsafe fn set_handler(signal: c_int, handler: unsafe extern "C-unwind" fn(c_int)
     }
 }
 
-/// Runs in a signal handler: sets a flag and a latch, nothing else.
-unsafe extern "C-unwind" fn on_sighup(_: c_int) {
-    RELOAD.store(true, Ordering::Relaxed);
-    // SAFETY: SetLatch may be called from signal handlers. Calling it directly would go through pgrx's guard,
-    // which is not made for them, so the handler goes through Postgres's own.
-    unsafe { pg_sys::SignalHandlerForConfigReload(pg_sys::SIGHUP as c_int) };
-}
-
 /// Reads the configuration again if the server was told to.
 pub fn reload_configuration_if_asked() {
-    if RELOAD.swap(false, Ordering::Relaxed) {
-        // SAFETY: outside of any transaction, in the main loop.
-        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    // SAFETY: a flag that a signal handler of Postgres sets; outside of any transaction, in the main loop.
+    unsafe {
+        if pg_sys::ConfigReloadPending != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
     }
 }
 
@@ -214,12 +210,22 @@ unsafe extern "C-unwind" fn give_up_unless_connected(_code: c_int, _argument: pg
     }
 }
 
-/// Ends the process so that Postgres does not start it again.
-pub fn end() -> ! {
+/// How Postgres takes the end of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It has nothing to do any more.
+    ForGood,
+    /// It is to be started again after a while.
+    ForNow,
+}
+
+/// Ends the process.
+pub fn end(how: End) -> ! {
+    let code = if how == End::ForGood { 0 } else { 1 };
     // SAFETY: outside of any transaction.
     #[allow(unreachable_code)] // not every version's binding knows that it does not return
     {
-        unsafe { pg_sys::proc_exit(0) };
+        unsafe { pg_sys::proc_exit(code) };
         std::process::abort()
     }
 }

@@ -15,6 +15,19 @@ pub struct Caught {
     pub message: String,
 }
 
+impl Caught {
+    /// Whether it comes from somebody doing something to the same row or table at this moment.
+    pub fn is_conflict(&self) -> bool {
+        matches!(
+            self.sqlstate,
+            PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+                | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
+                | PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE
+                | PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION
+        )
+    }
+}
+
 fn caught(error: &CaughtError) -> Caught {
     let report = match error {
         CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
@@ -110,6 +123,13 @@ pub fn with_latest_snapshot<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Whether a transaction number, as text, is the current transaction's or one of its subtransactions'.
+pub fn is_own(xid: &str) -> bool {
+    let Ok(xid) = xid.parse::<u32>() else { return false };
+    // SAFETY: looks into this process's own state.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(pg_sys::TransactionId::from(xid)) }
+}
+
 /// Whether the transaction sees the same data from beginning to end.
 pub fn keeps_its_snapshot() -> bool {
     // SAFETY: reads a variable.
@@ -164,7 +184,7 @@ unsafe extern "C-unwind" fn on_xact_event(event: pg_sys::XactEvent::Type, _argum
                 f();
             }
         }
-        pg_sys::XactEvent::XACT_EVENT_ABORT => {
+        pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             PREPARE_FORBIDDEN.set(false);
             AT_COMMIT.set(None);
         }

@@ -9,7 +9,7 @@ mod store;
 mod tasks;
 
 use std::cell::Cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, ereport, pg_sys};
 use tokio::sync::mpsc;
@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::catalog;
 use crate::pg;
 use crate::pg::io::Bell;
+use crate::pg::worker::End;
 use tasks::Tasks;
 
 /// The first key of this extension's advisory locks: `snow` in ASCII.
@@ -30,8 +31,23 @@ const WORKER: i32 = 1;
 const TICK: Duration = Duration::from_secs(1);
 /// Requests of mirrors waiting for the main thread; more make the mirrors wait.
 const QUEUE: usize = 16;
-/// A row or table somebody has locked is passed over after this long.
-const LOCK_TIMEOUT: &str = "200ms";
+/// The main thread looks up from requests after this long.
+const TURN: Duration = Duration::from_millis(200);
+/// How often a session that uses foreign tables looks whether there is a worker.
+const NOW_AND_THEN: Duration = Duration::from_secs(60);
+/// What must not differ, whatever the database's or the cluster's settings are. A row or table that somebody
+/// has locked is passed over after a short while.
+const SETTINGS: &[(&str, &str)] = &[
+    ("lock_timeout", "200ms"),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    ("transaction_timeout", "0"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_tablespace", ""),
+    ("search_path", "pg_catalog, pg_temp"),
+];
 
 /// Main of the worker process.
 pub fn main(database: pg_sys::Datum) {
@@ -40,17 +56,22 @@ pub fn main(database: pg_sys::Datum) {
         return; // another one is running
     }
     pg::worker::set_application_name("servicenow_fdw worker");
-    pg::worker::set("lock_timeout", LOCK_TIMEOUT);
-    pg::worker::set("statement_timeout", "0");
-    pg::worker::set("idle_in_transaction_session_timeout", "0");
-    pg::worker::set("search_path", "pg_catalog");
+    for (name, value) in SETTINGS {
+        pg::worker::set(name, value);
+    }
     let Ok(true) = pg::xact::transaction(may_run) else { return };
     pg::worker::log("servicenow_fdw worker started");
-    match run() {
-        Ok(reason) => pg::worker::log(&format!("servicenow_fdw worker ends: {reason}")),
-        Err(e) => pg::worker::log(&format!("servicenow_fdw worker ends: could not start: {e}")),
-    }
-    pg::worker::end();
+    let how = match run() {
+        Ok((reason, how)) => {
+            pg::worker::log(&format!("servicenow_fdw worker ends: {reason}"));
+            how
+        }
+        Err(e) => {
+            pg::worker::log(&format!("servicenow_fdw worker ends: could not start: {e}"));
+            End::ForNow
+        }
+    };
+    pg::worker::end(how);
 }
 
 fn may_run() -> bool {
@@ -58,41 +79,48 @@ fn may_run() -> bool {
 }
 
 /// Works until there is a reason to end.
-fn run() -> std::io::Result<&'static str> {
+fn run() -> std::io::Result<(&'static str, End)> {
     let bell = Bell::new()?;
     let (requests, mut inbox) = mpsc::channel(QUEUE);
     let mut tasks = Tasks::new(requests, bell.clone());
     loop {
-        let woken = pg::io::wait(Some(&bell), Some(TICK));
+        let mut woken = pg::io::wait(Some(&bell), Some(TICK));
+        let began = Instant::now();
+        while began.elapsed() < TURN
+            && let Ok(request) = inbox.try_recv()
+        {
+            store::carry_out(request);
+            woken |= pg::io::wait(None, Some(Duration::ZERO));
+        }
+        if !inbox.is_empty() {
+            bell.ring();
+        }
         pg::worker::reload_configuration_if_asked();
         if pg::worker::database_is_wanted() {
-            return Ok("the database is to be dropped, renamed or copied");
+            return Ok(("the database is to be dropped, renamed or copied", End::ForNow));
         }
         pg::catalog::accept_changes();
-        if catalog::take_work_changed() {
+        if catalog::take_work_changed() || tasks.have_ended() {
             match pg::xact::transaction(may_run) {
                 Ok(true) => tasks.reconcile()?,
-                Ok(false) => return Ok("it was stopped, or the extension was dropped"),
-                Err(_) => {} // tried again at the next change or tick
+                Ok(false) => return Ok(("it was stopped, or the extension was dropped", End::ForGood)),
+                Err(_) => catalog::keep_work_changed(), // tried again at the next tick
             }
         }
         if woken && let Ok(waiting) = pg::xact::transaction(|| catalog::locked_objects(WAIT_CLASS)) {
             tasks.nudge(&waiting);
         }
-        while let Ok(request) = inbox.try_recv() {
-            store::carry_out(request);
-            pg::io::wait(None, Some(Duration::ZERO));
-        }
     }
 }
 
 thread_local! {
-    static ENSURED: Cell<bool> = const { Cell::new(false) };
+    static ENSURED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Starts the database's worker if it does not run, at most once per session: for every use of a table.
-pub fn ensure_once() {
-    if !ENSURED.replace(true) {
+/// Starts the database's worker if it does not run, looking now and then: for every use of a table.
+pub fn ensure_now_and_then() {
+    if ENSURED.get().is_none_or(|at| at.elapsed() > NOW_AND_THEN) && pg::worker::may_launch() {
+        ENSURED.set(Some(Instant::now()));
         ensure();
     }
 }

@@ -12,7 +12,7 @@ use servicenow::sync::sweep::Range;
 use servicenow::value::SysId;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cache::apply::{self, ApplyError, CacheWriter, Outcome, Replace};
+use crate::cache::apply::{self, CacheWriter, Outcome, Replace};
 use crate::catalog::{self, Mirror, timestamp, write};
 use crate::error::{Doing, report};
 use crate::pg;
@@ -134,28 +134,18 @@ pub fn carry_out(request: Request) {
     }
     let attempt = |careful| pg::xact::transaction(|| execute(server, table, &work, careful));
     let mut outcome = attempt(false);
-    if matches!(&outcome, Err(caught) if is_conflict(caught)) {
+    if matches!(&outcome, Err(caught) if caught.is_conflict()) {
         outcome = attempt(true);
     }
     let answer = match outcome {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(e)) => Err(Undone::Store(e)),
-        Err(caught) if is_conflict(&caught) => Err(Undone::Busy(work)),
+        Err(caught) if caught.is_conflict() || caught.sqlstate == Sql::ERRCODE_QUERY_CANCELED => {
+            Err(Undone::Busy(work))
+        }
         Err(caught) => Err(Undone::Store(StoreError::Failed(describe(&caught)))),
     };
     let _mirror_gone = reply.send(answer);
-}
-
-/// Whether an ERROR comes from somebody doing something to the same row or table at this moment.
-fn is_conflict(caught: &Caught) -> bool {
-    matches!(
-        caught.sqlstate,
-        Sql::ERRCODE_LOCK_NOT_AVAILABLE
-            | Sql::ERRCODE_T_R_DEADLOCK_DETECTED
-            | Sql::ERRCODE_T_R_SERIALIZATION_FAILURE
-            | Sql::ERRCODE_UNIQUE_VIOLATION
-            | Sql::ERRCODE_QUERY_CANCELED
-    )
 }
 
 /// What is said of an ERROR. Those about data quote them, and row values are not shown.
@@ -249,7 +239,7 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
             );
         }
         Step::Filled { number, rows, after } => {
-            let outcome = put(&mirror, rows, Replace::SameOrLater, careful)?;
+            let outcome = put(&mirror, rows, Replace::SameOrLater, careful);
             if let Some(since) = outcome.held_back_since {
                 // What a user is writing right now is met again by the first poll.
                 write(
@@ -276,13 +266,13 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
         }
         Step::Complete { watermark } => complete(&mirror, *watermark),
         Step::Changed(rows) => {
-            let outcome = put(&mirror, rows, Replace::Later, careful)?;
+            let outcome = put(&mirror, rows, Replace::Later, careful);
             changed(relation, rows, outcome, 0);
             return Ok(Applied { held_back_since: outcome.held_back_since, ..Applied::default() });
         }
         Step::Rechecked { present, absent } => {
-            let outcome = put(&mirror, present, Replace::SameOrLater, careful)?;
-            let mut writer = open(&mirror)?;
+            let outcome = put(&mirror, present, Replace::SameOrLater, careful);
+            let mut writer = CacheWriter::open(&mirror, Triggers::Own);
             let (deleted, not_dropped) = writer.delete_unchanged(absent);
             writer.close();
             changed(relation, present, outcome, deleted);
@@ -314,30 +304,14 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
     Ok(Applied::default())
 }
 
-fn open(mirror: &Rc<Mirror>) -> Result<CacheWriter, StoreError> {
-    CacheWriter::open(mirror, Triggers::Own).map_err(|e| failure(mirror, e))
-}
-
-fn put(mirror: &Rc<Mirror>, rows: &Rows, replace: Replace, careful: bool) -> Result<Outcome, StoreError> {
+fn put(mirror: &Rc<Mirror>, rows: &Rows, replace: Replace, careful: bool) -> Outcome {
     if rows.is_empty() {
-        return Ok(Outcome::default());
+        return Outcome::default();
     }
-    let mut writer = open(mirror)?;
-    let outcome = writer.put_all(rows, replace, careful).map_err(|e| failure(mirror, e))?;
+    let mut writer = CacheWriter::open(mirror, Triggers::Own);
+    let outcome = writer.put_all(rows, replace, careful);
     writer.close();
-    Ok(outcome)
-}
-
-fn failure(mirror: &Mirror, e: ApplyError) -> StoreError {
-    let table = catalog::qualified(mirror.foreign_table);
-    StoreError::Failed(match e {
-        ApplyError::Damaged => {
-            format!("its cache table has been changed by hand; run SELECT servicenow.resync('{table}')")
-        }
-        ApplyError::Misfit { sys_id, column } => {
-            format!("value for column \"{column}\" of record \"{sys_id}\" does not fit the column's type")
-        }
-    })
+    outcome
 }
 
 /// Counts what a poll or recheck has done.

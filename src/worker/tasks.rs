@@ -12,6 +12,7 @@ use servicenow::sync::store::Position;
 use tokio::sync::{Notify, mpsc};
 
 use super::store::{PgStore, Request, Table, note_failure};
+use crate::cache::ddl;
 use crate::catalog;
 use crate::connection::{HttpClient, WORKER, new_client};
 use crate::option::{self, Login, ServerOptions};
@@ -40,7 +41,7 @@ struct Server {
 
 /// A running task.
 struct Task {
-    _handle: AbortOnDrop,
+    handle: AbortOnDrop,
     nudge: Arc<Notify>,
 }
 
@@ -50,6 +51,8 @@ struct Plan {
     login: Login,
     deletes_watermark: Option<i64>,
     tables: Vec<PlannedTable>,
+    /// Tables that could not be looked at just now; what runs for them goes on.
+    unclear: HashSet<Table>,
 }
 
 struct PlannedTable {
@@ -67,7 +70,10 @@ impl Tasks {
 
     /// Starts what should run and does not, stops what should not and does.
     pub fn reconcile(&mut self) -> std::io::Result<()> {
-        let Ok(plans) = pg::xact::transaction(plans) else { return Ok(()) };
+        let Ok(plans) = pg::xact::transaction(plans) else {
+            catalog::keep_work_changed(); // tried again at the next tick
+            return Ok(());
+        };
         self.servers.retain(|server, _| plans.contains_key(server));
         for (oid, plan) in plans {
             let same = |server: &Server| (&server.options, &server.login) == (&plan.options, &plan.login);
@@ -97,6 +103,14 @@ impl Tasks {
         Ok(())
     }
 
+    /// Whether anything that should run does not run any more.
+    pub fn have_ended(&self) -> bool {
+        self.servers.values().any(|server| {
+            let deletes = server.deletes.iter().map(|(_, task)| task);
+            server.mirrors.values().chain(deletes).any(|task| task.handle.is_finished())
+        })
+    }
+
     /// Has the mirrors of these tables, and the deletions of their servers, read now.
     pub fn nudge(&self, relations: &[pg_sys::Oid]) {
         for server in self.servers.values() {
@@ -116,8 +130,9 @@ impl Tasks {
 
 impl Server {
     fn reconcile(&mut self, store: &Arc<PgStore>, plan: Plan) -> std::io::Result<()> {
-        let wanted: HashSet<Table> = plan.tables.iter().map(|planned| planned.table).collect();
-        self.mirrors.retain(|table, task| wanted.contains(table) && !task._handle.is_finished());
+        let planned = plan.tables.iter().map(|planned| planned.table);
+        let wanted: HashSet<Table> = planned.chain(plan.unclear.iter().copied()).collect();
+        self.mirrors.retain(|table, task| wanted.contains(table) && !task.handle.is_finished());
         let specs: HashMap<Table, Spec> =
             plan.tables.iter().map(|planned| (planned.table, planned.spec.clone())).collect();
         for PlannedTable { table, spec, position, known } in plan.tables {
@@ -126,16 +141,18 @@ impl Server {
                 let mirror = Mirror::new(client, store, table, spec, position, known.as_ref());
                 let nudge = Arc::new(Notify::new());
                 let handle = pg::io::spawn(mirror::run(mirror, nudge.clone()), THREADS)?;
-                self.mirrors.insert(table, Task { _handle: handle, nudge });
+                self.mirrors.insert(table, Task { handle, nudge });
             }
         }
-        if self.deletes.as_ref().is_none_or(|(tables, _)| *tables != wanted) {
+        let is_current =
+            |(tables, task): &(HashSet<Table>, Task)| *tables == wanted && !task.handle.is_finished();
+        if plan.unclear.is_empty() && !self.deletes.as_ref().is_some_and(is_current) {
             let interval =
                 specs.values().map(|spec| spec.poll_interval).min().unwrap_or(Duration::from_secs(10));
             let deletes = Deletes::new(self.client.clone(), store.clone(), specs, plan.deletes_watermark);
             let nudge = Arc::new(Notify::new());
             let handle = pg::io::spawn(deletes::run(deletes, interval, nudge.clone()), THREADS)?;
-            self.deletes = Some((wanted, Task { _handle: handle, nudge }));
+            self.deletes = Some((wanted, Task { handle, nudge }));
         }
         Ok(())
     }
@@ -144,18 +161,28 @@ impl Server {
 /// Reads from the catalogs what should run. What is wrong with one table or server is kept for `sync_status`
 /// and leaves the others alone.
 fn plans() -> HashMap<pg_sys::Oid, Plan> {
+    for orphan in catalog::orphans() {
+        let _tried_again_later = pg::xact::subtransaction(|| ddl::forget(orphan));
+    }
+    catalog::tidy();
     let mut plans: HashMap<pg_sys::Oid, Result<Plan, String>> = HashMap::new();
     for work in catalog::work() {
-        let plan = plans.entry(work.server).or_insert_with(|| plan(work.server));
-        let loaded = match plan {
-            Ok(plan) => pg::xact::subtransaction(std::panic::AssertUnwindSafe(|| table(plan, &work)))
-                .map_err(|caught| caught.message),
-            Err(e) => Err(e.clone()),
+        let relation = work.foreign_table;
+        let plan = match plans.entry(work.server).or_insert_with(|| plan(work.server)) {
+            Ok(plan) => plan,
+            Err(e) => {
+                note_failure(relation, e);
+                continue;
+            }
         };
-        match (loaded, plan) {
-            (Ok(Some(planned)), Ok(plan)) => plan.tables.push(planned),
-            (Err(e), _) => note_failure(work.foreign_table, &e),
-            _ => {}
+        match pg::xact::subtransaction(std::panic::AssertUnwindSafe(|| table(plan, &work))) {
+            Ok(Some(planned)) if planned.table.generation == work.generation => plan.tables.push(planned),
+            Err(caught) if !caught.is_conflict() => note_failure(relation, &caught.message),
+            // It is being changed at this very moment.
+            _ => {
+                catalog::keep_work_changed();
+                plan.unclear.insert(Table { relation, generation: work.generation });
+            }
         }
     }
     plans.into_iter().filter_map(|(server, plan)| Some((server, plan.ok()?))).collect()
@@ -174,7 +201,7 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
         let mapping = pg::catalog::user_mapping(user, server);
         let login = option::credentials(&mapping).map_err(|e| e.to_string())?;
         let deletes_watermark = catalog::deletes_watermark(server);
-        Ok(Plan { options, login, deletes_watermark, tables: Vec::new() })
+        Ok(Plan { options, login, deletes_watermark, tables: Vec::new(), unclear: HashSet::new() })
     };
     pg::xact::subtransaction(read).unwrap_or_else(|caught| Err(caught.message))
 }

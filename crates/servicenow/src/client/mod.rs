@@ -232,6 +232,7 @@ fn interpret(response: &Response) -> Result<()> {
         401 => Error::Unauthorized(words),
         403 => Error::Refused { refusal: refusal(&words), words },
         404 if spoken.is_some() => Error::NoRecord(words),
+        409 => Error::Refused { refusal: Refusal::Unique, words },
         414 => Error::TooLong,
         429 => Error::RateLimited { retry_after: retry_after(response), words },
         500..=599 => Error::Unavailable { status, retry_after: retry_after(response) },

@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 /// about 12.7 MB; pages shrink long before this.
 const BODY_LIMIT: usize = 64 << 20;
 
+/// The largest file of certificates that is read, in bytes; the whole system's are a quarter of it.
+const CA_FILE_LIMIT: u64 = 1 << 20;
+
 /// One HTTP request.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -148,6 +151,10 @@ fn tls_config(ca_file: Option<&PathBuf>) -> Result<rustls::ClientConfig> {
     if let Some(path) = ca_file {
         let unusable =
             |reason: String| Error::Setup(format!("could not use \"{}\": {reason}", path.display()));
+        let about = std::fs::metadata(path).map_err(|e| unusable(e.to_string()))?;
+        if !about.is_file() || about.len() > CA_FILE_LIMIT {
+            return Err(unusable(format!("it is not a regular file of at most {CA_FILE_LIMIT} bytes")));
+        }
         let pem = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
         let mut found = 0;
         for certificate in CertificateDer::pem_slice_iter(&pem) {

@@ -65,7 +65,7 @@ where
         let mut served = None;
         let mut all = true;
         loop {
-            let (query, offset) = tail.page(&Query::all())?;
+            let (query, offset) = tail.page(&Query::all(), PAGE)?;
             let list =
                 List { table: &table, query: &query, layout: &layout, limit: PAGE, offset, count: true };
             let page = self.client.list(list).await?;

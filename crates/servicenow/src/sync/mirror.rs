@@ -300,9 +300,11 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut next_watermark: Option<i64> = None;
         let mut held_back: Option<i64> = None;
         loop {
-            let (query, offset) = tail.page(&self.spec.query)?;
-            let (page, limit) =
-                shrinking(self.spec.page_size, |limit| self.list(&query, limit, offset, true)).await?;
+            let (page, limit) = shrinking(self.spec.page_size, async |limit| {
+                let (query, offset) = tail.page(&self.spec.query, limit)?;
+                self.list(&query, limit, offset, true).await
+            })
+            .await?;
             next_watermark.get_or_insert(page.served_at.unwrap_or_else(|| local_seconds(at)));
             let progress = tail.advance(&seen_in_time(&page), limit);
             if !self.spec.query.is_all() {
@@ -347,12 +349,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut tail = Tail::new("sys_updated_on", watermark - OVERLAP);
         let mut others = Vec::new();
         loop {
-            let (query, offset) = tail.page(&Query::all())?;
-            let list = |limit| {
+            let (page, limit) = shrinking(self.spec.page_size, async |limit| {
+                let (query, offset) = tail.page(&Query::all(), limit)?;
                 let table = &self.spec.table;
-                self.client.list(List { table, query: &query, layout: &layout, limit, offset, count: true })
-            };
-            let (page, limit) = shrinking(self.spec.page_size, list).await?;
+                let list = List { table, query: &query, layout: &layout, limit, offset, count: true };
+                self.client.list(list).await
+            })
+            .await?;
             others.extend(page.rows.ids().map(SysId::new).filter(|id| !matching.contains(id)));
             if tail.advance(&seen_in_time(&page), limit) == Progress::Done {
                 break;

@@ -3,6 +3,10 @@
 //! Time has a resolution of one second, and thousands of records may share one. A tail therefore moves by
 //! (time, `sys_id`): when a page ends inside a second, it reads the rest of that second by `sys_id` first and
 //! goes on behind it then. Records that change meanwhile move towards the end, where they are met again.
+//!
+//! Where a page shows no key to go on from, because access control hides all its rows, a tail reads the place
+//! by offset, from its end to its beginning: records that change leave the place they had, which moves those
+//! behind it one closer to the beginning, never past a reader who comes from the end.
 
 use crate::error::Result;
 use crate::query::{Op, Query, Term};
@@ -36,17 +40,19 @@ enum Place {
 pub struct Tail {
     field: &'static str,
     place: Place,
-    offset: u64,
+    /// Reading backwards: what lies at this offset and behind it has been read.
+    unread_below: Option<u64>,
 }
 
 impl Tail {
     /// Begins at a second, inclusive.
     pub fn new(field: &'static str, from: i64) -> Self {
-        Self { field, place: Place::From(from), offset: 0 }
+        Self { field, place: Place::From(from), unread_below: None }
     }
 
-    /// The next page's query and offset, within `base`. Every page has to be counted.
-    pub fn page(&self, base: &Query) -> Result<(Query, u64)> {
+    /// The next page's query and offset, within `base`, if it is asked for with `limit`. Every page has to be
+    /// counted.
+    pub fn page(&self, base: &Query, limit: u32) -> Result<(Query, u64)> {
         let time = |op, second| Term::new(self.field, op, &date_time(second));
         let query = match &self.place {
             Place::From(second) => base.clone().and(time(Op::Ge, *second)?).order_by(self.field),
@@ -55,38 +61,40 @@ impl Tail {
                 base.clone().and(time(Op::Eq, *second)?).and(Term::new("sys_id", Op::Gt, after.as_str())?)
             }
         };
-        Ok((query.order_by("sys_id"), self.offset))
+        let offset = self.unread_below.map_or(0, |unread| unread.saturating_sub(u64::from(limit)));
+        Ok((query.order_by("sys_id"), offset))
     }
 
     /// Takes note of a page that was asked for with `limit`.
     pub fn advance(&mut self, seen: &SeenInTime, limit: u32) -> Progress {
-        let reached = self.offset + seen.rows as u64;
+        if let Some(unread) = self.unread_below {
+            let left = unread.saturating_sub(u64::from(limit));
+            self.unread_below = Some(left);
+            return if left == 0 { self.leave_place() } else { Progress::More };
+        }
         let exhausted = match seen.total {
-            Some(total) => reached >= total,
+            Some(total) => seen.rows as u64 >= total,
             None => seen.rows == 0,
         };
         if exhausted {
             return self.leave_place();
         }
-        match &seen.last {
-            Some((second, id)) if id.is_plain() => {
+        match (&seen.last, seen.total) {
+            (Some((second, id)), _) if id.is_plain() => {
                 self.place = Place::Within(*second, id.clone());
-                self.offset = 0;
                 Progress::More
             }
             // Nothing to go on from: the rows are hidden, or have no usable key.
-            _ => {
-                self.offset += u64::from(limit);
-                match seen.total {
-                    Some(total) if self.offset >= total => self.leave_place(),
-                    _ => Progress::More,
-                }
+            (_, Some(total)) if total > u64::from(limit) => {
+                self.unread_below = Some(total);
+                Progress::More
             }
+            _ => self.leave_place(),
         }
     }
 
     fn leave_place(&mut self) -> Progress {
-        self.offset = 0;
+        self.unread_below = None;
         match self.place {
             Place::From(_) | Place::Beyond(_) => Progress::Done,
             Place::Within(second, _) => {
@@ -108,7 +116,7 @@ mod tests {
     #[test]
     fn a_quiet_table_costs_one_call() {
         let mut tail = Tail::new("sys_updated_on", 0);
-        let (query, _) = tail.page(&Query::all()).unwrap();
+        let (query, _) = tail.page(&Query::all(), 100).unwrap();
         assert_eq!(
             query.to_string(),
             "sys_updated_on>=1970-01-01 00:00:00^ORDERBYsys_updated_on^ORDERBYsys_id"
@@ -121,10 +129,10 @@ mod tests {
         let mut tail = Tail::new("sys_updated_on", 0);
         let seen = SeenInTime { rows: 2, last: Some((5, SysId::new("b"))), total: Some(9) };
         assert_eq!(tail.advance(&seen, 2), Progress::More);
-        let (query, _) = tail.page(&Query::all()).unwrap();
+        let (query, _) = tail.page(&Query::all(), 100).unwrap();
         assert_eq!(query.to_string(), "sys_updated_on=1970-01-01 00:00:05^sys_id>b^ORDERBYsys_id");
         assert_eq!(tail.advance(&SeenInTime { rows: 0, last: None, total: Some(0) }, 2), Progress::More);
-        let (query, _) = tail.page(&Query::all()).unwrap();
+        let (query, _) = tail.page(&Query::all(), 100).unwrap();
         assert_eq!(
             query.to_string(),
             "sys_updated_on>1970-01-01 00:00:05^ORDERBYsys_updated_on^ORDERBYsys_id"
@@ -147,7 +155,7 @@ mod tests {
             for step in 0.. {
                 prop_assert!(step < 2_000, "a tail ends");
                 for (row, _) in touched.iter().filter(|(_, when)| *when == step) {
-                    if let Some(record) = table.get_mut(*row) {
+                    if let Some(record) = table.iter_mut().find(|(_, id, _)| *id == format!("{row:04}")) {
                         clock += 1;
                         record.0 = clock;
                     }
@@ -158,7 +166,8 @@ mod tests {
                     Place::Beyond(s) => t > s,
                     Place::Within(s, after) => t == s && id.as_str() > after.as_str(),
                 }).collect();
-                let page: Vec<_> = matching.iter().skip(tail.offset as usize).take(limit as usize)
+                let (_, offset) = tail.page(&Query::all(), limit).unwrap();
+                let page: Vec<_> = matching.iter().skip(offset as usize).take(limit as usize)
                     .filter(|(_, _, v)| *v).collect();
                 met.extend(page.iter().map(|(t, id, _)| (*t, id.clone())));
                 let seen = SeenInTime {
