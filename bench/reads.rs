@@ -82,7 +82,8 @@ async fn planning(bench: &Bench) {
                     _ => None,
                 })
                 .collect();
-            let time = plan.split("\"Planning Time\":").nth(1).and_then(|rest| rest.split([',', '\n']).next());
+            let time =
+                plan.split("\"Planning Time\":").nth(1).and_then(|rest| rest.split([',', '\n']).next());
             times.extend(time.and_then(|time| time.trim().parse::<f64>().ok()));
         }
     }

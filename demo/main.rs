@@ -76,7 +76,9 @@ impl Stage {
         self.show_progress().await;
         self.psql("SELECT servicenow.wait_for_sync(foreign_table) FROM servicenow.sync_status");
         self.psql("\\det+");
-        self.psql("SELECT foreign_table, phase, rows, rows_per_second, lag FROM servicenow.sync_status ORDER BY 1");
+        self.psql(
+            "SELECT foreign_table, phase, rows, rows_per_second, lag FROM servicenow.sync_status ORDER BY 1",
+        );
     }
 
     /// A bar for the incidents, from `servicenow.sync_status`.
@@ -174,7 +176,9 @@ impl Stage {
         }
         self.psql("SELECT servicenow.sync('incident')");
         self.psql(latest);
-        self.psql("SELECT foreign_table, phase, rows, lag, last_error FROM servicenow.sync_status ORDER BY 1");
+        self.psql(
+            "SELECT foreign_table, phase, rows, lag, last_error FROM servicenow.sync_status ORDER BY 1",
+        );
     }
 
     fn finish(&self) -> ExitCode {

@@ -11,11 +11,11 @@ BEGIN
     -- Columns of a parent table are added to, changed in and dropped from its foreign children too.
     FOR relation IN
         WITH RECURSIVE touched AS (
-            SELECT objid AS relation FROM pg_event_trigger_ddl_commands() WHERE classid = 'pg_class'::regclass
+            SELECT objid FROM pg_event_trigger_ddl_commands() WHERE classid = 'pg_class'::regclass
             UNION
-            SELECT inhrelid FROM pg_inherits JOIN touched ON inhparent = relation)
+            SELECT inhrelid FROM pg_inherits JOIN touched ON inhparent = touched.objid)
         SELECT ftrelid FROM touched
-            JOIN pg_foreign_table ON ftrelid = relation
+            JOIN pg_foreign_table ON ftrelid = touched.objid
             JOIN pg_foreign_server s ON s.oid = ftserver
             JOIN pg_foreign_data_wrapper w ON w.oid = srvfdw AND fdwname = 'servicenow_fdw'
     LOOP

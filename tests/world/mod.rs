@@ -50,18 +50,22 @@ impl World {
     /// As [`World::new`], with other data and more server options.
     pub async fn with(dataset: Dataset, options: &str) -> World {
         let world = World::bare(dataset).await;
-        world.db.run("CREATE EXTENSION servicenow_fdw").await;
+        world.set_up(options).await;
         world
-            .db
+    }
+
+    /// Makes the extension, and server `acme` for the integration user.
+    pub async fn set_up(&self, options: &str) {
+        self.db.run("CREATE EXTENSION servicenow_fdw").await;
+        self.db
             .run(&format!(
                 "CREATE SERVER acme FOREIGN DATA WRAPPER servicenow_fdw
                  OPTIONS (instance_url '{}', poll_interval '200ms' {options});
                  CREATE USER MAPPING FOR PUBLIC SERVER acme
                  OPTIONS (auth 'client_credentials', client_id 'fdw-client', client_secret 'fdw-client-secret')",
-                world.sim.url()
+                self.sim.url()
             ))
             .await;
-        world
     }
 
     /// An instance and an empty database.
@@ -145,7 +149,8 @@ impl World {
         let began = Instant::now();
         let columns: Vec<(&str, &str)> =
             columns.iter().map(|column| column.split_once('=').unwrap_or((column, column))).collect();
-        let shown: Vec<String> = columns.iter().map(|(name, _)| format!("coalesce({name}::text, '')")).collect();
+        let shown: Vec<String> =
+            columns.iter().map(|(name, _)| format!("coalesce({name}::text, '')")).collect();
         let query = format!("SELECT ARRAY[sys_id, {}] FROM {table}", shown.join(", "));
         loop {
             let there: BTreeSet<Vec<String>> = self

@@ -23,14 +23,20 @@ async fn a_label_is_sent_as_the_value_behind_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_label_means_the_choice_that_goes_with_the_field_it_depends_on() {
     let world = incidents().await;
-    assert_eq!(after!(world, "category = 'Database', subcategory = 'MS SQL Server'", "subcategory"), "sql server");
+    assert_eq!(
+        after!(world, "category = 'Database', subcategory = 'MS SQL Server'", "subcategory"),
+        "sql server"
+    );
     assert_eq!(after!(world, "subcategory = 'Oracle'", "subcategory"), "oracle");
     assert_eq!(after!(world, "subcategory_value = 'db2'", "subcategory"), "db2");
     let patches = world.writes().len();
     let error = world.db.error(&format!("UPDATE incident SET subcategory = 'Keyboard' WHERE {KNOWN}")).await;
     assert_eq!(error.message(), "[ServiceNow] Value `Keyboard` is not a valid value for `subcategory`.");
     assert_eq!(error.code().code(), "23514");
-    assert_eq!(error.hint(), Some("Valid values are: DB2 (db2), MS SQL Server (sql server), Oracle (oracle)."));
+    assert_eq!(
+        error.hint(),
+        Some("Valid values are: DB2 (db2), MS SQL Server (sql server), Oracle (oracle).")
+    );
     assert_eq!(world.writes().len(), patches);
 }
 
@@ -86,16 +92,19 @@ async fn a_reference_is_found_by_the_name_of_its_record() {
     let group = world.find("sys_user_group", "name=Service Desk");
     assert_eq!(after!(world, "assignment_group = 'Service Desk'", "assignment_group"), group);
     // A name as it is written comes before one that only compares equal in the instance.
-    let other = world.sim.edit().insert("sys_user", &[("user_name", "loud"), ("name", "GURNEY HALLECK")]).unwrap();
+    let other =
+        world.sim.edit().insert("sys_user", &[("user_name", "loud"), ("name", "GURNEY HALLECK")]).unwrap();
     assert_eq!(after!(world, "assigned_to = 'GURNEY HALLECK'", "assigned_to"), other);
-    let quoted = world.sim.edit().insert("sys_user", &[("user_name", "o"), ("name", "Miles O'Brien & \"Co\"=1")]);
+    let quoted =
+        world.sim.edit().insert("sys_user", &[("user_name", "o"), ("name", "Miles O'Brien & \"Co\"=1")]);
     assert_eq!(after!(world, "assigned_to = 'Miles O''Brien & \"Co\"=1'", "assigned_to"), quoted.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_no_record_has_is_refused() {
     let world = incidents().await;
-    let error = world.db.error(&format!("UPDATE incident SET assigned_to = 'Nobody Here' WHERE {KNOWN}")).await;
+    let error =
+        world.db.error(&format!("UPDATE incident SET assigned_to = 'Nobody Here' WHERE {KNOWN}")).await;
     assert_eq!(error.message(), "[ServiceNow] Value `Nobody Here` is not a valid value for `assigned_to`.");
     assert_eq!(error.code().code(), "23514");
     assert_eq!(error.detail(), Some("Table \"sys_user\" has no record of this name."));
@@ -109,7 +118,8 @@ async fn a_name_that_several_records_have_is_refused() {
     for user in ["twin.1", "twin.2"] {
         world.sim.edit().insert("sys_user", &[("user_name", user), ("name", "Twin Person")]).unwrap();
     }
-    let error = world.db.error(&format!("UPDATE incident SET assigned_to = 'Twin Person' WHERE {KNOWN}")).await;
+    let error =
+        world.db.error(&format!("UPDATE incident SET assigned_to = 'Twin Person' WHERE {KNOWN}")).await;
     assert_eq!(error.code().code(), "23514");
     assert_eq!(error.detail(), Some("Table \"sys_user\" has several records of this name."));
     assert!(error.hint().is_some_and(|hint| hint.contains("assigned_to_value")), "{:?}", error.hint());
@@ -125,7 +135,8 @@ async fn a_name_that_cannot_stand_in_a_query_is_refused_before_any_call() {
     let world = incidents().await;
     world.sim.edit().insert("sys_user", &[("user_name", "caret"), ("name", "a^active=true")]).unwrap();
     for name in ["a^active=true", "javascript:gs.getUserDisplayName()"] {
-        let error = world.db.error(&format!("UPDATE incident SET assigned_to = '{name}' WHERE {KNOWN}")).await;
+        let error =
+            world.db.error(&format!("UPDATE incident SET assigned_to = '{name}' WHERE {KNOWN}")).await;
         assert_eq!(error.code().code(), "23514", "{}", error.message());
         assert!(error.hint().is_some_and(|hint| hint.contains("assigned_to_value")), "{:?}", error.hint());
     }
@@ -137,7 +148,9 @@ async fn label_and_value_may_be_set_together_if_they_agree() {
     let world = incidents().await;
     assert_eq!(after!(world, "state = 'On Hold', state_value = 3", "state"), "3");
     let patches = world.writes().len();
-    for contradiction in ["state = 'New', state_value = 2", "assigned_to = 'System Administrator', assigned_to_value = 'abc'"] {
+    for contradiction in
+        ["state = 'New', state_value = 2", "assigned_to = 'System Administrator', assigned_to_value = 'abc'"]
+    {
         let error = world.db.error(&format!("UPDATE incident SET {contradiction} WHERE {KNOWN}")).await;
         assert_eq!(error.code().code(), "22023", "{}", error.message());
     }
@@ -150,8 +163,10 @@ async fn label_and_value_may_be_set_together_if_they_agree() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_label_that_contradicts_the_value_is_refused_although_one_of_them_is_as_it_was() {
     let world = incidents().await;
-    let error =
-        world.db.error(&format!("UPDATE incident SET state = 'In Progress', state_value = 3 WHERE {KNOWN}")).await;
+    let error = world
+        .db
+        .error(&format!("UPDATE incident SET state = 'In Progress', state_value = 3 WHERE {KNOWN}"))
+        .await;
     assert_eq!(error.code().code(), "22023", "{}", error.message());
     assert!(world.writes().is_empty());
 }

@@ -46,7 +46,8 @@ async fn an_insert_can_take_its_rows_from_a_query() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_insert_of_nothing_but_defaults_makes_a_record_of_the_instances_defaults() {
     let world = incidents().await;
-    let rows = world.db.rows("INSERT INTO incident DEFAULT VALUES RETURNING sys_id, number, state, category").await;
+    let rows =
+        world.db.rows("INSERT INTO incident DEFAULT VALUES RETURNING sys_id, number, state, category").await;
     assert!(rows[0].get::<_, &str>(1).starts_with("INC"));
     assert_eq!((rows[0].get::<_, &str>(2), rows[0].get::<_, &str>(3)), ("New", "Inquiry / Help"));
     assert!(world.sim.record("incident", rows[0].get(0)).is_some());
@@ -67,7 +68,10 @@ async fn null_in_an_insert_leaves_the_field_to_the_instance() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_default_of_the_foreign_table_is_sent() {
     let world = incidents().await;
-    world.db.run("ALTER FOREIGN TABLE incident ALTER short_description SET DEFAULT 'made in ' || 'Postgres'").await;
+    world
+        .db
+        .run("ALTER FOREIGN TABLE incident ALTER short_description SET DEFAULT 'made in ' || 'Postgres'")
+        .await;
     let id: String = world.db.value("INSERT INTO incident (impact_value) VALUES (2) RETURNING sys_id").await;
     assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("made in Postgres"));
 }
@@ -146,7 +150,10 @@ async fn prepared_statements_go_on_working_with_generic_plans() {
         assert_eq!(row.get::<_, String>(0), format!("new text {n}"));
         assert_eq!(world.remote("incident", &id, "short_description"), Some(format!("new text {n}")));
     }
-    client.batch_execute("ALTER FOREIGN TABLE incident DROP COLUMN business_impact").await.expect("it can be dropped");
+    client
+        .batch_execute("ALTER FOREIGN TABLE incident DROP COLUMN business_impact")
+        .await
+        .expect("it can be dropped");
     let id = known(&world);
     let row = client.query_one(&update, &[&id, &"after the change"]).await.expect("the plan is made anew");
     assert_eq!(row.get::<_, &str>(0), "after the change");
@@ -185,7 +192,10 @@ async fn a_statement_that_finds_no_rows_makes_no_call() {
     let world = incidents().await;
     world.stop_worker().await;
     world.sim.clear_requests();
-    world.db.run("UPDATE incident SET state = 'New' WHERE number = 'none'; DELETE FROM incident WHERE false").await;
+    world
+        .db
+        .run("UPDATE incident SET state = 'New' WHERE number = 'none'; DELETE FROM incident WHERE false")
+        .await;
     assert!(world.sim.requests().is_empty());
 }
 
@@ -198,7 +208,9 @@ async fn an_assigned_value_that_differs_in_the_instance_only_is_sent_too() {
     world.sim.edit().update("incident", &id, &[("state", "3")]).expect("the record is there");
     let rows = world
         .db
-        .rows(&format!("UPDATE incident SET state_value = 2, impact_value = 2 WHERE {KNOWN} RETURNING state_value"))
+        .rows(&format!(
+            "UPDATE incident SET state_value = 2, impact_value = 2 WHERE {KNOWN} RETURNING state_value"
+        ))
         .await;
     assert_eq!(rows[0].get::<_, i64>(0), 2);
     assert_eq!(world.remote("incident", &id, "state").as_deref(), Some("2"));
@@ -226,7 +238,10 @@ async fn a_join_that_brings_a_row_twice_updates_it_once() {
     let count = world
         .db
         .client()
-        .execute("UPDATE incident i SET short_description = n.text FROM news n WHERE n.number = i.number", &[])
+        .execute(
+            "UPDATE incident i SET short_description = n.text FROM news n WHERE n.number = i.number",
+            &[],
+        )
         .await
         .expect("it succeeds");
     assert_eq!(count, 1);
@@ -284,7 +299,9 @@ async fn what_a_writing_query_returns_can_be_used_in_the_same_statement() {
              INSERT INTO archive SELECT * FROM gone",
         )
         .await;
-    assert!(world.db.value::<bool>("SELECT count(*) > 0 AND bool_and(state = 'Canceled') FROM archive").await);
+    assert!(
+        world.db.value::<bool>("SELECT count(*) > 0 AND bool_and(state = 'Canceled') FROM archive").await
+    );
     let rows = world
         .db
         .rows(
@@ -332,7 +349,8 @@ async fn row_triggers_of_the_foreign_table_change_and_see_what_is_written() {
     assert_eq!(world.remote("incident", &id, "description").as_deref(), Some("set by a trigger"));
     world.db.run(&format!("UPDATE incident SET impact_value = 3 WHERE {KNOWN}")).await;
     assert_eq!(world.remote("incident", &known(&world), "description").as_deref(), Some("set by a trigger"));
-    let seen = "SELECT count(*) FROM seen WHERE number LIKE 'INC%' AND priority IN ('1 - Critical', '4 - Low')";
+    let seen =
+        "SELECT count(*) FROM seen WHERE number LIKE 'INC%' AND priority IN ('1 - Critical', '4 - Low')";
     assert_eq!(world.db.value::<i64>(seen).await, 2);
 }
 
@@ -344,7 +362,10 @@ async fn a_view_over_the_table_can_be_written() {
         .run("CREATE VIEW open AS SELECT sys_id, number, short_description AS title, state FROM incident WHERE state <> 'Closed'")
         .await;
     world.db.run("UPDATE open SET title = 'through a view' WHERE number = 'INC0012345'").await;
-    assert_eq!(world.remote("incident", &known(&world), "short_description").as_deref(), Some("through a view"));
+    assert_eq!(
+        world.remote("incident", &known(&world), "short_description").as_deref(),
+        Some("through a view")
+    );
     let id: String = world.db.value("INSERT INTO open (title) VALUES ('new') RETURNING sys_id").await;
     assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("new"));
     world.db.run(&format!("DELETE FROM open WHERE sys_id = '{id}'")).await;
@@ -366,7 +387,12 @@ async fn truncate_is_refused_with_a_hint() {
     let world = incidents().await;
     let before: i64 = world.db.value("SELECT count(*) FROM incident").await;
     let error = world.db.error("TRUNCATE incident").await;
-    assert!(error.hint().is_some_and(|hint| hint.contains("DELETE")), "{} {:?}", error.message(), error.hint());
+    assert!(
+        error.hint().is_some_and(|hint| hint.contains("DELETE")),
+        "{} {:?}",
+        error.message(),
+        error.hint()
+    );
     assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident").await, before);
 }
 
@@ -408,7 +434,12 @@ async fn journal_columns_append_and_read_as_null() {
         .await;
     let query = format!("element_id={made}^element=comments^value=made with a comment");
     assert_eq!(world.sim.edit().find("sys_journal_field", &query).expect("a query").len(), 1);
-    assert!(world.db.value::<bool>("SELECT bool_and(comments IS NULL AND work_notes IS NULL) FROM incident").await);
+    assert!(
+        world
+            .db
+            .value::<bool>("SELECT bool_and(comments IS NULL AND work_notes IS NULL) FROM incident")
+            .await
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -423,7 +454,12 @@ async fn a_record_that_the_tables_query_does_not_match_leaves_with_the_next_poll
         .await;
     world.sync("urgent").await;
     world.db.run("INSERT INTO urgent (urgency) VALUES (1), (3)").await;
-    world.db.run("UPDATE urgent SET urgency = 2 WHERE number = (SELECT min(number) FROM urgent WHERE urgency = 1)").await;
+    world
+        .db
+        .run(
+            "UPDATE urgent SET urgency = 2 WHERE number = (SELECT min(number) FROM urgent WHERE urgency = 1)",
+        )
+        .await;
     world.until("SELECT count(*) > 0 AND bool_and(urgency = 1) FROM urgent").await;
     let there = world.sim.edit().find("incident", "urgency=1").expect("a query").len() as i64;
     assert_eq!(world.db.value::<i64>("SELECT count(*) FROM urgent").await, there);
@@ -447,4 +483,54 @@ async fn a_value_that_a_rule_of_the_instance_replaces_comes_back_as_the_rule_mad
     assert_eq!(rows[0].get::<_, &str>(0), "tidied");
     let here = format!("SELECT description FROM incident WHERE {KNOWN}");
     assert_eq!(world.db.value::<String>(&here).await, "tidied");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_and_columns_of_any_name_and_age_are_written() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            r#"CREATE FOREIGN TABLE "it's ""Ä"" table" (
+                 first text, "the KEY" text OPTIONS (field 'sys_id'), "select" text OPTIONS (field 'number'),
+                 second numeric, "what's ""up""" text OPTIONS (field 'short_description'))
+               SERVER acme OPTIONS ("table" 'incident');
+             ALTER FOREIGN TABLE "it's ""Ä"" table" DROP COLUMN first, DROP COLUMN second;
+             ALTER FOREIGN TABLE "it's ""Ä"" table" ADD COLUMN "état" text OPTIONS (field 'state', show 'label')"#,
+        )
+        .await;
+    world.db.run(r#"SELECT servicenow.wait_for_sync('"it''s ""Ä"" table"', '60 s')"#).await;
+    let rows = world
+        .db
+        .rows(
+            r#"UPDATE "it's ""Ä"" table" SET "what's ""up""" = 'odd', "état" = 'On Hold'
+               WHERE "select" = 'INC0012345' RETURNING *"#,
+        )
+        .await;
+    let row: Vec<&str> = (0..4).map(|column| rows[0].get(column)).collect();
+    assert_eq!(row, [known(&world).as_str(), "INC0012345", "odd", "On Hold"]);
+    let id: String = world
+        .db
+        .value(r#"INSERT INTO "it's ""Ä"" table" ("what's ""up""") VALUES ('odder') RETURNING "the KEY""#)
+        .await;
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("odder"));
+    world.db.run(r#"DELETE FROM "it's ""Ä"" table" WHERE "what's ""up""" = 'odder'"#).await;
+    assert!(world.sim.record("incident", &id).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_current_of_changes_the_row_the_cursor_is_on() {
+    let world = incidents().await;
+    world
+        .db
+        .run(&format!(
+            "BEGIN;
+             DECLARE c CURSOR FOR SELECT * FROM incident WHERE {KNOWN} FOR UPDATE;
+             MOVE c;
+             UPDATE incident SET short_description = 'by cursor' WHERE CURRENT OF c;
+             COMMIT"
+        ))
+        .await;
+    let changed = world.sim.edit().find("incident", "short_description=by cursor").expect("a query");
+    assert_eq!(changed, [known(&world)]);
 }

@@ -10,21 +10,47 @@ const SAMPLES: &[(&str, &str, &str)] = &[
     ("boolean", "true", "true"),
     ("bigint", "-9000000000", "-9000000000"),
     ("numeric", "12.50", "12.50"),
-    ("double precision", "-1.5e-7", "-0.00000015"),
-    ("timestamp with time zone", "'2026-02-03 04:05:06.75+02'", "2026-02-03 02:05:06"),
+    ("double precision", "-1234.5", "-1234.5"),
+    ("timestamp with time zone", "'2026-02-03 04:05:06+02'", "2026-02-03 02:05:06"),
     ("timestamp without time zone", "'2026-02-03 04:05:06'", "2026-02-03 04:05:06"),
     ("date", "'2026-02-03'", "2026-02-03"),
     ("time without time zone", "'16:04:32'", "1970-01-01 16:04:32"),
     ("interval", "'1 day 04:23:17'", "1970-01-02 04:23:17"),
-    ("text", "E'two\\nlines, \"quotes\", \\\\ back, \u{1F37A} and a''b'", "two\nlines, \"quotes\", \\ back, \u{1F37A} and a'b"),
+    (
+        "text",
+        "E'two\\nlines, \"quotes\", \\\\ back, \u{1F37A} and a''b'",
+        "two\nlines, \"quotes\", \\ back, \u{1F37A} and a'b",
+    ),
 ];
 
 /// Columns that take less than any text.
 const PARTICULAR: &[(&str, &str, &str)] = &[
     ("u_t_choice", "'Gamma, with comma'", "c"),
-    ("u_t_glide_list", "'46d44a40c0a8016400b98a0681a55e77,free@example.com'", "46d44a40c0a8016400b98a0681a55e77,free@example.com"),
+    (
+        "u_t_glide_list",
+        "'46d44a40c0a8016400b98a0681a55e77,free@example.com'",
+        "46d44a40c0a8016400b98a0681a55e77,free@example.com",
+    ),
     ("u_t_reference", "'Gurney Halleck'", "46d44a40c0a8016400b98a0681a55e77"),
 ];
+
+/// A value for a column.
+struct Sample {
+    column: String,
+    type_: String,
+    sql: &'static str,
+    wire: &'static str,
+}
+
+impl Sample {
+    fn of(column: &str, type_: &str) -> Self {
+        let particular = PARTICULAR.iter().find(|(name, ..)| *name == column);
+        let (_, sql, wire) = particular
+            .or_else(|| SAMPLES.iter().find(|(name, ..)| *name == type_))
+            .unwrap_or_else(|| panic!("no sample for {column} of type {type_}"));
+        Self { column: column.to_owned(), type_: type_.to_owned(), sql, wire }
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_of_every_type_is_stored_and_reads_back_the_same() {
@@ -36,44 +62,29 @@ async fn a_value_of_every_type_is_stored_and_reads_back_the_same() {
              WHERE attrelid = 'u_pg_widget'::regclass AND attname ~ '^u_t_' AND attname !~ '_value$|journal' ORDER BY attnum",
         )
         .await;
-    let sample = |name: &str, type_: &str| {
-        let particular = PARTICULAR.iter().find(|(column, ..)| *column == name);
-        let (_, sql, wire) = particular
-            .or_else(|| SAMPLES.iter().find(|(t, ..)| *t == type_))
-            .unwrap_or_else(|| panic!("no sample for {name} of type {type_}"));
-        (name.to_owned(), (*sql).to_owned(), (*wire).to_owned())
-    };
-    let samples: Vec<(String, String, String)> = columns.iter().map(|row| sample(row.get(0), row.get(1))).collect();
+    let samples: Vec<Sample> = columns.iter().map(|row| Sample::of(row.get(0), row.get(1))).collect();
     assert!(samples.len() > 100);
-    let names: Vec<&str> = samples.iter().map(|(name, ..)| name.as_str()).collect();
-    let values: Vec<&str> = samples.iter().map(|(_, sql, _)| sql.as_str()).collect();
+    let list = |part: fn(&Sample) -> String, between: &str| {
+        samples.iter().map(part).collect::<Vec<_>>().join(between)
+    };
     let id: String = world
         .db
         .value(&format!(
             "INSERT INTO u_pg_widget ({}) VALUES ({}) RETURNING sys_id",
-            names.join(", "),
-            values.join(", ")
+            list(|s| s.column.clone(), ", "),
+            list(|s| s.sql.to_owned(), ", ")
         ))
         .await;
     let record = world.sim.record("u_pg_widget", &id).expect("it was made");
-    let stored: Vec<(&str, &str)> = names.iter().map(|name| (*name, record[*name].as_str())).collect();
-    let expected: Vec<(&str, &str)> = samples.iter().map(|(name, _, wire)| (name.as_str(), wire.as_str())).collect();
-    assert_eq!(stored, expected);
-
-    let row = format!("SELECT to_jsonb(w)::text FROM u_pg_widget w WHERE sys_id = '{id}'");
-    let written: String = world.db.value(&row).await;
+    for sample in &samples {
+        assert_eq!(record[&sample.column], sample.wire, "{}", sample.column);
+    }
+    let same = list(|s| format!("{} = {}::{}", s.column, s.sql, s.type_), " AND ");
+    let shown = format!("SELECT {same} FROM u_pg_widget WHERE sys_id = '{id}'");
+    assert_eq!(world.db.value::<Option<bool>>(&shown).await, Some(true), "as it was answered");
     world.db.run("SELECT servicenow.resync('u_pg_widget')").await;
     world.sync("u_pg_widget").await;
-    assert_eq!(world.db.value::<String>(&row).await, written, "reading it again gives the same row");
-    let same: Vec<String> = samples
-        .iter()
-        .map(|(name, sql, _)| match name.as_str() {
-            "u_t_choice" | "u_t_reference" => format!("{name} = {sql}"),
-            _ => format!("({name} = {sql} OR date_trunc('second', {sql}::text::timestamptz) = {name}::text::timestamptz)"),
-        })
-        .filter(|condition| !condition.contains("::text::") || condition.contains("u_t_boolean"))
-        .collect();
-    assert!(world.db.value::<bool>(&format!("SELECT {} FROM u_pg_widget WHERE sys_id = '{id}'", same.join(" AND "))).await);
+    assert_eq!(world.db.value::<Option<bool>>(&shown).await, Some(true), "as it is read again");
 }
 
 /// Ordinary, extreme, empty and odd values: none of them stops the table, and each is shown as it is.
@@ -81,7 +92,9 @@ async fn a_value_of_every_type_is_stored_and_reads_back_the_same() {
 async fn extreme_values_of_every_type_arrive() {
     let world = World::with(Dataset::Small, "").await;
     world.import(&["u_pg_widget"]).await;
-    let widget = |name: &str, columns: &str| format!("SELECT {columns} FROM u_pg_widget WHERE u_name = 'Widget {name}'");
+    let widget = |name: &str, columns: &str| {
+        format!("SELECT {columns} FROM u_pg_widget WHERE u_name = 'Widget {name}'")
+    };
     let extreme = widget(
         "extreme",
         "u_t_long = -9223372036854775808 AND u_t_date = '9999-12-31 23:59:59' AND u_t_glide_date = '0001-01-01'
@@ -89,11 +102,17 @@ async fn extreme_values_of_every_type_arrive() {
          AND u_t_percent_complete = 0.0000001 AND u_t_reference_value = 'glide.maint' AND length(u_t_wide_text) = 65000",
     );
     assert!(world.db.value::<bool>(&extreme).await);
-    let empty = widget("empty", "num_nulls(u_t_string, u_t_integer, u_t_glide_date_time, u_t_price, u_t_time, u_t_reference)");
+    let empty = widget(
+        "empty",
+        "num_nulls(u_t_string, u_t_integer, u_t_glide_date_time, u_t_price, u_t_time, u_t_reference)",
+    );
     assert_eq!(world.db.value::<i32>(&empty).await, 6);
     let odd: String = world.db.value(&widget("odd", "u_t_string")).await;
     assert!(odd.contains("\u{1F37A}") && odd.contains("\r\n") && !odd.contains('\0'), "{odd:?}");
-    let odd = widget("odd", "u_t_integer = 0 AND u_t_decimal = -0.5 AND u_t_glide_duration = '0' AND u_t_glide_date_time = '1969-12-31 23:59:59Z'");
+    let odd = widget(
+        "odd",
+        "u_t_integer = 0 AND u_t_decimal = -0.5 AND u_t_glide_duration = '0' AND u_t_glide_date_time = '1969-12-31 23:59:59Z'",
+    );
     assert!(world.db.value::<bool>(&odd).await);
 }
 
@@ -113,7 +132,9 @@ async fn null_empties_a_field_of_any_type() {
     let world = incidents().await;
     world
         .db
-        .run(&format!("UPDATE incident SET follow_up = now(), calendar_duration = '1 h', calendar_stc = 5 WHERE {KNOWN}"))
+        .run(&format!(
+            "UPDATE incident SET follow_up = now(), calendar_duration = '1 h', calendar_stc = 5 WHERE {KNOWN}"
+        ))
         .await;
     let row = world
         .db
@@ -126,7 +147,9 @@ async fn null_empties_a_field_of_any_type() {
         .await;
     assert_eq!(row[0].get::<_, i32>(0), 8);
     let record = world.sim.record("incident", &known(&world)).expect("it is there");
-    for field in ["follow_up", "calendar_duration", "calendar_stc", "description", "assigned_to", "assignment_group"] {
+    for field in
+        ["follow_up", "calendar_duration", "calendar_stc", "description", "assigned_to", "assignment_group"]
+    {
         assert_eq!(record[field], "", "{field}");
     }
 }
@@ -168,6 +191,7 @@ async fn a_choice_that_cannot_be_emptied_says_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_the_instance_cannot_hold_is_refused_before_any_call() {
     let world = world_with(&["u_pg_widget"]).await;
+    let mut taken = Vec::new();
     for assignment in [
         "u_t_glide_date_time = 'infinity'",
         "u_t_glide_date_time = '-infinity'",
@@ -181,10 +205,17 @@ async fn a_value_that_the_instance_cannot_hold_is_refused_before_any_call() {
         "u_t_float = 'NaN'",
         "u_t_float = '-infinity'",
     ] {
-        let error = world.db.error(&format!("UPDATE u_pg_widget SET {assignment} WHERE u_name = 'Widget ordinary'")).await;
-        assert!(error.code().code().starts_with("22"), "{assignment}: {} {}", error.code().code(), error.message());
-        assert!(world.writes().is_empty(), "{assignment}");
+        let update = format!("UPDATE u_pg_widget SET {assignment} WHERE u_name = 'Widget ordinary'");
+        let sent = world.writes().len();
+        let refused = match world.db.client().batch_execute(&update).await {
+            Ok(()) => false,
+            Err(e) => e.code().is_some_and(|code| code.code().starts_with("22")),
+        };
+        if !refused || world.writes().len() > sent {
+            taken.push((assignment, world.writes().last().and_then(|write| write.body.clone())));
+        }
     }
+    assert!(taken.is_empty(), "sent all the same: {taken:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,6 +254,9 @@ async fn columns_of_the_users_own_types_are_written_as_text_and_numbers() {
     assert_eq!(world.remote("incident", &known(&world), "made_sla").as_deref(), Some("false"));
     world.sim.edit().delete_where("x_acme_app_thing", "x_acme_app_size=xl").expect("a query");
     world.sync("thing").await;
-    let id: String = world.db.value("INSERT INTO thing (name, size, code) VALUES ('enum', 'l', 'ab') RETURNING sys_id").await;
+    let id: String = world
+        .db
+        .value("INSERT INTO thing (name, size, code) VALUES ('enum', 'l', 'ab') RETURNING sys_id")
+        .await;
     assert_eq!(world.remote("x_acme_app_thing", &id, "x_acme_app_size").as_deref(), Some("l"));
 }
