@@ -49,6 +49,13 @@ CREATE TABLE servicenow.row_delta (
     delta           bigint NOT NULL
 );
 
+-- Records that user statements have written under another login than the worker's: the cache has them as that
+-- login sees them until the worker has looked.
+CREATE TABLE servicenow.recheck (
+    foreign_table   oid NOT NULL,
+    sys_id          text NOT NULL
+);
+
 -- One row per server with mirrored tables: where reading deletions stands.
 CREATE TABLE servicenow.sync_server (
     server            oid PRIMARY KEY,

@@ -25,14 +25,22 @@ END
 $$;
 
 CREATE FUNCTION servicenow._on_drop() RETURNS event_trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET default_tablespace = '' SET default_table_access_method = heap SET quote_all_identifiers = off AS $$
 DECLARE
-    relation oid;
+    dropped record;
 BEGIN
-    FOR relation IN
-        SELECT objid FROM pg_event_trigger_dropped_objects() WHERE object_type = 'foreign table'
+    FOR dropped IN
+        SELECT DISTINCT objid, object_type FROM pg_event_trigger_dropped_objects()
+        WHERE object_type IN ('foreign table', 'foreign table column')
     LOOP
-        PERFORM servicenow._forget_foreign_table(relation);
+        IF dropped.object_type = 'foreign table' THEN
+            PERFORM servicenow._forget_foreign_table(dropped.objid);
+        ELSE
+            -- A column that went with its type, or by ALTER.
+            PERFORM servicenow._follow_foreign_table(dropped.objid, tg_tag);
+        END IF;
     END LOOP;
 END
 $$;

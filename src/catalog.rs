@@ -396,6 +396,7 @@ pub fn start_over(relation: pg_sys::Oid) {
 pub fn delete_followed(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
     let cache = followed(relation)?.cache;
     write("DELETE FROM servicenow.row_delta WHERE foreign_table = $1", &[relation.into()]);
+    write("DELETE FROM servicenow.recheck WHERE foreign_table = $1", &[relation.into()]);
     write("DELETE FROM servicenow.sync_table WHERE foreign_table = $1", &[relation.into()]);
     tidy();
     Some(cache)
@@ -462,6 +463,33 @@ pub fn count_rows(relation: pg_sys::Oid, delta: i64) {
             &[relation.into(), delta.into()],
         );
     }
+}
+
+/// Has the worker look records up that a statement has put into a cache.
+pub fn ask_to_recheck(relation: pg_sys::Oid, ids: &[String]) {
+    if !ids.is_empty() {
+        write(
+            "INSERT INTO servicenow.recheck (foreign_table, sys_id) SELECT $1, unnest($2)",
+            &[relation.into(), ids.to_vec().into()],
+        );
+    }
+}
+
+/// Records to be looked up, each once.
+pub fn to_recheck(relation: pg_sys::Oid) -> Vec<String> {
+    read(
+        "SELECT DISTINCT sys_id FROM servicenow.recheck WHERE foreign_table = $1",
+        &[relation.into()],
+        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+    )
+}
+
+/// Records have been looked up.
+pub fn rechecked(relation: pg_sys::Oid, ids: Vec<&str>) {
+    write(
+        "DELETE FROM servicenow.recheck WHERE foreign_table = $1 AND sys_id = ANY ($2)",
+        &[relation.into(), ids.into()],
+    );
 }
 
 /// Whether the worker of this database may run.

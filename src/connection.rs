@@ -32,6 +32,17 @@ thread_local! {
 pub struct Connection {
     client: HttpClient,
     server: String,
+    /// The worker logs in the same way, so that it sees what this connection sees.
+    is_workers: bool,
+}
+
+/// The role whose user mapping the worker uses; an error's text if there is no such role.
+pub fn sync_user(server: &pg::catalog::Server, options: &ServerOptions) -> Result<pg_sys::Oid, String> {
+    match &options.sync_user {
+        Some(name) => pg::session::role(name)
+            .ok_or_else(|| format!("role \"{name}\" of server option \"sync_user\" does not exist")),
+        None => Ok(server.owner),
+    }
 }
 
 /// The connection of a user to a server; an ERROR if there is no user mapping.
@@ -45,11 +56,14 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
     let description = pg::catalog::server(server);
     let options = ServerOptions::parse(&description.options).unwrap_or_else(|e| raise(e));
     let mapping = pg::catalog::user_mapping(user, server);
-    let login = option::credentials(&mapping).unwrap_or_else(|e| raise(e));
+    let login = option::credentials(&mapping.options).unwrap_or_else(|e| raise(e));
+    let sync_mapping =
+        sync_user(&description, &options).ok().map(|user| pg::catalog::user_mapping(user, server));
+    let is_workers = sync_mapping.is_some_and(|sync| sync.oid == mapping.oid);
     let client = new_client(&options, login, STATEMENT).unwrap_or_else(|e| {
         raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
     });
-    let connection = Connection { client, server: description.name };
+    let connection = Connection { client, server: description.name, is_workers };
     CONNECTIONS.with_borrow_mut(|known| known.insert((server, user), connection.clone()));
     connection
 }
@@ -79,6 +93,11 @@ impl Connection {
     /// The server's name.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// Whether the worker sees what this connection sees.
+    pub fn is_workers(&self) -> bool {
+        self.is_workers
     }
 
     /// Runs a call and waits for its answer; the wait can be interrupted. `what` says what is being done, as an

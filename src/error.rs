@@ -92,6 +92,16 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             &error.to_string(),
             "Open the instance's address in a browser: it may be asleep, or a login page may stand before it.",
         ),
+        Error::Rejected { status, words }
+            if *status == 413 || words.message.contains("large REST payload") =>
+        {
+            spoken(
+                Sql::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+                words,
+                "Request is too large",
+                "A request may have 10 MB; write less at a time.",
+            )
+        }
         Error::Rejected { words, .. } => spoken(
             Sql::ERRCODE_FDW_ERROR,
             words,

@@ -129,8 +129,11 @@ pub fn validate(context: Context, options: &Options) -> Result<()> {
     }
     match context {
         Context::Server => ServerOptions::parse(options).and_then(|server| may_set(&server, options)),
-        Context::UserMapping => credentials(options)
-            .and_then(|login| login.token_url.map_or(Ok(()), |url| require_https("token_url", &url, false))),
+        Context::UserMapping => credentials(options).and_then(|login| {
+            login
+                .token_url
+                .map_or(Ok(()), |url| require_https("token_url", find(options, "token_url"), &url, false))
+        }),
         Context::Table => TableOptions::parse(options).map(|_| ()),
         Context::Wrapper | Context::Column => Ok(()),
     }
@@ -153,15 +156,16 @@ fn may_set(server: &ServerOptions, options: &Options) -> Result<()> {
             "Only roles with privileges of role pg_read_server_files may set it.",
         ));
     }
-    require_https("instance_url", &server.instance_url, allow_http)
+    require_https("instance_url", find(options, "instance_url"), &server.instance_url, allow_http)
 }
 
-fn require_https(name: &str, url: &Url, allow_http: bool) -> Result<()> {
+/// `value` is the address as it was written.
+fn require_https(name: &str, value: Option<&str>, url: &Url, allow_http: bool) -> Result<()> {
     if url.scheme() == "https" || allow_http || is_loopback(url) {
         return Ok(());
     }
     let hint = "The address must begin with https; plain http is accepted for loopback addresses only, or with server option allow_http.";
-    Err(OptionError::value(name, url.as_str(), hint))
+    Err(OptionError::value(name, value.unwrap_or_default(), hint))
 }
 
 fn unexpected(context: Context, name: &str) -> OptionError {

@@ -192,18 +192,25 @@ impl CacheWriter {
     }
 
     fn misfit(&self, rows: &Rows, at: MisfitAt) -> ! {
-        let column = self.mirror.columns.get(at.column).map_or(UPDATED_ON, |column| column.name.as_str());
         raise(
-            error(
-                Sql::ERRCODE_FDW_INVALID_DATA_TYPE,
-                format!(
-                    "value for column \"{column}\" of record \"{}\" does not fit the column's type",
-                    rows.id(at.row)
-                ),
-            )
-            .set_hint("Change the column's type, to text if need be."),
+            error(Sql::ERRCODE_FDW_INVALID_DATA_TYPE, describe_misfit(&self.mirror, rows, at))
+                .set_hint("Change the column's type, to text if need be."),
         )
     }
+}
+
+fn describe_misfit(mirror: &Mirror, rows: &Rows, at: MisfitAt) -> String {
+    let column = mirror.columns.get(at.column).map_or(UPDATED_ON, |column| column.name.as_str());
+    let sys_id = rows.id(at.row);
+    format!("value for column \"{column}\" of record \"{sys_id}\" does not fit the column's type")
+}
+
+/// Says which value of a batch its column's type refuses; the batch itself has failed.
+pub fn find_misfit(mirror: &Rc<Mirror>, rows: &Rows) -> Option<String> {
+    let mut writer = CacheWriter::open(mirror, Triggers::Own);
+    let found = writer.table.find_misfit(rows.len(), |row, column| scalar(rows, row, column));
+    writer.close();
+    found.map(|at| describe_misfit(mirror, rows, at))
 }
 
 impl Replace {

@@ -16,6 +16,9 @@ use crate::error::{error, raise};
 /// More than this many choices do not help in a message.
 const MANY: usize = 20;
 
+/// A choice that is not known: the ERROR to raise, unless it turns out to have been added since.
+pub struct Unknown(pub Box<ErrorReport>);
+
 /// A value that the instance would not take, and would not say so.
 fn not_valid(value: &str, field: &FieldDef) -> ErrorReport {
     error(
@@ -25,10 +28,12 @@ fn not_valid(value: &str, field: &FieldDef) -> ErrorReport {
 }
 
 /// The stored value behind the label of a choice; `dependent` is the value of the field the choices depend on.
-pub fn choice(field: &FieldDef, label: &str, dependent: Option<&str>) -> String {
+pub fn choice(field: &FieldDef, label: &str, dependent: Option<&str>) -> Result<String, Unknown> {
     match field.resolve_label(label, dependent) {
-        Resolution::Value(value) => value,
-        Resolution::Unknown => raise(not_valid(label, field).set_hint(offer(field, dependent))),
+        Resolution::Value(value) => Ok(value),
+        Resolution::Unknown => {
+            Err(Unknown(Box::new(not_valid(label, field).set_hint(offer(field, dependent)))))
+        }
         Resolution::Ambiguous(values) => raise(
             error(
                 Sql::ERRCODE_CHECK_VIOLATION,
@@ -41,9 +46,10 @@ pub fn choice(field: &FieldDef, label: &str, dependent: Option<&str>) -> String 
 }
 
 /// Checks a stored value against a binding list of choices.
-pub fn stored_choice(field: &FieldDef, value: &str) {
-    if !field.accepts(value) {
-        raise(not_valid(value, field).set_hint(offer(field, None)));
+pub fn stored_choice(field: &FieldDef, value: &str) -> Result<(), Unknown> {
+    match field.accepts(value) {
+        true => Ok(()),
+        false => Err(Unknown(Box::new(not_valid(value, field).set_hint(offer(field, None))))),
     }
 }
 

@@ -6,46 +6,43 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pgrx::PgSqlErrorCode as Sql;
-use serde_json::{Map, Value as Json};
 use servicenow::client::retry::Effect;
-use servicenow::dictionary::{self, FieldDef, FieldType, TableDef, field_type};
+use servicenow::client::table_api::Identity;
+use servicenow::dictionary::{self, TableDef};
 use servicenow::error::Refusal;
-use servicenow::page::Rows;
+use servicenow::page::{Layout, Rows};
 use servicenow::value::{Kind, Show, SysId, TableName};
 
-use super::label;
+use super::body::{Draft, Sent, json};
 use crate::cache::apply::{CacheWriter, to_scalar, to_value};
-use crate::catalog::{self, Mirror, MirrorColumn};
+use crate::catalog::{self, Mirror};
 use crate::connection::{Connection, connection};
 use crate::error::{Doing, error, raise, report};
 use crate::pg;
 use crate::pg::routine::{Operation, Row, RowWriter, Target, Written};
 use crate::pg::table::Triggers;
-use crate::pg::tuple::{OwnedScalar, Scalar};
+use crate::pg::tuple::OwnedScalar;
 use crate::worker;
 
 /// One statement's writes to one table.
 pub struct Writer {
     mirror: Rc<Mirror>,
     assigned: Vec<i16>,
+    /// A trigger may change columns that are not assigned.
+    any_column: bool,
     skip_duplicates: bool,
     connection: Connection,
     /// What the dictionary says; read when the first row comes.
-    def: Option<TableDef>,
+    def: Option<Rc<TableDef>>,
+    /// The description was read from the instance by this statement.
+    def_is_fresh: bool,
     cache: CacheWriter,
     /// Records this statement has written: a join may bring a target row more than once.
     done: HashSet<String>,
+    /// Records in the cache as this login sees them and not as the worker does.
+    to_recheck: Vec<String>,
     /// Rows added to the cache, less rows taken from it.
     delta: i64,
-}
-
-/// A field to be sent.
-struct Sent {
-    field: String,
-    /// The wire value.
-    value: String,
-    /// The position among the mirror's columns by which the answer is compared.
-    column: usize,
 }
 
 impl Writer {
@@ -58,171 +55,83 @@ impl Writer {
         debug_assert!(target.operation == Operation::Update || target.assigned.is_empty());
         Self {
             assigned: target.assigned,
+            any_column: target.any_column,
             skip_duplicates: target.skip_duplicates,
             connection,
             def: None,
+            def_is_fresh: false,
             cache,
             done: HashSet::new(),
+            to_recheck: Vec::new(),
             delta: 0,
             mirror,
         }
     }
 
     /// The table's description: as the worker or an import has left it, or else read now.
-    fn def(&mut self) -> TableDef {
-        if self.def.is_none() {
-            let known = catalog::definition(self.mirror.server, &self.mirror.table);
-            self.def = Some(known.unwrap_or_else(|| self.fetch_def()));
+    fn def(&mut self) -> Rc<TableDef> {
+        if let Some(def) = &self.def {
+            return def.clone();
         }
-        self.def.clone().expect("just set")
+        match catalog::definition(self.mirror.server, &self.mirror.table) {
+            Some(known) => self.def.insert(Rc::new(known)).clone(),
+            None => self.fetch_def(),
+        }
     }
 
-    fn fetch_def(&self) -> TableDef {
+    fn fetch_def(&mut self) -> Rc<TableDef> {
         let table = self.mirror.table.clone();
         let what = format!("read the dictionary of table \"{table}\"");
-        self.connection.call(&what, false, |client| async move {
+        let def = self.connection.call(&what, false, |client| async move {
             let mut described = dictionary::fetch(&client, std::slice::from_ref(&table)).await?;
             described.pop().map(|(_, def)| def).unwrap_or(Err(servicenow::Error::NoTable(Default::default())))
-        })
+        });
+        catalog::keep_definition(self.mirror.server, &def);
+        self.def_is_fresh = true;
+        self.def.insert(Rc::new(def)).clone()
     }
 
-    /// The fields to send for the given columns of a row, labels resolved.
+    /// The fields to send for the given columns of a row.
     fn fields(&mut self, columns: &[usize], row: &Row<'_>, old: Option<&Row<'_>>) -> Vec<Sent> {
-        let def = self.def();
-        let mut sent: Vec<Sent> = Vec::new();
-        for &position in columns {
-            let column = self.mirror.columns[position].clone();
-            if column.field == "sys_id" {
-                continue;
-            }
-            let field = self.writable(&def, &column);
-            let value = self.wire_value(&def, &field, &column, row, old);
-            match sent.iter_mut().find(|other| other.field == column.field) {
-                None => {
-                    let column = self.compared_by(&column.field).unwrap_or(position);
-                    sent.push(Sent { field: self.mirror.columns[position].field.clone(), value, column });
-                }
-                Some(other) if other.value == value => {}
-                Some(_) => raise(
-                    error(
-                        Sql::ERRCODE_INVALID_PARAMETER_VALUE,
-                        format!("columns for field \"{}\" contradict each other", column.field),
-                    )
-                    .set_hint("Set either the label or the stored value."),
-                ),
+        let mut def = self.def();
+        loop {
+            let (mirror, connection) = (&*self.mirror, &self.connection);
+            match (Draft { mirror, def: &def, connection, row, old }).fields(columns) {
+                Ok(sent) => return sent,
+                // The choice may have been added since the dictionary was read.
+                Err(_) if !self.def_is_fresh => def = self.fetch_def(),
+                Err(unknown) => raise(*unknown.0),
             }
         }
-        sent
-    }
-
-    /// The column that shows a field's stored value.
-    fn compared_by(&self, field: &str) -> Option<usize> {
-        self.mirror.columns.iter().position(|c| c.field == field && c.show == Show::Value)
-    }
-
-    /// The description of a column's field; an ERROR if it cannot be written.
-    fn writable(&self, def: &TableDef, column: &MirrorColumn) -> FieldDef {
-        let refuse = |why: &str| -> ! {
-            raise(error(
-                Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
-                format!(
-                    "column \"{}\" of foreign table \"{}\" cannot be written: {why}",
-                    column.name,
-                    self.table_name()
-                ),
-            ))
-        };
-        if column.field.contains('.') {
-            refuse("it shows a field of a referenced record");
-        }
-        match def.field(&column.field) {
-            Some(field) if field.computed => refuse("ServiceNow computes it"),
-            Some(field) => field.clone(),
-            None => FieldDef { name: column.field.clone(), ..FieldDef::default() },
-        }
-    }
-
-    /// A column's value as it is sent.
-    fn wire_value(
-        &self,
-        def: &TableDef,
-        field: &FieldDef,
-        column: &MirrorColumn,
-        row: &Row<'_>,
-        old: Option<&Row<'_>>,
-    ) -> String {
-        let value = row.get(column.number);
-        if value == OwnedScalar::Null {
-            return String::new();
-        }
-        let text = to_value(&value).encode();
-        match (column.show, &field.reference) {
-            (Show::Label, Some(reference)) => label::reference(&self.connection, field, reference, &text),
-            (Show::Label, None) => {
-                label::choice(field, &text, self.dependent_value(def, field, row, old).as_deref())
-            }
-            (Show::Value, _) => {
-                label::stored_choice(field, &text);
-                text
-            }
-        }
-    }
-
-    /// The stored value of the field on which a field's choices depend, if the table shows it.
-    fn dependent_value(
-        &self,
-        def: &TableDef,
-        field: &FieldDef,
-        row: &Row<'_>,
-        old: Option<&Row<'_>>,
-    ) -> Option<String> {
-        let on = field.dependent_on.as_deref()?;
-        let column = |show| self.mirror.columns.iter().find(|c| c.field == on && c.show == show);
-        let text = |row: &Row<'_>, c: &MirrorColumn| match row.get(c.number) {
-            OwnedScalar::Null => None,
-            value => Some(to_value(&value).encode()),
-        };
-        let changed = |c: &&MirrorColumn| old.is_none_or(|old| old.get(c.number) != row.get(c.number));
-        // A label that was changed says more than the stored value that was left as it was.
-        if let Some(label) = column(Show::Label).filter(changed).and_then(|c| text(row, c)) {
-            return Some(label::choice(def.field(on)?, &label, None));
-        }
-        column(Show::Value).and_then(|c| text(row, c))
     }
 
     /// Compares the answer with what was sent: ServiceNow drops a value it does not like without a word.
-    /// `before` is the field's value that a dropped one would leave behind.
+    /// `before` gives what a dropped value would leave in the field.
     fn check_answer(&self, key: &str, sent: &[Sent], rows: &Rows, before: impl Fn(&Sent) -> Vec<String>) {
-        let def = self.def.as_ref();
-        let dropped: Vec<&str> = sent
-            .iter()
-            .filter(|sent| {
-                let column = &self.mirror.columns[sent.column];
-                let journal = def
-                    .and_then(|def| def.field(&sent.field))
-                    .is_some_and(|field| field_type(&field.internal_type) == FieldType::Journal);
-                let answer = rows.value(0, sent.column).encode();
-                let wanted = match column.show {
-                    Show::Value => sent.value.clone(),
-                    // A label stands for the stored value, which the table does not show.
-                    Show::Label => self.label_of(sent).unwrap_or_else(|| answer.clone()),
-                };
-                !journal
-                    && !same(column.kind, &answer, &wanted)
-                    && before(sent).iter().any(|before| same(column.kind, &answer, before))
-            })
-            .map(|sent| sent.field.as_str())
-            .collect();
+        let was_dropped = |sent: &&Sent| {
+            let column = &self.mirror.columns[sent.column];
+            let answer = rows.value(0, sent.column).encode().unwrap_or_default();
+            let wanted = match column.show {
+                Show::Value => Some(sent.value.clone()),
+                // The table does not show the stored value; its label is known for a choice only.
+                Show::Label => self.label_of(sent),
+            };
+            !sent.appends
+                && rows.is_shown(0, sent.column)
+                && wanted.is_some_and(|wanted| !same(column.kind, &answer, &wanted))
+                && before(sent).iter().any(|before| same(column.kind, &answer, before))
+        };
+        let dropped: Vec<String> =
+            sent.iter().filter(was_dropped).map(|sent| format!("\"{}\"", sent.field)).collect();
         if dropped.is_empty() {
             return;
         }
-        let fields: Vec<String> = dropped.iter().map(|field| format!("\"{field}\"")).collect();
         raise(
             error(
                 Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 format!(
                     "could not set {} in record \"{key}\" of table \"{}\" on server \"{}\": the instance ignored it",
-                    fields.join(", "),
+                    dropped.join(", "),
                     self.mirror.table,
                     self.connection.server()
                 ),
@@ -232,7 +141,7 @@ impl Writer {
         )
     }
 
-    /// The label that a choice's stored value should show, if it is known.
+    /// The label that a choice's stored value shows, if it is known.
     fn label_of(&self, sent: &Sent) -> Option<String> {
         let field = self.def.as_ref()?.field(&sent.field)?;
         field.choices.iter().find(|choice| choice.value == sent.value).map(|choice| choice.label.clone())
@@ -243,7 +152,10 @@ impl Writer {
         let added = self.cache.put(rows, 0);
         self.delta += i64::from(added);
         self.done.insert(rows.id(0).to_owned());
-        self.written(|position| owned(to_scalar(rows.value(0, position))))
+        if !self.connection.is_workers() {
+            self.to_recheck.push(rows.id(0).to_owned());
+        }
+        self.written(|position| to_scalar(rows.value(0, position)).to_owned())
     }
 
     /// A row by attribute number, from values by position among the mirror's columns.
@@ -255,44 +167,60 @@ impl Writer {
         written
     }
 
-    fn record(&self, key: &str) -> (TableName, SysId, Arc<servicenow::page::Layout>) {
-        (self.mirror.table.clone(), SysId::new(key), self.mirror.layout.clone())
+    /// The columns of which `differs` is true, with all assigned columns of the same fields: a label and a stored
+    /// value must not contradict each other.
+    fn changed(&self, assigned: &[usize], differs: impl Fn(usize) -> bool) -> Vec<usize> {
+        let all: Vec<usize> = (0..self.mirror.columns.len()).collect();
+        let candidates = if self.any_column { &all } else { assigned };
+        let changed: Vec<usize> = candidates.iter().copied().filter(|position| differs(*position)).collect();
+        let field = |position: usize| self.mirror.columns[position].field.as_str();
+        let fields: HashSet<&str> = changed.iter().map(|position| field(*position)).collect();
+        let twins = assigned.iter().copied().filter(|p| fields.contains(field(*p)) && !changed.contains(p));
+        changed.iter().copied().chain(twins).collect()
     }
 
-    fn table_name(&self) -> String {
-        pg::catalog::relation_name(self.mirror.foreign_table).unwrap_or_default()
+    fn record(&self) -> (TableName, Arc<Layout>) {
+        (self.mirror.table.clone(), self.mirror.layout.clone())
+    }
+
+    fn fail(&self, e: &servicenow::Error, what: &str) -> ! {
+        raise(report(e, Doing { server: self.connection.server(), what, writing: true }))
     }
 }
 
 impl RowWriter for Writer {
     fn insert(&mut self, row: &Row<'_>) -> Option<Written> {
-        let given: Vec<usize> = (0..self.mirror.columns.len())
-            .filter(|&position| row.get(self.mirror.columns[position].number) != OwnedScalar::Null)
-            .collect();
-        // NULL is not sent: the instance's default applies, as DEFAULT would.
-        let sent = self.fields(&given, row, None);
-        let key = match row.get(self.mirror.columns[self.mirror.key].number) {
-            OwnedScalar::Text(key) if !key.is_empty() => key,
-            _ => new_sys_id(),
+        let number = |position: usize| self.mirror.columns[position].number;
+        let is_given = |position: &usize| match row.get(number(*position)) {
+            OwnedScalar::Null => false,
+            OwnedScalar::Text(text) => !text.is_empty(),
+            OwnedScalar::Plain(_) => true,
         };
-        if self.skip_duplicates && self.cache.lock(&key).is_some() {
+        // No value is not sent: the instance's default applies, as DEFAULT would.
+        let given: Vec<usize> = (0..self.mirror.columns.len()).filter(is_given).collect();
+        let identity = match row.get(number(self.mirror.key)) {
+            OwnedScalar::Text(key) if !key.is_empty() => Identity::Given(SysId::new(key)),
+            _ => Identity::Fresh(new_sys_id()),
+        };
+        let sent = self.fields(&given, row, None);
+        if self.skip_duplicates
+            && let Identity::Given(id) = &identity
+            && self.cache.lock(id.as_str()).is_some()
+        {
             return None;
         }
-        let (table, id, layout) = self.record(&key);
-        let fields = body(&sent);
+        let ((table, layout), fields) = (self.record(), json(&sent));
         pg::xact::forbid_prepare();
         let what = format!("insert a record into table \"{table}\"");
         let inserted = self
             .connection
-            .try_call(|client| async move { client.insert(&table, &id, &fields, &layout).await });
+            .try_call(|client| async move { client.insert(&table, &identity, &fields, &layout).await });
         let rows = match inserted {
             Ok(rows) => rows,
             Err(servicenow::Error::Refused { refusal: Refusal::Unique, .. }) if self.skip_duplicates => {
                 return None;
             }
-            Err(e) => {
-                raise(report(&e, Doing { server: self.connection.server(), what: &what, writing: true }))
-            }
+            Err(e) => self.fail(&e, &what),
         };
         let def = self.def();
         self.check_answer(rows.id(0), &sent, &rows, |sent| {
@@ -306,19 +234,17 @@ impl RowWriter for Writer {
         if self.done.contains(key) {
             return None;
         }
-        let assigned: Vec<usize> = (0..self.mirror.columns.len())
-            .filter(|&position| self.assigned.contains(&self.mirror.columns[position].number))
-            .collect();
         let number = |position: usize| self.mirror.columns[position].number;
-        let mut changed: Vec<usize> =
-            assigned.iter().copied().filter(|&p| old.get(number(p)) != new.get(number(p))).collect();
+        let is_assigned = |position: &usize| self.assigned.contains(&number(*position));
+        let assigned: Vec<usize> = (0..self.mirror.columns.len()).filter(is_assigned).collect();
+        let mut changed = self.changed(&assigned, |p| old.get(number(p)) != new.get(number(p)));
         if changed.contains(&self.mirror.key) {
             raise(error(
                 Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
                 format!("column \"{}\" cannot be changed", self.mirror.columns[self.mirror.key].name),
             ));
         }
-        let (table, id, layout) = self.record(key);
+        let ((table, layout), id) = (self.record(), SysId::new(key));
         if changed.is_empty() {
             // Nothing differs from the cache; make sure that nothing differs from the instance either.
             let what = format!("read record \"{key}\" of table \"{table}\"");
@@ -326,31 +252,25 @@ impl RowWriter for Writer {
             let rows = self.connection.call(&what, false, |client| async move {
                 client.get(&get_table, &get_id, &get_layout).await
             });
-            let differs = |&position: &usize| {
-                let there = owned(to_scalar(rows.value(0, position)));
-                let column = &self.mirror.columns[position];
-                there != new.get(column.number) && !column.field.contains('.')
-            };
-            changed = assigned.into_iter().filter(differs).collect();
+            changed = self.changed(&assigned, |p| {
+                to_scalar(rows.value(0, p)).to_owned() != new.get(number(p))
+                    && !self.mirror.columns[p].field.contains('.')
+            });
             if changed.is_empty() {
                 return Some(self.keep(&rows));
             }
         }
         let sent = self.fields(&changed, new, Some(old));
-        let def = self.def();
-        let appends = |sent: &Sent| {
-            let field = def.field(&sent.field);
-            field.is_some_and(|field| field_type(&field.internal_type) == FieldType::Journal)
-        };
-        let effect = if sent.iter().any(appends) { Effect::Once } else { Effect::Idempotent };
-        let fields = body(&sent);
+        let effect = if sent.iter().any(|sent| sent.appends) { Effect::Once } else { Effect::Idempotent };
+        let fields = json(&sent);
         pg::xact::forbid_prepare();
         let what = format!("update record \"{key}\" of table \"{table}\"");
         let rows = self.connection.call(&what, true, |client| async move {
             client.update(&table, &id, &fields, &layout, effect).await
         });
         self.check_answer(key, &sent, &rows, |sent| {
-            vec![to_value(&old.get(self.mirror.columns[sent.column].number)).encode()]
+            let before = old.get(self.mirror.columns[sent.column].number);
+            to_value(&before).encode().into_iter().collect()
         });
         Some(self.keep(&rows))
     }
@@ -360,7 +280,7 @@ impl RowWriter for Writer {
             return None;
         }
         let values = self.cache.lock(key)?;
-        let (table, id, _) = self.record(key);
+        let ((table, _), id) = (self.record(), SysId::new(key));
         pg::xact::forbid_prepare();
         let what = format!("delete record \"{key}\" of table \"{table}\"");
         self.connection.call(&what, true, |client| async move { client.delete(&table, &id).await });
@@ -373,41 +293,26 @@ impl RowWriter for Writer {
     fn finish(self) {
         self.cache.close();
         catalog::count_rows(self.mirror.foreign_table, self.delta);
+        if !self.to_recheck.is_empty() {
+            catalog::ask_to_recheck(self.mirror.foreign_table, &self.to_recheck);
+        }
     }
-}
-
-fn body(sent: &[Sent]) -> Map<String, Json> {
-    sent.iter().map(|sent| (sent.field.clone(), Json::String(sent.value.clone()))).collect()
 }
 
 /// Whether two wire values of a kind mean the same.
 fn same(kind: Kind, a: &str, b: &str) -> bool {
-    let number = |text: &str| text.trim().parse::<f64>().ok();
-    match kind {
-        Kind::Numeric | Kind::Float => number(a) == number(b) && number(a).is_some() || a.trim() == b.trim(),
-        Kind::Boolean => (a == "true") == (b == "true"),
-        _ => a.trim() == b.trim() || a.replace("\r\n", "\n").trim() == b.replace("\r\n", "\n").trim(),
+    let plain = |text: &str| text.replace("\r\n", "\n").trim().to_owned();
+    match (kind, a.trim().parse::<f64>(), b.trim().parse::<f64>()) {
+        (Kind::Numeric | Kind::Float, Ok(a), Ok(b)) => a == b,
+        (Kind::Boolean, ..) => (a == "true") == (b == "true"),
+        _ => plain(a) == plain(b),
     }
 }
 
-fn owned(scalar: Scalar<'_>) -> OwnedScalar {
-    match scalar {
-        Scalar::Null => OwnedScalar::Null,
-        Scalar::Text(text) => OwnedScalar::Text(text.to_owned()),
-        Scalar::Boolean(b) => OwnedScalar::Plain(Scalar::Boolean(b)),
-        Scalar::Integer(i) => OwnedScalar::Plain(Scalar::Integer(i)),
-        Scalar::Float(f) => OwnedScalar::Plain(Scalar::Float(f)),
-        Scalar::Micros(us) => OwnedScalar::Plain(Scalar::Micros(us)),
-        Scalar::Days(days) => OwnedScalar::Plain(Scalar::Days(days)),
-        Scalar::TimeOfDay(us) => OwnedScalar::Plain(Scalar::TimeOfDay(us)),
-        Scalar::Seconds(s) => OwnedScalar::Plain(Scalar::Seconds(s)),
-    }
-}
-
-fn new_sys_id() -> String {
+fn new_sys_id() -> SysId {
     let mut bytes = [0; 16];
     if let Err(e) = getrandom::fill(&mut bytes) {
         raise(error(Sql::ERRCODE_SYSTEM_ERROR, format!("could not make a sys_id: {e}")));
     }
-    SysId::from_random(bytes).as_str().to_owned()
+    SysId::from_random(bytes)
 }

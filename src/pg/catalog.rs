@@ -184,10 +184,22 @@ pub fn server(oid: pg_sys::Oid) -> Server {
     }
 }
 
+/// A user mapping.
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    /// Its identifier.
+    pub oid: pg_sys::Oid,
+    /// Its options.
+    pub options: Options,
+}
+
 /// The user mapping of a user for a server, or PUBLIC's; an ERROR if there is neither.
-pub fn user_mapping(user: pg_sys::Oid, server: pg_sys::Oid) -> Options {
+pub fn user_mapping(user: pg_sys::Oid, server: pg_sys::Oid) -> Mapping {
     // SAFETY: as for `server`.
-    unsafe { options((*pg_sys::GetUserMapping(user, server)).options) }
+    unsafe {
+        let mapping = pg_sys::GetUserMapping(user, server);
+        Mapping { oid: (*mapping).umid, options: options((*mapping).options) }
+    }
 }
 
 /// The options of a foreign table's column.

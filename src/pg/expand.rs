@@ -76,6 +76,8 @@ fn stand_in(len: i16, align: i8) -> Option<&'static str> {
 /// Inside a transaction with a snapshot or a lock manager ready, as in the planner.
 pub(super) unsafe fn analyze(sql: &str) -> *mut pg_sys::Query {
     let sql = CString::new(sql).expect("identifiers hold no NUL");
+    // Users need no rights on the schema of caches.
+    let _owner = super::session::AsOwner::begin();
     // SAFETY: the statement text is copied by the parser where it is kept; analysis raises an ERROR or gives
     // back a query in the current context.
     unsafe {

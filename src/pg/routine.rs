@@ -39,6 +39,8 @@ pub struct Target {
     pub operation: Operation,
     /// UPDATE: attribute numbers the statement assigns.
     pub assigned: Vec<i16>,
+    /// UPDATE: a trigger may change other columns too.
+    pub any_column: bool,
     /// INSERT: a row whose key is there already is passed over.
     pub skip_duplicates: bool,
 }
@@ -130,6 +132,7 @@ pub fn routine<W: Wrapper>() -> PgBox<pg_sys::FdwRoutine, AllocatedByRust> {
     routine.EndForeignModify = Some(end_modify::<W>);
     routine.EndForeignInsert = Some(end_modify::<W>);
     routine.IsForeignRelUpdatable = Some(is_updatable::<W>);
+    routine.ExecForeignTruncate = Some(refuse_truncate);
     routine.ImportForeignSchema = Some(import::<W>);
     routine
 }
@@ -235,8 +238,8 @@ fn key_name(attribute: &pg_sys::FormData_pg_attribute, number: i16) -> CString {
     super::catalog::c_string(&format!("sys_id {number} {type_oid} {typmod}"))
 }
 
-/// The private list of a modification: one integer list, 1 or 0 for ON CONFLICT DO NOTHING, then the attributes
-/// an UPDATE may change.
+/// The private list of a modification: one integer list, of 1 or 0 for ON CONFLICT DO NOTHING, 1 or 0 for triggers
+/// that may change a row before it is updated, and the attributes an UPDATE assigns.
 #[pg_guard]
 unsafe extern "C-unwind" fn plan_modify(
     root: *mut pg_sys::PlannerInfo,
@@ -246,25 +249,19 @@ unsafe extern "C-unwind" fn plan_modify(
 ) -> *mut pg_sys::List {
     // SAFETY: the planner's own arguments; it holds a lock on the relation.
     unsafe {
+        let rte = *(*root).simple_rte_array.add(relation as usize);
+        let triggers = (*PgRelation::open((*rte).relid).as_ptr()).trigdesc;
         let skip = (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_NOTHING;
+        let any_column = !triggers.is_null() && (*triggers).trig_update_before_row;
         let mut private = pg_sys::lappend_int(null_mut(), i32::from(skip));
+        private = pg_sys::lappend_int(private, i32::from(any_column));
         if (*plan).operation == pg_sys::CmdType::CMD_UPDATE {
-            let rte = *(*root).simple_rte_array.add(relation as usize);
-            let target = PgRelation::open((*rte).relid);
-            let triggers = (*target.as_ptr()).trigdesc;
-            if !triggers.is_null() && (*triggers).trig_update_before_row {
-                // A trigger may change any column.
-                for attribute in target.tuple_desc().iter().filter(|a| !a.attisdropped) {
-                    private = pg_sys::lappend_int(private, i32::from(attribute.attnum));
-                }
-            } else {
-                let columns = updated_columns(root, relation);
-                let mut member = pg_sys::bms_next_member(columns, -1);
-                while member >= 0 {
-                    let number = member + pg_sys::FirstLowInvalidHeapAttributeNumber;
-                    private = pg_sys::lappend_int(private, number);
-                    member = pg_sys::bms_next_member(columns, member);
-                }
+            let columns = updated_columns(root, relation);
+            let mut member = pg_sys::bms_next_member(columns, -1);
+            while member >= 0 {
+                let number = member + pg_sys::FirstLowInvalidHeapAttributeNumber;
+                private = pg_sys::lappend_int(private, number);
+                member = pg_sys::bms_next_member(columns, member);
             }
         }
         pg_sys::lappend(null_mut(), private.cast())
@@ -346,6 +343,7 @@ unsafe extern "C-unwind" fn begin_modify<W: Wrapper>(
         let private = PgList::<i32>::from_pg(pg_sys::list_nth(private, 0).cast());
         let mut private = private.iter_int();
         let skip_duplicates = private.next() == Some(1);
+        let any_column = private.next() == Some(1);
         let assigned = private.map(|number| number as i16).collect();
         let junk = |name: &CStr| {
             let subplan = (*(*mtstate).ps.lefttree).plan;
@@ -364,7 +362,8 @@ unsafe extern "C-unwind" fn begin_modify<W: Wrapper>(
             Operation::Delete => (junk(&key_name(W::key((*relation).rd_id))), 0),
         };
         let user = acting_user(rri, (*mtstate).ps.state);
-        let target = Target { relation: (*relation).rd_id, user, operation, assigned, skip_duplicates };
+        let relation = (*relation).rd_id;
+        let target = Target { relation, user, operation, assigned, any_column, skip_duplicates };
         start::<W>((*mtstate).ps.state, rri, target, key, whole_row);
     }
 }
@@ -392,7 +391,8 @@ unsafe extern "C-unwind" fn begin_insert<W: Wrapper>(
         let user = acting_user(rri, (*mtstate).ps.state);
         let relation = (*(*rri).ri_RelationDesc).rd_id;
         let operation = Operation::Insert;
-        let target = Target { relation, user, operation, assigned: Vec::new(), skip_duplicates };
+        let (assigned, any_column) = (Vec::new(), false);
+        let target = Target { relation, user, operation, assigned, any_column, skip_duplicates };
         start::<W>((*mtstate).ps.state, rri, target, 0, 0);
     }
 }
@@ -594,6 +594,27 @@ unsafe extern "C-unwind" fn is_updatable<W: Wrapper>(relation: pg_sys::Relation)
     [pg_sys::CmdType::CMD_INSERT, pg_sys::CmdType::CMD_UPDATE, pg_sys::CmdType::CMD_DELETE]
         .iter()
         .fold(0, |events, command| events | 1 << *command as i32)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn refuse_truncate(
+    relations: *mut pg_sys::List,
+    _behavior: pg_sys::DropBehavior::Type,
+    _restart_seqs: bool,
+) {
+    // SAFETY: a list of open relations.
+    let name = unsafe {
+        PgList::<pg_sys::RelationData>::from_pg(relations)
+            .get_ptr(0)
+            .and_then(|relation| super::catalog::relation_name((*relation).rd_id))
+    };
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        format!("cannot truncate foreign table \"{}\"", name.unwrap_or_default()),
+        "",
+    )
+    .set_hint("Use DELETE, which deletes each record in ServiceNow.")
+    .report(PgLogLevel::ERROR);
 }
 
 #[pg_guard]

@@ -2,10 +2,12 @@
 //! constraints and triggers kept, but without parsing, planning or privilege checks.
 
 use std::ffi::{CStr, c_void};
+use std::panic::AssertUnwindSafe;
 
 use pgrx::{PgMemoryContexts, pg_sys};
 
 use super::tuple::{DatumWriter, Misfit, OwnedScalar, Scalar, read};
+use super::xact::subtransaction;
 
 /// Rows handed to the table's access method at a time; COPY takes up to 1,000.
 const BATCH: usize = 500;
@@ -25,6 +27,8 @@ pub struct TableWriter {
     columns: Vec<(usize, DatumWriter)>,
     key: (usize, DatumWriter),
     key_index: pg_sys::Oid,
+    /// Where the writer was opened: what lives as long as it does.
+    context: PgMemoryContexts,
     /// Values of the batch or row being written; reset after it.
     values: PgMemoryContexts,
     triggers: Triggers,
@@ -90,6 +94,7 @@ impl TableWriter {
                 columns: places,
                 key,
                 key_index,
+                context: PgMemoryContexts::For(pg_sys::CurrentMemoryContext),
                 values: PgMemoryContexts::For(new_context(c"servicenow_fdw row values")),
                 triggers,
             })
@@ -136,6 +141,25 @@ impl TableWriter {
             first += count;
         }
         Ok(())
+    }
+
+    /// Looks for a value that its column's input function refuses, after a batch has failed at one.
+    pub fn find_misfit<'v>(
+        &mut self,
+        rows: usize,
+        value: impl Fn(usize, usize) -> Scalar<'v>,
+    ) -> Option<MisfitAt> {
+        let columns = &self.columns;
+        for row in 0..rows {
+            for (column, (_, writer)) in columns.iter().enumerate().filter(|(_, (_, w))| w.may_refuse()) {
+                let value = value(row, column);
+                let made = subtransaction(AssertUnwindSafe(|| writer.datum(value).map(|_| ())));
+                if !matches!(made, Ok(Ok(()))) {
+                    return Some(MisfitAt { row, column });
+                }
+            }
+        }
+        None
     }
 
     /// Adds one row.
@@ -232,7 +256,8 @@ impl TableWriter {
         // it; values are made in `self.values`.
         unsafe {
             while self.slots.len() <= i {
-                self.slots.push(new_slot(self.relation));
+                let relation = self.relation;
+                self.slots.push(self.context.switch_to(|_| new_slot(relation)));
             }
             let slot = self.slots[i];
             pg_sys::ExecClearTuple(slot);

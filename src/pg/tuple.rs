@@ -84,6 +84,11 @@ impl DatumWriter {
         self.type_oid
     }
 
+    /// Whether values go through an input function, which raises an ERROR for what it does not like.
+    pub fn may_refuse(&self) -> bool {
+        !self.is_plain_text
+    }
+
     /// The datum for a value, in the current memory context; `None` is NULL. A value of another family than
     /// the type's goes through the type's input function as text, whose ERROR is raised.
     pub fn datum(&self, value: Scalar<'_>) -> Result<Option<pg_sys::Datum>, Misfit> {
@@ -123,6 +128,21 @@ impl DatumWriter {
 }
 
 impl Scalar<'_> {
+    /// A copy that owns its text.
+    pub fn to_owned(self) -> OwnedScalar {
+        match self {
+            Scalar::Null => OwnedScalar::Null,
+            Scalar::Text(text) => OwnedScalar::Text(text.to_owned()),
+            Scalar::Boolean(b) => OwnedScalar::Plain(Scalar::Boolean(b)),
+            Scalar::Integer(i) => OwnedScalar::Plain(Scalar::Integer(i)),
+            Scalar::Float(f) => OwnedScalar::Plain(Scalar::Float(f)),
+            Scalar::Micros(us) => OwnedScalar::Plain(Scalar::Micros(us)),
+            Scalar::Days(days) => OwnedScalar::Plain(Scalar::Days(days)),
+            Scalar::TimeOfDay(us) => OwnedScalar::Plain(Scalar::TimeOfDay(us)),
+            Scalar::Seconds(s) => OwnedScalar::Plain(Scalar::Seconds(s)),
+        }
+    }
+
     /// The value as Postgres's input functions read it.
     fn to_text(self) -> String {
         match self {
@@ -186,6 +206,10 @@ pub(super) unsafe fn read(datum: pg_sys::Datum, type_oid: pg_sys::Oid) -> OwnedS
             pg_sys::INT2OID => OwnedScalar::Plain(Scalar::Integer(i64::from(datum.value() as i16))),
             pg_sys::INT4OID => OwnedScalar::Plain(Scalar::Integer(i64::from(datum.value() as i32))),
             pg_sys::INT8OID => OwnedScalar::Plain(Scalar::Integer(datum.value() as i64)),
+            pg_sys::FLOAT4OID => {
+                OwnedScalar::Plain(Scalar::Float(f64::from(f32::from_bits(datum.value() as u32))))
+            }
+            pg_sys::FLOAT8OID => OwnedScalar::Plain(Scalar::Float(f64::from_bits(datum.value() as u64))),
             pg_sys::TIMESTAMPTZOID | pg_sys::TIMESTAMPOID => {
                 OwnedScalar::Plain(Scalar::Micros((datum.value() as i64).saturating_add(EPOCH_MICROS)))
             }
@@ -237,6 +261,8 @@ mod tests {
             (pg_sys::INT2OID, Scalar::Integer(-5)),
             (pg_sys::INT4OID, Scalar::Integer(i64::from(i32::MIN))),
             (pg_sys::INT8OID, Scalar::Integer(i64::MAX)),
+            (pg_sys::FLOAT4OID, Scalar::Float(-0.5)),
+            (pg_sys::FLOAT8OID, Scalar::Float(1e300)),
             (pg_sys::TIMESTAMPTZOID, Scalar::Micros(1_481_683_604_000_000)),
             (pg_sys::TIMESTAMPOID, Scalar::Micros(-1)),
             (pg_sys::DATEOID, Scalar::Days(-10_000)),

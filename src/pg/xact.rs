@@ -28,6 +28,14 @@ impl Caught {
     }
 }
 
+impl Caught {
+    /// Whether it is about a value (SQLSTATE class 22); its message may quote it.
+    pub fn is_about_data(&self) -> bool {
+        let class = self.sqlstate as i32 & 0xfff; // two characters of six bits each
+        class == PgSqlErrorCode::ERRCODE_DATA_EXCEPTION as i32 & 0xfff
+    }
+}
+
 fn caught(error: &CaughtError) -> Caught {
     let report = match error {
         CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,

@@ -1,13 +1,13 @@
 //! The store behind the mirrors: requests from Tokio threads, carried out by the main thread.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
-use servicenow::page::{Rows, Version};
+use servicenow::page::Rows;
 use servicenow::sync::Stop;
-use servicenow::sync::store::{Applied, DeletesRead, Step, Store, StoreError, StoredRecords};
+use servicenow::sync::store::{Applied, DeletesRead, Found, Step, Store, StoreError, StoredRecords};
 use servicenow::sync::sweep::Range;
 use servicenow::value::SysId;
 use tokio::sync::{mpsc, oneshot};
@@ -44,13 +44,15 @@ enum Work {
     Apply(Step),
     Missing(Range, HashSet<SysId>),
     Find(Vec<SysId>),
+    ToRecheck,
     NoteDeletes(Result<DeletesRead, Stop>),
 }
 
 enum Done {
     Applied(Applied),
     Missing(StoredRecords),
-    Found(Vec<(Table, StoredRecords)>),
+    Found(Found<Table>),
+    ToRecheck(StoredRecords),
     Noted,
 }
 
@@ -114,9 +116,16 @@ impl Store for PgStore {
         }
     }
 
-    async fn find(&self, ids: Vec<SysId>) -> Result<Vec<(Table, StoredRecords)>, StoreError> {
+    async fn find(&self, ids: Vec<SysId>) -> Result<Found<Table>, StoreError> {
         match self.ask(None, Work::Find(ids)).await? {
             Done::Found(found) => Ok(found),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn to_recheck(&self, table: Table) -> Result<StoredRecords, StoreError> {
+        match self.ask(Some(table), Work::ToRecheck).await? {
+            Done::ToRecheck(records) => Ok(records),
             _ => Err(StoreError::Stale),
         }
     }
@@ -143,21 +152,26 @@ pub fn carry_out(request: Request) {
         Err(caught) if caught.is_conflict() || caught.sqlstate == Sql::ERRCODE_QUERY_CANCELED => {
             Err(Undone::Busy(work))
         }
-        Err(caught) => Err(Undone::Store(StoreError::Failed(describe(&caught)))),
+        Err(caught) => Err(Undone::Store(StoreError::Failed(describe(&caught, table, &work)))),
     };
     let _mirror_gone = reply.send(answer);
 }
 
-/// What is said of an ERROR. Those about data quote them, and row values are not shown.
-fn describe(caught: &Caught) -> String {
-    match caught.sqlstate {
-        Sql::ERRCODE_INVALID_TEXT_REPRESENTATION
-        | Sql::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE
-        | Sql::ERRCODE_STRING_DATA_RIGHT_TRUNCATION
-        | Sql::ERRCODE_INVALID_DATETIME_FORMAT
-        | Sql::ERRCODE_DATETIME_FIELD_OVERFLOW => "a value does not fit the type of its column".to_owned(),
-        _ => caught.message.clone(),
+/// What is said of an ERROR. Those about data quote them, and row values are not shown: column and record are.
+fn describe(caught: &Caught, table: Option<Table>, work: &Work) -> String {
+    if !caught.is_about_data() {
+        return caught.message.clone();
     }
+    let rows = match work {
+        Work::Apply(Step::Filled { rows, .. } | Step::Changed(rows)) => Some(rows),
+        Work::Apply(Step::Rechecked { present, .. }) => Some(present),
+        _ => None,
+    };
+    let found = table.zip(rows).and_then(|(table, rows)| {
+        let look = || catalog::mirror(table.relation).and_then(|mirror| apply::find_misfit(&mirror, rows));
+        pg::xact::transaction(look).ok().flatten()
+    });
+    found.unwrap_or_else(|| "a value does not fit the type of its column".to_owned())
 }
 
 fn execute(
@@ -181,12 +195,23 @@ fn execute(
             });
             Ok(Done::Missing(missing))
         }
+        (Work::ToRecheck, Some(table)) => {
+            let mirror = current_mirror(table)?;
+            let ids = catalog::to_recheck(table.relation);
+            let mut there = apply::versions(&mirror, ids.iter().map(String::as_str));
+            // One that is not in the cache any more is looked up too, and settled.
+            let versions = ids.into_iter().map(|id| {
+                let version = there.remove(&id).unwrap_or_default();
+                (SysId::new(id), version)
+            });
+            Ok(Done::ToRecheck(versions.collect()))
+        }
         (Work::Find(ids), _) => Ok(Done::Found(find(server, ids))),
         (Work::NoteDeletes(outcome), _) => {
             note_deletes(server, outcome);
             Ok(Done::Noted)
         }
-        (Work::Apply(_) | Work::Missing(..), None) => Err(StoreError::Stale),
+        (Work::Apply(_) | Work::Missing(..) | Work::ToRecheck, None) => Err(StoreError::Stale),
     }
 }
 
@@ -275,6 +300,9 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
             let mut writer = CacheWriter::open(&mirror, Triggers::Own);
             let (deleted, not_dropped) = writer.delete_unchanged(absent);
             writer.close();
+            let kept = |id: &str| not_dropped.iter().any(|(other, _)| other.as_str() == id);
+            let gone = absent.iter().map(|(id, _)| id.as_str()).filter(|id| !kept(id));
+            catalog::rechecked(relation, present.ids().chain(gone).collect());
             changed(relation, present, outcome, deleted);
             return Ok(Applied { held_back_since: outcome.held_back_since, not_dropped });
         }
@@ -393,16 +421,22 @@ pub fn note_failure(relation: pg_sys::Oid, text: &str) {
     }
 }
 
-/// Which of these records the caches of a server have.
-fn find(server: pg_sys::Oid, ids: &[SysId]) -> Vec<(Table, StoredRecords)> {
-    let mut found = Vec::new();
+/// Which of these records the caches of a server have. A cache that somebody has locked is left out, and said
+/// to be; one that is damaged is read again as a whole when it is repaired.
+fn find(server: pg_sys::Oid, ids: &[SysId]) -> Found<Table> {
+    let mut found = Found { records: Vec::new(), complete: true };
     for work in catalog::work().into_iter().filter(|work| work.server == server) {
-        let loaded = pg::xact::subtransaction(|| catalog::mirror(work.foreign_table));
-        let Ok(Some(mirror)) = loaded else { continue }; // reported by its own mirror
-        let there: HashMap<String, Version> = apply::versions(&mirror, ids.iter().map(SysId::as_str));
-        if !there.is_empty() {
-            let table = Table { relation: work.foreign_table, generation: work.generation };
-            found.push((table, there.into_iter().map(|(id, v)| (SysId::new(id), v)).collect()));
+        let looked = pg::xact::subtransaction(|| {
+            let mirror = catalog::mirror(work.foreign_table)?;
+            Some(apply::versions(&mirror, ids.iter().map(SysId::as_str)))
+        });
+        match looked {
+            Ok(Some(there)) if !there.is_empty() => {
+                let table = Table { relation: work.foreign_table, generation: work.generation };
+                found.records.push((table, there.into_iter().map(|(id, v)| (SysId::new(id), v)).collect()));
+            }
+            Ok(_) => {}
+            Err(caught) => found.complete &= !caught.is_conflict(),
         }
     }
     found

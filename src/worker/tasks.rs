@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use super::store::{PgStore, Request, Table, note_failure};
 use crate::cache::ddl;
 use crate::catalog;
-use crate::connection::{HttpClient, WORKER, new_client};
+use crate::connection::{HttpClient, WORKER, new_client, sync_user};
 use crate::option::{self, Login, ServerOptions};
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
@@ -193,13 +193,9 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
     let read = || -> Result<Plan, String> {
         let description = pg::catalog::server(server);
         let options = ServerOptions::parse(&description.options).map_err(|e| e.to_string())?;
-        let user = match &options.sync_user {
-            Some(name) => pg::session::role(name)
-                .ok_or_else(|| format!("role \"{name}\" of server option \"sync_user\" does not exist"))?,
-            None => description.owner,
-        };
+        let user = sync_user(&description, &options)?;
         let mapping = pg::catalog::user_mapping(user, server);
-        let login = option::credentials(&mapping).map_err(|e| e.to_string())?;
+        let login = option::credentials(&mapping.options).map_err(|e| e.to_string())?;
         let deletes_watermark = catalog::deletes_watermark(server);
         Ok(Plan { options, login, deletes_watermark, tables: Vec::new(), unclear: HashSet::new() })
     };

@@ -85,6 +85,11 @@ impl Cluster {
         run(pg_ctl.args(arguments).stdout(Stdio::null()));
     }
 
+    /// The directory of its programs.
+    pub fn bin(&self) -> &Path {
+        &self.bin
+    }
+
     /// The directory of its socket.
     pub fn socket(&self) -> &Path {
         &self.directory

@@ -144,9 +144,11 @@ impl World {
     }
 
     /// Waits until a table shows what its like in the instance shows the integration user: the same records with
-    /// the same stored values. A column is given by name, with `=field` behind it if the field is called otherwise.
+    /// the same stored values. Table and columns are given by name, with `=` and the name in the instance behind it
+    /// if that is another.
     pub async fn until_like_the_instance(&self, table: &str, columns: &[&str]) {
         let began = Instant::now();
+        let (table, remote) = table.split_once('=').unwrap_or((table, table));
         let columns: Vec<(&str, &str)> =
             columns.iter().map(|column| column.split_once('=').unwrap_or((column, column))).collect();
         let shown: Vec<String> =
@@ -155,7 +157,7 @@ impl World {
         loop {
             let there: BTreeSet<Vec<String>> = self
                 .sim
-                .truth(table, INTEGRATION)
+                .truth(remote, INTEGRATION)
                 .expect("a table of the instance")
                 .iter()
                 .map(|record| {
@@ -171,8 +173,8 @@ impl World {
             assert!(
                 began.elapsed() < PATIENCE,
                 "{table} did not become like the instance's\nonly here: {:?}\nonly there: {:?}",
-                here.difference(&there),
-                there.difference(&here)
+                here.difference(&there).collect::<Vec<_>>(),
+                there.difference(&here).collect::<Vec<_>>()
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -193,7 +195,10 @@ impl World {
             let status = "SELECT json_agg(s)::text FROM servicenow.sync_status s";
             if began.elapsed() > PATIENCE {
                 let status = self.db.value::<Option<String>>(status).await;
-                panic!("this did not come true: {condition}\n{status:?}\n{}", self.cluster.log());
+                let log = self.cluster.log();
+                let tail =
+                    log.lines().rev().take(20).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>();
+                panic!("this did not come true: {condition}\n{status:?}\n{}", tail.join("\n"));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

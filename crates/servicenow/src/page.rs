@@ -94,7 +94,9 @@ impl Layout {
 /// One value of a batch; text is a range of the batch's arena.
 #[derive(Clone, Copy, Debug, Default)]
 enum Cell {
+    /// The answer does not have the field: the caller may not read it.
     #[default]
+    Absent,
     Null,
     Text {
         start: u32,
@@ -176,7 +178,7 @@ impl Rows {
     /// A value, by row and by column of the layout.
     pub fn value(&self, row: usize, column: usize) -> Value<'_> {
         match self.cells[row * self.layout.columns.len() + column] {
-            Cell::Null => Value::Null,
+            Cell::Absent | Cell::Null => Value::Null,
             Cell::Text { start, len } => Value::Text(&self.text[start as usize..(start + len) as usize]),
             Cell::Boolean(b) => Value::Boolean(b),
             Cell::Integer(i) => Value::Integer(i),
@@ -186,6 +188,11 @@ impl Rows {
             Cell::TimeOfDay(us) => Value::TimeOfDay(us),
             Cell::Seconds(s) => Value::Seconds(s),
         }
+    }
+
+    /// Whether the answer has the column's field at all; those the caller may not read are left out.
+    pub fn is_shown(&self, row: usize, column: usize) -> bool {
+        !matches!(self.cells[row * self.layout.columns.len() + column], Cell::Absent)
     }
 
     /// A text value; empty where there is none.
@@ -312,7 +319,7 @@ fn describe(body: &[u8], e: &serde_json::Error) -> String {
         let text = String::from_utf8_lossy(&body[..body.len().min(4096)]).to_lowercase();
         if text.contains("hibernating") {
             "the instance is hibernating".to_owned()
-        } else if text.contains("login") || text.contains("saml") {
+        } else if ["login", "log in", "sign in", "saml"].iter().any(|word| text.contains(word)) {
             "the answer is a login page".to_owned()
         } else {
             "the answer is a web page".to_owned()
@@ -414,7 +421,7 @@ impl<'de> Visitor<'de> for Row<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
         let Decoder { rows, route, failure, .. } = self.0;
         let first = rows.cells.len();
-        rows.cells.resize(first + rows.layout.columns.len(), Cell::Null);
+        rows.cells.resize(first + rows.layout.columns.len(), Cell::Absent);
         let mut found = Found::default();
         let mut misfit = None;
         let mut position = 0;
@@ -532,8 +539,9 @@ impl FieldSink<'_> {
     fn label(&mut self, wire: &str) {
         for i in 0..self.target.columns.len() {
             let column = self.target.columns[i];
-            if self.rows.layout.columns[column].show == Show::Label && !wire.is_empty() {
-                self.rows.cells[self.first + column] = self.rows.keep(wire);
+            if self.rows.layout.columns[column].show == Show::Label {
+                let cell = if wire.is_empty() { Cell::Null } else { self.rows.keep(wire) };
+                self.rows.cells[self.first + column] = cell;
             }
         }
     }
@@ -702,6 +710,7 @@ mod tests {
         assert_eq!(rows.value(0, 2), Value::Integer(2));
         assert_eq!(rows.value(0, 3), Value::Micros(1_456_708_560_000_000));
         assert_eq!(rows.value(0, 4), Value::Null);
+        assert!(!rows.is_shown(0, 4) && rows.is_shown(1, 3));
         assert_eq!(rows.version(0), Version { updated_on: Some(1_456_708_980), mod_count: Some(1000) });
         assert_eq!(rows.value(1, 1), Value::Null);
         assert_eq!(rows.value(1, 2), Value::Integer(3));

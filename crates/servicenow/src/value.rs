@@ -213,39 +213,34 @@ impl Kind {
 
 impl Value<'_> {
     /// The value as a write sends it, in the form the Table API takes without `sysparm_input_display_value`.
-    /// A duration's kind is told by its variant; nothing is `""`, which empties a field.
-    pub fn encode(&self) -> String {
-        match *self {
+    /// A duration's kind is told by its variant; no value is `""`, which empties a field. Times beyond the years
+    /// 1 to 9999 and numbers that are not finite have no such form.
+    pub fn encode(&self) -> Result<String, Misfit> {
+        let time = |seconds| date_time(seconds).ok_or(Misfit("date and time"));
+        Ok(match *self {
             Value::Null => String::new(),
             Value::Text(text) => text.to_owned(),
             Value::Boolean(b) => b.to_string(),
             Value::Integer(i) => i.to_string(),
-            Value::Float(f) => f.to_string(),
-            Value::Micros(us) => date_time(us.div_euclid(SECOND)),
+            Value::Float(f) if f.is_finite() => f.to_string(),
+            Value::Float(_) => return Err(Misfit("number")),
+            Value::Micros(us) => time(us.div_euclid(SECOND))?,
             Value::Days(days) => {
-                let text = date_time(i64::from(days) * DAY);
+                let text = time(i64::from(days) * DAY)?;
                 text.split(' ').next().unwrap_or_default().to_owned()
             }
-            Value::TimeOfDay(us) => date_time(us.div_euclid(SECOND).rem_euclid(DAY)),
-            Value::Seconds(s) => date_time(s),
-        }
+            Value::TimeOfDay(us) => time(us.div_euclid(SECOND).rem_euclid(DAY))?,
+            Value::Seconds(s) => time(s).map_err(|_| Misfit("duration"))?,
+        })
     }
 }
 
-/// An instant in ServiceNow's form, `yyyy-MM-dd HH:mm:ss` in UTC, from seconds since 1970.
-pub fn date_time(seconds: i64) -> String {
-    match DateTime::from_timestamp(seconds, 0) {
-        Some(t) => format!(
-            "{:04}-{:02}-{:02} {:02}:{:02}:{:02}",
-            t.year(),
-            t.month(),
-            t.day(),
-            t.hour(),
-            t.minute(),
-            t.second()
-        ),
-        None => String::new(),
-    }
+/// An instant in ServiceNow's form, `yyyy-MM-dd HH:mm:ss` in UTC, from seconds since 1970; `None` if its year
+/// does not have four digits.
+pub fn date_time(seconds: i64) -> Option<String> {
+    let t = DateTime::from_timestamp(seconds, 0).filter(|t| (1..=9999).contains(&t.year()))?;
+    let (date, time) = ((t.year(), t.month(), t.day()), (t.hour(), t.minute(), t.second()));
+    Some(format!("{:04}-{:02}-{:02} {:02}:{:02}:{:02}", date.0, date.1, date.2, time.0, time.1, time.2))
 }
 
 /// Parses `yyyy-MM-dd HH:mm:ss` (or a date alone) as seconds since 1970-01-01 00:00:00.
@@ -329,7 +324,7 @@ mod tests {
         assert_eq!(Kind::Duration.decode("1970-01-02 04:23:17"), Ok(Value::Seconds(86_400 + 15_797)));
         assert_eq!(Kind::Duration.decode("2016-01-01 00:02:17"), Ok(Value::Seconds(16_801 * DAY + 137)));
         assert_eq!(Kind::Duration.decode("1969-12-31 23:59:00"), Ok(Value::Seconds(-60)));
-        assert_eq!(Value::Seconds(102_197).encode(), "1970-01-02 04:23:17");
+        assert_eq!(Value::Seconds(102_197).encode().unwrap(), "1970-01-02 04:23:17");
     }
 
     #[test]
@@ -354,7 +349,7 @@ mod tests {
     fn times_of_day_ignore_the_date() {
         assert_eq!(Kind::Time.decode("1970-01-01 16:04:32"), Ok(Value::TimeOfDay(57_872_000_000)));
         assert_eq!(Kind::Time.decode("08:00:00"), Ok(Value::TimeOfDay(28_800_000_000)));
-        assert_eq!(Value::TimeOfDay(28_800_000_000).encode(), "1970-01-01 08:00:00");
+        assert_eq!(Value::TimeOfDay(28_800_000_000).encode().unwrap(), "1970-01-01 08:00:00");
     }
 
     #[test]
@@ -365,6 +360,16 @@ mod tests {
         assert!(is_field_path("caller_id.email"));
         assert!(!is_field_path("caller_id..email"));
         assert!(!is_field_path("a^b"));
+    }
+
+    #[test]
+    fn what_the_wire_has_no_form_for_is_refused() {
+        assert!(Value::Micros(i64::MAX).encode().is_err());
+        assert!(Value::Micros(i64::MIN).encode().is_err());
+        assert!(Value::Days(i32::MAX).encode().is_err());
+        assert!(Value::Seconds(300_000_000_000).encode().is_err());
+        assert!(Value::Float(f64::NAN).encode().is_err());
+        assert!(Value::Float(f64::INFINITY).encode().is_err());
     }
 
     proptest! {
@@ -378,7 +383,7 @@ mod tests {
 
         #[test]
         fn what_is_written_reads_back(seconds in -60_000_000_000i64..250_000_000_000) {
-            let wire = Value::Micros(seconds * SECOND).encode();
+            let wire = Value::Micros(seconds * SECOND).encode().unwrap();
             prop_assert_eq!(Kind::Instant.decode(&wire), Ok(Value::Micros(seconds * SECOND)));
             prop_assert_eq!(Kind::Duration.decode(&wire), Ok(Value::Seconds(seconds)));
         }

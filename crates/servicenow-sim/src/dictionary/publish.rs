@@ -216,6 +216,10 @@ impl Seeders {
                 ("sys_name", &column.label),
             ],
         );
+        let class = db.schema.find(table);
+        if class.is_some_and(|class| db.labels.contains_key(&(class, column.element.to_string()))) {
+            return; // it has a label of its own there, one per language
+        }
         self.label.add(
             db,
             &[

@@ -45,6 +45,15 @@ pub struct Page {
     pub served_at: Option<i64>,
 }
 
+/// The `sys_id` of a record to be made.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// Made just now, at random: a record that has it can only be this one.
+    Fresh(SysId),
+    /// Chosen by somebody: a record that has it may have been there before.
+    Given(SysId),
+}
+
 /// The instance's clock when it answered, from the `Date` header.
 pub(super) fn served_at(response: &Response) -> Option<i64> {
     let date = httpdate::parse_http_date(response.header("date")?).ok()?;
@@ -92,15 +101,19 @@ impl<T: Transport> Client<T> {
         self.call(call, |response| decode_record(layout, &response.body)).await
     }
 
-    /// Makes a record with the given `sys_id` and gives it back as the instance has stored it. The `sys_id`
+    /// Makes a record with the given `sys_id` and gives it back as the instance has stored it. A fresh `sys_id`
     /// makes a lost answer harmless: before another attempt the record is looked up.
     pub async fn insert(
         &self,
         table: &TableName,
-        id: &SysId,
+        id: &Identity,
         fields: &Map<String, Json>,
         layout: &Arc<Layout>,
     ) -> Result<Rows> {
+        let (id, is_fresh) = match id {
+            Identity::Fresh(id) => (id, true),
+            Identity::Given(id) => (id, false),
+        };
         let mut body = fields.clone();
         body.insert("sys_id".to_owned(), Json::String(id.as_str().to_owned()));
         let call = Call {
@@ -113,7 +126,7 @@ impl<T: Transport> Client<T> {
         loop {
             let error = match self.call(call.clone(), |response| decode_record(layout, &response.body)).await
             {
-                Err(e) if e.leaves_outcome_unknown() => e,
+                Err(e) if e.leaves_outcome_unknown() && is_fresh => e,
                 other => return other,
             };
             attempts_left = attempts_left.saturating_sub(1);
@@ -147,10 +160,10 @@ impl<T: Transport> Client<T> {
     pub async fn delete(&self, table: &TableName, id: &SysId) -> Result<()> {
         let url = self.url(&record_path(table, Some(id)), &[])?;
         let once = Call { method: Method::DELETE, url, body: None, effect: Effect::Once };
-        match self.call(once.clone(), |_| Ok(())).await {
+        match self.call(once.clone(), confirm_deletion).await {
             Err(e) if e.leaves_outcome_unknown() => {
                 let again = Call { effect: Effect::Idempotent, ..once };
-                match self.call(again, |_| Ok(())).await {
+                match self.call(again, confirm_deletion).await {
                     Ok(()) | Err(Error::NoRecord(_)) => Ok(()),
                     Err(_) => Err(e),
                 }
@@ -172,6 +185,14 @@ impl<T: Transport> Client<T> {
     fn record_url(&self, table: &TableName, id: Option<&SysId>, layout: &Layout) -> Result<url::Url> {
         let fields = layout.fields().join(",");
         self.url(&record_path(table, id), &shape(layout, &fields))
+    }
+}
+
+/// A deletion is answered with 204 and nothing else; a login page comes with 200.
+fn confirm_deletion(response: &Response) -> Result<()> {
+    match response.status {
+        204 => Ok(()),
+        _ => Err(Error::Unreadable("the answer does not confirm the deletion".to_owned())),
     }
 }
 

@@ -53,12 +53,13 @@ pub(super) async fn fetch<T: Transport>(
     let members: BTreeSet<TableName> = chains.iter().flatten().map(|place| place.name.clone()).collect();
     let entries = read_named(client, "sys_dictionary", &members, &FIELDS).await?;
     let defaults = read_defaults(client, &members).await?;
+    let labels = read_labels(client, &members).await?;
     let mut choices = Choices::load(client, &members, &entries).await?;
 
     let mut described = HashMap::new();
     for chain in chains {
         let table = chain[0].name.clone();
-        let mut fields = fields_of(&chain, &entries, &defaults);
+        let mut fields = fields_of(&chain, &entries, &defaults, &labels);
         if fields.is_empty() {
             continue; // the dictionary answers with no rows to those who may not read it
         }
@@ -189,12 +190,36 @@ async fn read_defaults<T: Transport>(
     Ok(defaults)
 }
 
+/// Labels of fields, by (table, field): a child table may call an inherited field otherwise.
+async fn read_labels<T: Transport>(
+    client: &Client<T>,
+    tables: &BTreeSet<TableName>,
+) -> Result<HashMap<(String, String), String>> {
+    let fields = ["name", "element", "label", "language"];
+    let pages = match read_named(client, "sys_documentation", tables, &fields).await {
+        Ok(pages) => pages,
+        Err(e) if is_hidden(&e) => return Ok(HashMap::new()),
+        Err(e) => return Err(e),
+    };
+    let mut labels = HashMap::new();
+    for rows in &pages {
+        for row in 0..rows.len() {
+            if rows.get(row, "language") == "en" && !rows.get(row, "label").is_empty() {
+                let key = (rows.get(row, "name").to_owned(), rows.get(row, "element").to_owned());
+                labels.insert(key, rows.get(row, "label").to_owned());
+            }
+        }
+    }
+    Ok(labels)
+}
+
 /// The fields of a table: those of the topmost table first, each table's by name; a child's own entry for an
 /// inherited field replaces it in place.
 fn fields_of(
     chain: &[Place],
     entries: &[Rows],
     defaults: &HashMap<(String, String), String>,
+    labels: &HashMap<(String, String), String>,
 ) -> Vec<FieldDef> {
     let mut fields: Vec<FieldDef> = Vec::new();
     for place in chain.iter().rev() {
@@ -216,6 +241,9 @@ fn fields_of(
             let key = (place.name.as_str().to_owned(), field.name.clone());
             if let Some(default) = defaults.get(&key) {
                 field.default_value.clone_from(default);
+            }
+            if let Some(label) = labels.get(&key) {
+                field.label.clone_from(label);
             }
         }
     }

@@ -105,7 +105,9 @@ where
         if ids.is_empty() {
             return Ok(all);
         }
-        for (table, stored) in self.store.find(ids).await? {
+        let found = self.store.find(ids).await?;
+        all &= found.complete;
+        for (table, stored) in found.records {
             if let Some(spec) = self.specs.get(&table) {
                 all &= recheck(&self.client, &*self.store, table, spec, stored).await?.is_empty();
             }

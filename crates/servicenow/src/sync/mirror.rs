@@ -1,6 +1,6 @@
 //! Keeps one table like the instance's: fill once, then follow.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -18,7 +18,7 @@ use crate::client::Client;
 use crate::client::retry::{self, Effect, Policy};
 use crate::client::table_api::{List, Page};
 use crate::client::transport::Transport;
-use crate::dictionary::{self, TableDef};
+use crate::dictionary::{self, FieldDef, TableDef};
 use crate::error::{Error, Words};
 use crate::page::{Layout, Rows, Version};
 use crate::query::{Query, ids_term};
@@ -100,17 +100,25 @@ struct Traits {
 }
 
 impl Traits {
-    /// Makes sure that the table has every field that columns and conditions name.
+    /// Makes sure that the table has every field that columns and conditions name, as far as the table itself
+    /// tells: of a dot-walk the first.
     fn of(def: &TableDef, spec: &Spec) -> Result<Self, Error> {
-        let columns = spec.layout.columns().iter().map(|column| column.field.as_str());
-        for path in columns.chain(spec.query.fields()) {
-            let field = path.split('.').next().unwrap_or(path);
-            if def.field(field).is_none() {
-                return Err(Error::NoField { table: spec.table.to_string(), field: field.to_owned() });
-            }
+        for path in spec.paths() {
+            field_of(def, path.split('.').next().unwrap_or(path))?;
         }
         Ok(Self { has_updated_on: def.field("sys_updated_on").is_some() })
     }
+}
+
+impl Spec {
+    /// Every field and dot-walk that columns and conditions name.
+    fn paths(&self) -> impl Iterator<Item = &str> {
+        self.layout.columns().iter().map(|column| column.field.as_str()).chain(self.query.fields())
+    }
+}
+
+fn field_of<'d>(def: &'d TableDef, field: &str) -> Result<&'d FieldDef, Error> {
+    def.field(field).ok_or_else(|| Error::NoField { table: def.name.to_string(), field: field.to_owned() })
 }
 
 /// Where a fill stands while its ranges are worked on side by side.
@@ -130,6 +138,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         position: Position,
         known: Option<&TableDef>,
     ) -> Self {
+        let known = known.filter(|_| !spec.paths().any(|path| path.contains('.')));
         let traits = known.and_then(|def| Traits::of(def, &spec).ok());
         Self { client, store, table, spec, position, traits, last_poll: None }
     }
@@ -186,8 +195,40 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut described = dictionary::fetch(&self.client, std::slice::from_ref(&self.spec.table)).await?;
         let def = described.pop().map(|(_, def)| def).unwrap_or(Err(Error::NoTable(Words::default())))?;
         let traits = Traits::of(&def, &self.spec)?;
+        self.check_dot_walks(&def).await?;
         self.apply(Step::Described(Box::new(def))).await?;
         Ok(traits)
+    }
+
+    /// Follows every dot-walk through the dictionary, a step at a time.
+    async fn check_dot_walks(&self, def: &TableDef) -> Result<(), Stop> {
+        let walks = self.spec.paths().filter(|path| path.contains('.'));
+        let mut walks: Vec<(TableDef, Vec<&str>)> =
+            walks.map(|path| (def.clone(), path.split('.').rev().collect())).collect();
+        let mut known: HashMap<TableName, TableDef> = HashMap::new();
+        while !walks.is_empty() {
+            let mut next = Vec::new();
+            for (def, mut steps) in walks {
+                let Some(step) = steps.pop() else { continue };
+                let field = field_of(&def, step)?;
+                if steps.is_empty() {
+                    continue;
+                }
+                let Some(reference) = &field.reference else {
+                    let field =
+                        steps.into_iter().fold(step.to_owned(), |path, step| format!("{path}.{step}"));
+                    return Err(Error::NoField { table: def.name.to_string(), field }.into());
+                };
+                next.push((reference.table.clone(), steps));
+            }
+            let unknown: Vec<TableName> =
+                next.iter().map(|(table, _)| table.clone()).filter(|t| !known.contains_key(t)).collect();
+            for (table, def) in dictionary::fetch(&self.client, &unknown).await? {
+                known.insert(table, def?);
+            }
+            walks = next.into_iter().filter_map(|(t, steps)| Some((known.get(&t)?.clone(), steps))).collect();
+        }
+        Ok(())
     }
 
     async fn begin(&mut self, refill: bool) -> Result<(), Stop> {
@@ -295,6 +336,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// Reads what changed since the watermark; gives back the new one.
     async fn poll(&mut self, watermark: i64) -> Result<i64, Stop> {
         let at = SystemTime::now();
+        let written = self.store.to_recheck(self.table).await?;
+        recheck(&self.client, &*self.store, self.table, &self.spec, written).await?;
         let mut tail = Tail::new("sys_updated_on", watermark - OVERLAP);
         let mut matching = HashSet::new();
         let mut next_watermark: Option<i64> = None;
@@ -361,8 +404,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 break;
             }
         }
-        let mut all = true;
-        for (table, stored) in self.store.find(others).await? {
+        let found = self.store.find(others).await?;
+        let mut all = found.complete;
+        for (table, stored) in found.records {
             if table == self.table {
                 all &= recheck(&self.client, &*self.store, table, &self.spec, stored).await?.is_empty();
             }

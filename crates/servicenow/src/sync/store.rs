@@ -15,6 +15,15 @@ use crate::value::SysId;
 /// Records of a store, each with its version.
 pub type StoredRecords = Vec<(SysId, Version)>;
 
+/// Which of some records a store has.
+#[derive(Clone, Debug)]
+pub struct Found<T> {
+    /// Per table, those it has.
+    pub records: Vec<(T, StoredRecords)>,
+    /// Whether every table could be looked at; somebody may hold a lock on one.
+    pub complete: bool,
+}
+
 /// What a store refuses or fails at.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -177,10 +186,14 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<StoredRecords, StoreError>> + Send;
 
     /// Which of these records are stored, in which of the server's tables, in which version.
-    fn find(
+    fn find(&self, ids: Vec<SysId>) -> impl Future<Output = Result<Found<Self::Table>, StoreError>> + Send;
+
+    /// Records that were put into the store from elsewhere, as somebody else sees them; [`Step::Rechecked`]
+    /// settles them.
+    fn to_recheck(
         &self,
-        ids: Vec<SysId>,
-    ) -> impl Future<Output = Result<Vec<(Self::Table, StoredRecords)>, StoreError>> + Send;
+        table: Self::Table,
+    ) -> impl Future<Output = Result<StoredRecords, StoreError>> + Send;
 
     /// Takes note of a reading of deletions, or of its failure.
     fn note_deletes(
@@ -230,7 +243,9 @@ impl Memory {
     fn keep(&mut self, rows: &Rows) {
         for row in 0..rows.len() {
             let version = rows.version(row);
-            let values = (0..rows.layout().columns().len()).map(|c| rows.value(row, c).encode()).collect();
+            let values = (0..rows.layout().columns().len())
+                .map(|c| rows.value(row, c).encode().unwrap_or_default())
+                .collect();
             match self.rows.get(rows.id(row)) {
                 Some((stored, _)) if *stored > version => {}
                 _ => {
@@ -304,9 +319,13 @@ impl Store for MemoryStore {
         }))
     }
 
-    async fn find(&self, ids: Vec<SysId>) -> Result<Vec<((), StoredRecords)>, StoreError> {
+    async fn find(&self, ids: Vec<SysId>) -> Result<Found<()>, StoreError> {
         let stored = |id: SysId| self.with(|m| m.rows.get(id.as_str()).map(|(version, _)| (id, *version)));
-        Ok(vec![((), ids.into_iter().filter_map(stored).collect())])
+        Ok(Found { records: vec![((), ids.into_iter().filter_map(stored).collect())], complete: true })
+    }
+
+    async fn to_recheck(&self, (): ()) -> Result<StoredRecords, StoreError> {
+        Ok(StoredRecords::new())
     }
 
     async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {

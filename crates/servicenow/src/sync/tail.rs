@@ -53,7 +53,7 @@ impl Tail {
     /// The next page's query and offset, within `base`, if it is asked for with `limit`. Every page has to be
     /// counted.
     pub fn page(&self, base: &Query, limit: u32) -> Result<(Query, u64)> {
-        let time = |op, second| Term::new(self.field, op, &date_time(second));
+        let time = |op, second| Term::new(self.field, op, &date_time(second).unwrap_or_default());
         let query = match &self.place {
             Place::From(second) => base.clone().and(time(Op::Ge, *second)?).order_by(self.field),
             Place::Beyond(second) => base.clone().and(time(Op::Gt, *second)?).order_by(self.field),

@@ -1,0 +1,213 @@
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use servicenow::Error;
+use servicenow::client::auth::{Credentials, Secret};
+use servicenow_sim::{Effect, Fault, Simulator};
+
+use crate::{basic, calls, client_at, instance, logins, page, set_up};
+
+fn client_credentials(secret: &str) -> Credentials {
+    Credentials::ClientCredentials { client_id: "fdw-client".to_owned(), client_secret: Secret::new(secret) }
+}
+
+fn password_grant(user: &str, password: &str) -> Credentials {
+    Credentials::Password {
+        client_id: "fdw-client".to_owned(),
+        client_secret: Secret::new("fdw-client-secret"),
+        username: user.to_owned(),
+        password: Secret::new(password),
+    }
+}
+
+/// As whom the instance has seen the last call.
+fn seen_as(sim: &Simulator) -> Option<String> {
+    calls(sim, "GET").last().and_then(|call| call.user.clone())
+}
+
+#[tokio::test]
+async fn every_login_is_seen_as_its_user() {
+    let sim = instance().await;
+    for (credentials, user, tokens) in [
+        (
+            Credentials::Basic { username: "itil.user".to_owned(), password: Secret::new("itil-secret") },
+            "itil.user",
+            0,
+        ),
+        (password_grant("pacific.user", "pacific-secret"), "pacific.user", 1),
+        (client_credentials("fdw-client-secret"), "fdw.integration", 1),
+    ] {
+        let before = logins(&sim);
+        page(&client_at(sim.url(), credentials, 1), "incident", "", 1).await.expect("an answer");
+        assert_eq!(seen_as(&sim).as_deref(), Some(user));
+        assert_eq!(logins(&sim) - before, tokens);
+    }
+}
+
+#[tokio::test]
+async fn user_names_and_passwords_of_any_characters_are_sent_whole() {
+    let sim = instance().await;
+    let (user, password) = ("jürg@example.com", "p:ä ß%&+=\"'\u{1F512}");
+    sim.edit().add_user(user, password, &["itil"]).expect("a user");
+    let credentials = Credentials::Basic { username: user.to_owned(), password: Secret::new(password) };
+    page(&client_at(sim.url(), credentials, 1), "incident", "", 1).await.expect("an answer");
+    assert_eq!(seen_as(&sim).as_deref(), Some(user));
+    page(&client_at(sim.url(), password_grant(user, password), 1), "incident", "", 1)
+        .await
+        .expect("an answer");
+    assert_eq!(seen_as(&sim).as_deref(), Some(user));
+}
+
+#[tokio::test]
+async fn calls_side_by_side_share_one_token() {
+    let sim = instance().await;
+    let client = client_at(sim.url(), client_credentials("fdw-client-secret"), 1);
+    for _ in 0..2 {
+        let pages = join_all((0..10).map(|_| page(&client, "incident", "", 1))).await;
+        assert!(pages.iter().all(Result::is_ok));
+    }
+    assert_eq!(logins(&sim), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_ends_early_is_renewed_once_for_all_calls() {
+    let sim = instance().await;
+    let client = client_at(sim.url(), client_credentials("fdw-client-secret"), 1);
+    page(&client, "incident", "", 1).await.expect("an answer");
+    sim.edit().expire_tokens(true);
+    let pages = join_all((0..8).map(|_| page(&client, "incident", "", 1))).await;
+    assert!(pages.iter().all(Result::is_ok));
+    assert_eq!(logins(&sim), 2);
+}
+
+#[tokio::test]
+async fn a_token_the_instance_never_accepts_is_not_fetched_again_and_again() {
+    let sim = instance().await;
+    let client = client_at(sim.url(), client_credentials("fdw-client-secret"), 4);
+    sim.fault(Fault::new(Effect::Unauthorized).path("/api/now/"));
+    let error = page(&client, "incident", "", 1).await.expect_err("401");
+    assert!(
+        matches!(&error, Error::Unauthorized(words) if words.message == "User Not Authenticated"),
+        "{error:?}"
+    );
+    assert_eq!((logins(&sim), calls(&sim, "GET").len()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_refused_login_rests() {
+    let sim = instance().await;
+    for credentials in [client_credentials("wrong"), password_grant("itil.user", "wrong")] {
+        sim.clear_requests();
+        let client = client_at(sim.url(), credentials, 4);
+        for _ in 0..5 {
+            assert!(matches!(page(&client, "incident", "", 1).await, Err(Error::Login)));
+        }
+        assert_eq!(logins(&sim), 1);
+        assert!(calls(&sim, "GET").is_empty());
+    }
+    sim.clear_requests();
+    let wrong = Credentials::Basic { username: "itil.user".to_owned(), password: Secret::new("wrong") };
+    let client = client_at(sim.url(), wrong, 4);
+    assert!(matches!(page(&client, "incident", "", 1).await, Err(Error::Unauthorized(_))));
+    for _ in 0..5 {
+        assert!(matches!(page(&client, "incident", "", 1).await, Err(Error::Login)));
+    }
+    assert_eq!(calls(&sim, "GET").len(), 1);
+}
+
+/// Time is stepped while nothing is under way: the instance runs by real time.
+#[test]
+fn a_refused_login_is_tried_again_after_ever_longer_rests() {
+    let sim = Simulator::builder().start_blocking().expect("the simulator starts");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let step = async |by: Duration| {
+            tokio::time::pause();
+            tokio::time::advance(by).await;
+            tokio::time::resume();
+        };
+        let client = client_at(sim.url(), client_credentials("wrong"), 1);
+        let call = async || page(&client, "incident", "", 1).await;
+        assert!(matches!(call().await, Err(Error::Login)));
+        for (rest, tried) in [(31, 2), (31, 2), (31, 3), (61, 3), (61, 4)] {
+            step(Duration::from_secs(rest)).await;
+            assert!(matches!(call().await, Err(Error::Login)));
+            assert_eq!(logins(&sim), tried, "after {rest} s more");
+        }
+        sim.edit().set_client_secret("fdw-client", "wrong").expect("the client is there");
+        assert!(matches!(call().await, Err(Error::Login)), "it still rests");
+        step(Duration::from_secs(900)).await;
+        call().await.expect("what was wrong is right by now");
+    });
+    drop(runtime);
+    sim.stop_blocking();
+}
+
+#[tokio::test]
+async fn a_login_that_failed_for_want_of_an_answer_does_not_rest() {
+    let sim = instance().await;
+    for effect in [
+        Effect::Status { status: 503, html: true },
+        Effect::RateLimited { headers: false, retry_after: None, json: false },
+        Effect::ResetBefore,
+        Effect::LoginPage,
+    ] {
+        let fault = sim.fault(Fault::new(effect.clone()).path("oauth_token"));
+        let client = client_at(sim.url(), client_credentials("fdw-client-secret"), 1);
+        let error = page(&client, "incident", "", 1).await.expect_err("no token");
+        let told_apart = match effect {
+            Effect::Status { .. } => matches!(error, Error::Unavailable { status: 503, .. }),
+            Effect::RateLimited { .. } => matches!(error, Error::RateLimited { .. }),
+            Effect::ResetBefore => matches!(error, Error::Broken { .. }),
+            _ => matches!(error, Error::Unreadable(_)),
+        };
+        assert!(told_apart, "{effect:?}: {error:?}");
+        sim.remove_fault(fault);
+        page(&client, "incident", "", 1).await.expect("an answer at once");
+    }
+}
+
+#[tokio::test]
+async fn tokens_can_come_from_elsewhere() {
+    let (sim, gateway) = (instance().await, instance().await);
+    let with_token_url = |url: &str| {
+        set_up(sim.url(), client_credentials("fdw-client-secret"), |instance, _| {
+            instance.token_url = Some(url.parse().expect("an address"));
+            instance.patience.attempts = 1;
+        })
+        .expect("a client")
+    };
+    page(&with_token_url(&format!("{}/oauth_token.do", sim.url())), "incident", "", 1)
+        .await
+        .expect("an answer");
+    let _other_token =
+        page(&with_token_url(&format!("{}/oauth_token.do", gateway.url())), "incident", "", 1).await;
+    assert!(logins(&gateway) > 0);
+}
+
+#[tokio::test]
+async fn nothing_shows_a_secret() {
+    let sim = instance().await;
+    let mut shown = Vec::new();
+    for credentials in [
+        client_credentials("s3cret"),
+        password_grant("itil.user", "s3cret"),
+        Credentials::Basic { username: "u".to_owned(), password: Secret::new("s3cret") },
+    ] {
+        shown.push(format!("{credentials:?}"));
+        let client = client_at(sim.url(), credentials, 1);
+        let error = page(&client, "incident", "", 1).await.expect_err("a refused login");
+        shown.push(format!("{client:?} {error:?} {error}"));
+    }
+    assert!(!shown.concat().contains("s3cret"), "{shown:?}");
+}
+
+#[tokio::test]
+async fn basic_logins_that_the_instance_restricts_are_refused() {
+    let sim = instance().await;
+    sim.set(|s| s.basic_auth_restricted = true);
+    assert!(matches!(page(&basic(&sim, "itil.user"), "incident", "", 1).await, Err(Error::Unauthorized(_))));
+    page(&client_at(sim.url(), client_credentials("fdw-client-secret"), 1), "incident", "", 1)
+        .await
+        .expect("an answer");
+}

@@ -1,0 +1,34 @@
+-- Plans: those of a local table.
+\getenv url SNFDW_URL
+\set SHOW_CONTEXT never
+SET client_min_messages = warning;
+CREATE EXTENSION servicenow_fdw;
+CREATE SERVER acme FOREIGN DATA WRAPPER servicenow_fdw OPTIONS (instance_url :'url');
+CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'basic', username 'fdw.integration', password 'fdw-secret');
+IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident, "user") FROM SERVER acme INTO public;
+SELECT servicenow.wait_for_sync('incident'), servicenow.wait_for_sync('"user"');
+SELECT servicenow.stop_worker();
+CREATE INDEX ON servicenow_cache.incident (number);
+ANALYZE servicenow_cache.incident, servicenow_cache."user";
+SET enable_seqscan = off;
+EXPLAIN (COSTS OFF) SELECT * FROM incident WHERE sys_id = 'x';
+EXPLAIN (COSTS OFF) SELECT state FROM incident i WHERE i.number = 'INC0012345';
+EXPLAIN (COSTS OFF) SELECT count(*) FROM incident WHERE number LIKE 'INC00123%' COLLATE "C";
+EXPLAIN (COSTS OFF) SELECT number FROM incident ORDER BY number LIMIT 5;
+EXPLAIN (COSTS OFF) SELECT i.number, u.name FROM incident i JOIN "user" u ON u.sys_id = i.caller_id_value WHERE i.number = 'INC0012345';
+EXPLAIN (COSTS OFF) SELECT (SELECT name FROM "user" u WHERE u.sys_id = i.caller_id_value) FROM incident i WHERE number = 'INC0012345';
+EXPLAIN (COSTS OFF) WITH open AS MATERIALIZED (SELECT * FROM incident WHERE active) SELECT count(*) FROM open;
+EXPLAIN (COSTS OFF) SELECT number FROM incident WHERE sys_id = 'x' UNION ALL SELECT name FROM "user" WHERE sys_id = 'x';
+EXPLAIN (COSTS OFF) SELECT * FROM incident WHERE number = 'INC0012345' FOR UPDATE;
+EXPLAIN (COSTS OFF) SELECT i FROM incident i WHERE sys_id = 'x';
+EXPLAIN (COSTS OFF) UPDATE incident SET state = 'New' WHERE number = 'INC0012345';
+EXPLAIN (COSTS OFF) DELETE FROM incident WHERE number = (SELECT 'INC0012345'::text);
+EXPLAIN (COSTS OFF) INSERT INTO incident (short_description) VALUES ('x');
+PREPARE by_number (text) AS SELECT state FROM incident WHERE number = $1;
+SET plan_cache_mode = force_generic_plan;
+EXPLAIN (COSTS OFF) EXECUTE by_number ('INC0012345');
+EXECUTE by_number ('INC0012345');
+ALTER FOREIGN TABLE incident ALTER COLUMN state OPTIONS (DROP show);
+ALTER FOREIGN TABLE incident RENAME COLUMN number TO num;
+EXPLAIN (COSTS OFF) EXECUTE by_number ('INC0012345');
+DROP EXTENSION servicenow_fdw CASCADE;

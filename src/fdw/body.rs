@@ -1,0 +1,153 @@
+//! What a write sends for a row: the fields, with labels resolved and values in ServiceNow's form.
+
+use pgrx::PgSqlErrorCode as Sql;
+use serde_json::{Map, Value as Json};
+use servicenow::dictionary::{FieldDef, FieldType, TableDef, field_type};
+use servicenow::value::{Kind, Show};
+
+use super::label::{self, Unknown};
+use crate::cache::apply::to_value;
+use crate::catalog::{Mirror, MirrorColumn};
+use crate::connection::Connection;
+use crate::error::{error, raise};
+use crate::pg::catalog::relation_name;
+use crate::pg::routine::Row;
+use crate::pg::tuple::OwnedScalar;
+
+/// A field to be sent.
+pub struct Sent {
+    /// Its name.
+    pub field: String,
+    /// Its value on the wire.
+    pub value: String,
+    /// The position among the mirror's columns by which the answer is compared: that of the stored value, if the
+    /// table shows it.
+    pub column: usize,
+    /// Whether sending it appends an entry rather than setting a value.
+    pub appends: bool,
+}
+
+/// A row on its way out.
+pub struct Draft<'a> {
+    /// The table.
+    pub mirror: &'a Mirror,
+    /// What the dictionary says about it.
+    pub def: &'a TableDef,
+    /// Where names of records are looked up.
+    pub connection: &'a Connection,
+    /// The row as it is to be.
+    pub row: &'a Row<'a>,
+    /// An UPDATE: the row as it was.
+    pub old: Option<&'a Row<'a>>,
+}
+
+/// The fields as a JSON object.
+pub fn json(sent: &[Sent]) -> Map<String, Json> {
+    sent.iter().map(|sent| (sent.field.clone(), Json::String(sent.value.clone()))).collect()
+}
+
+impl Draft<'_> {
+    /// The fields for these columns (positions among the mirror's). What cannot be written is an ERROR; a choice
+    /// that is not known may have been added since the dictionary was read.
+    pub fn fields(&self, columns: &[usize]) -> Result<Vec<Sent>, Unknown> {
+        let mut sent: Vec<Sent> = Vec::new();
+        for &position in columns {
+            let column = &self.mirror.columns[position];
+            if column.field == "sys_id" {
+                continue; // in the address of the call
+            }
+            let field = self.writable(column);
+            let value = self.wire_value(&field, column)?;
+            match sent.iter().find(|other| other.field == column.field) {
+                None => {
+                    let shows_value = |c: &MirrorColumn| c.field == column.field && c.show == Show::Value;
+                    sent.push(Sent {
+                        field: column.field.clone(),
+                        value,
+                        column: self.mirror.columns.iter().position(shows_value).unwrap_or(position),
+                        appends: field_type(&field.internal_type) == FieldType::Journal,
+                    });
+                }
+                Some(other) if other.value == value => {}
+                Some(_) => raise(
+                    error(
+                        Sql::ERRCODE_INVALID_PARAMETER_VALUE,
+                        format!(
+                            "label and stored value given for field \"{}\" contradict each other",
+                            column.field
+                        ),
+                    )
+                    .set_hint("Set one of them, or set both to what belongs together."),
+                ),
+            }
+        }
+        Ok(sent)
+    }
+
+    /// The description of a column's field; an ERROR if it cannot be written.
+    fn writable(&self, column: &MirrorColumn) -> FieldDef {
+        let refuse = |why: &str| -> ! {
+            let table = relation_name(self.mirror.foreign_table).unwrap_or_default();
+            raise(error(
+                Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("column \"{}\" of foreign table \"{table}\" cannot be written: {why}", column.name),
+            ))
+        };
+        if column.field.contains('.') {
+            refuse("it shows a field of a referenced record");
+        }
+        match self.def.field(&column.field) {
+            Some(field) if field.computed => refuse("ServiceNow computes it"),
+            Some(field) => field.clone(),
+            None => FieldDef { name: column.field.clone(), ..FieldDef::default() },
+        }
+    }
+
+    /// A column's value as it is sent; `""` empties the field.
+    fn wire_value(&self, field: &FieldDef, column: &MirrorColumn) -> Result<String, Unknown> {
+        let value = self.row.get(column.number);
+        let text = wire_text(column, &value);
+        match (column.show, &field.reference) {
+            _ if text.is_empty() => Ok(text),
+            (Show::Label, Some(reference)) => Ok(label::reference(self.connection, field, reference, &text)),
+            (Show::Label, None) => label::choice(field, &text, self.dependent_value(field)?.as_deref()),
+            (Show::Value, _) => label::stored_choice(field, &text).map(|()| text),
+        }
+    }
+
+    /// The stored value of the field on which a field's choices depend, if the table shows it.
+    fn dependent_value(&self, field: &FieldDef) -> Result<Option<String>, Unknown> {
+        let Some(on) = field.dependent_on.as_deref() else { return Ok(None) };
+        let column = |show| self.mirror.columns.iter().find(|c| c.field == on && c.show == show);
+        let text = |c: &MirrorColumn| Some(wire_text(c, &self.row.get(c.number))).filter(|t| !t.is_empty());
+        let changed =
+            |c: &&MirrorColumn| self.old.is_none_or(|old| old.get(c.number) != self.row.get(c.number));
+        // A label that was changed says more than the stored value that was left as it was.
+        if let Some(label) = column(Show::Label).filter(changed).and_then(text)
+            && let Some(on) = self.def.field(on)
+        {
+            return label::choice(on, &label, None).map(Some);
+        }
+        Ok(column(Show::Value).and_then(text))
+    }
+}
+
+/// A value in ServiceNow's form; an ERROR if it has none.
+fn wire_text(column: &MirrorColumn, value: &OwnedScalar) -> String {
+    let refuse = |code, what: &str| -> ! {
+        raise(error(
+            code,
+            format!("value for column \"{}\" is not a {what} ServiceNow can hold", column.name),
+        ))
+    };
+    match to_value(value).encode() {
+        Ok(text) if column.kind == Kind::Numeric && text.parse::<f64>().is_ok_and(|f| !f.is_finite()) => {
+            refuse(Sql::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE, "number")
+        }
+        Ok(text) => text,
+        Err(misfit) if column.kind == Kind::Float => {
+            refuse(Sql::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE, misfit.0)
+        }
+        Err(misfit) => refuse(Sql::ERRCODE_DATETIME_FIELD_OVERFLOW, misfit.0),
+    }
+}

@@ -1,0 +1,202 @@
+//! Foreign tables that cannot be mirrored, refused when they are made or changed.
+
+use servicenow_sim::Dataset;
+use world::{World, connect};
+
+use crate::{GOOD, recovers};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_needs_its_key() {
+    let world = World::new().await;
+    let error = world.db.error("CREATE FOREIGN TABLE incident (number text) SERVER acme").await;
+    assert_eq!(error.code().code(), "HV005");
+    assert_eq!(error.message(), "foreign table \"incident\" must have a column for field \"sys_id\"");
+    assert_eq!(error.hint(), Some("Add a column \"sys_id\" of type text."));
+    world
+        .db
+        .run("CREATE FOREIGN TABLE incident (id text OPTIONS (field 'sys_id'), number text) SERVER acme")
+        .await;
+    let error = world.db.error("ALTER FOREIGN TABLE incident DROP COLUMN id").await;
+    assert_eq!(error.code().code(), "HV005");
+    let error = world.db.error("ALTER FOREIGN TABLE incident ALTER id OPTIONS (ADD show 'label')").await;
+    assert_eq!(error.code().code(), "HV005");
+    world.sync("incident").await;
+    assert!(world.db.value::<i64>("SELECT count(id) FROM incident").await > 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_has_to_be_text_and_only_one() {
+    let world = World::new().await;
+    for type_ in ["uuid", "bigint", "bytea"] {
+        let error =
+            world.db.error(&format!("CREATE FOREIGN TABLE incident (sys_id {type_}) SERVER acme")).await;
+        assert_eq!(error.code().code(), "HV004", "{type_}: {}", error.message());
+        assert_eq!(error.message(), "column \"sys_id\" of foreign table \"incident\" must have type text");
+    }
+    let error = world
+        .db
+        .error("CREATE FOREIGN TABLE incident (sys_id text, again text OPTIONS (field 'sys_id')) SERVER acme")
+        .await;
+    assert_eq!(error.code().code(), "42701", "{}", error.message());
+}
+
+/// The caches are filled by a superuser, who must not run what a user has written.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_whose_values_run_a_users_code_is_refused() {
+    let world = World::new().await;
+    world
+        .db
+        .run(
+            "CREATE TABLE proof (who text);
+             CREATE FUNCTION check_it(text) RETURNS boolean LANGUAGE plpgsql AS
+               $$ BEGIN INSERT INTO public.proof VALUES (current_user); RETURN true; END $$;
+             CREATE DOMAIN checked AS text CHECK (check_it(VALUE));
+             CREATE TYPE composed AS (a checked);
+             CREATE TYPE spans AS RANGE (subtype = text)",
+        )
+        .await;
+    let mut taken = Vec::new();
+    for type_ in ["checked", "checked[]", "composed", "composed[]", "spans", "spans[]"] {
+        let made =
+            format!("CREATE FOREIGN TABLE incident (sys_id text, short_description {type_}) SERVER acme");
+        match world.db.client().batch_execute(&made).await {
+            Ok(()) => {
+                taken.push(type_);
+                world.db.run("DROP FOREIGN TABLE incident").await;
+            }
+            Err(e) => {
+                let e = e.as_db_error().expect("the session goes on").clone();
+                assert_eq!(e.code().code(), "0A000", "{type_}: {}", e.message());
+                assert!(e.message().starts_with(
+                    "column \"short_description\" of foreign table \"incident\" cannot have type"
+                ));
+                assert!(e.hint().is_some());
+            }
+        }
+    }
+    assert!(taken.is_empty(), "{taken:?}");
+    world.db.run("CREATE FOREIGN TABLE incident (sys_id text, short_description text) SERVER acme").await;
+    let error = world.db.error("ALTER FOREIGN TABLE incident ALTER short_description TYPE checked").await;
+    assert_eq!(error.code().code(), "0A000", "{}", error.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_the_caches_need_for_themselves_are_refused() {
+    let world = World::new().await;
+    for name in ["_sn_updated_on", "_sn_mod_count"] {
+        let error = world
+            .db
+            .error(&format!("CREATE FOREIGN TABLE incident (sys_id text, {name} text) SERVER acme"))
+            .await;
+        assert_eq!(error.code().code(), "42939", "{}", error.message());
+        assert!(error.message().contains(name));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_cannot_be_a_remote_tables_asks_for_the_option() {
+    let world = World::new().await;
+    let error = world.db.error("CREATE FOREIGN TABLE \"my incidents\" (sys_id text) SERVER acme").await;
+    assert_eq!(error.code().code(), "HV00R", "{}", error.message());
+    assert!(error.hint().is_some_and(|hint| hint.contains("\"table\"")), "{:?}", error.hint());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_not_utf8_is_refused() {
+    let world = World::new().await;
+    let name = format!("{}_ascii", world.database);
+    world.db.run(&format!("CREATE DATABASE {name} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")).await;
+    let db = connect(world.cluster, &name).await;
+    db.run(
+        "CREATE EXTENSION servicenow_fdw;
+         CREATE SERVER acme FOREIGN DATA WRAPPER servicenow_fdw OPTIONS (instance_url 'https://acme.example')",
+    )
+    .await;
+    let error = db.error("CREATE FOREIGN TABLE incident (sys_id text) SERVER acme").await;
+    assert_eq!((error.code().code(), error.message()), ("0A000", "database encoding must be UTF8"));
+    assert!(error.hint().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_was_dropped_or_changed_by_hand_is_said_and_made_anew() {
+    let world = World::new().await;
+    world.import(&["incident"]).await;
+    world.db.run(GOOD).await;
+    world.sync("good").await;
+    for damage in [
+        "ALTER EXTENSION servicenow_fdw DROP TABLE servicenow_cache.incident; DROP TABLE servicenow_cache.incident",
+        "ALTER TABLE servicenow_cache.incident DROP COLUMN number",
+        "ALTER TABLE servicenow_cache.incident ALTER number TYPE varchar(50)",
+        "ALTER TABLE servicenow_cache.incident DROP CONSTRAINT incident_pkey",
+        "ALTER TABLE servicenow_cache.incident DROP COLUMN _sn_updated_on",
+    ] {
+        world.db.run(damage).await;
+        let statement = "UPDATE incident SET impact_value = 2 WHERE number = 'INC0012345'";
+        let error = world.db.error(statement).await;
+        assert_eq!(error.code().code(), "55000", "{damage}: {}", error.message());
+        assert_eq!(error.hint(), Some("Run SELECT servicenow.resync('public.incident')."), "{damage}");
+        crate::follows(&world, "good", "problem").await;
+        world.db.run("SELECT servicenow.resync('incident')").await;
+        recovers(&world, "incident").await;
+        world.db.run("UPDATE incident SET impact_value = impact_value WHERE number = 'INC0012345'").await;
+    }
+    world.until_like_the_instance("incident", &["number", "state_value=state"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_refuse_what_is_no_foreign_table_of_theirs() {
+    let world = World::new().await;
+    for call in ["sync('pg_class')", "wait_for_sync('pg_class')", "resync('pg_class')"] {
+        let error = world.db.error(&format!("SELECT servicenow.{call}")).await;
+        assert_eq!(error.code().code(), "42809", "{call}: {}", error.message());
+        assert_eq!(error.message(), "\"pg_class\" is not a foreign table of servicenow_fdw");
+    }
+    world.import(&["incident"]).await;
+    let error =
+        world.db.error("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT servicenow.sync('incident')").await;
+    assert_eq!(error.code().code(), "25001", "{}", error.message());
+    world.db.run("ROLLBACK").await;
+    let session = world.session_as("nobody").await;
+    for call in [
+        "sync('incident')",
+        "wait_for_sync('incident')",
+        "resync('incident')",
+        "stop_worker()",
+        "start_worker()",
+    ] {
+        let error = session.error(&format!("SELECT servicenow.{call}")).await;
+        assert_eq!(error.code().code(), "42501", "{call}: {}", error.message());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_of_what_is_not_there_says_so() {
+    let world = World::new().await;
+    let import = |what: &str| format!("IMPORT FOREIGN SCHEMA {what} FROM SERVER acme INTO public");
+    let error = world.db.error(&import("servicenow LIMIT TO (incident, no_such_table)")).await;
+    assert_eq!((error.code().code(), error.message()), ("HV00R", "[ServiceNow] Invalid table no_such_table"));
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM pg_foreign_table").await, 0, "all or nothing");
+    let error = world.db.error(&import("x_no_app")).await;
+    assert_eq!(error.code().code(), "HV00Q", "{}", error.message());
+    assert!(error.hint().is_some());
+    let error = world.db.error(&import("x_acme_app LIMIT TO (incident)")).await;
+    assert_eq!(error.code().code(), "HV00R", "{}", error.message());
+    assert_eq!(error.message(), "table \"incident\" does not exist in remote schema \"x_acme_app\"");
+    let error = world.db.error(&import("servicenow LIMIT TO (\"in cident\")")).await;
+    assert_eq!(error.code().code(), "HV00R", "{}", error.message());
+    world.db.run("CREATE TABLE incident (id int)").await;
+    let error = world.db.error(&import("servicenow LIMIT TO (incident)")).await;
+    assert_eq!(error.code().code(), "42P07", "{}", error.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_cannot_be_started_is_said() {
+    let cluster = Box::leak(Box::new(world::cluster::Cluster::start("max_worker_processes = 0")));
+    let world = World::on(cluster, Dataset::Small).await;
+    world.set_up("").await;
+    world.db.run("CREATE FOREIGN TABLE incident (sys_id text, number text) SERVER acme").await;
+    let error = world.db.error("SELECT servicenow.wait_for_sync('incident', '1 s')").await;
+    assert_eq!(error.code().code(), "55000", "{}", error.message());
+    assert!(error.hint().is_some_and(|hint| hint.contains("max_worker_processes")), "{:?}", error.hint());
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident").await, 0, "reading still works");
+}

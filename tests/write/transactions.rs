@@ -1,0 +1,293 @@
+//! Transactions: aborts converge, sessions serialize, and the worker keeps out of the way.
+
+use std::time::Duration;
+
+use servicenow_sim::Dataset;
+use world::World;
+use world::cluster::Cluster;
+
+use crate::{KNOWN, incidents, known};
+
+const COLUMNS: &[&str] =
+    &["number", "short_description", "state_value=state", "impact_value=impact", "reopen_count"];
+
+/// Waits until a session of the world waits for a lock.
+async fn until_somebody_waits(world: &World) {
+    world
+        .until(
+            "SELECT count(*) > 0 FROM pg_stat_activity
+             WHERE datname = current_database() AND backend_type = 'client backend' AND wait_event_type = 'Lock'",
+        )
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_rollback_the_cache_shows_what_the_instance_has() {
+    let world = incidents().await;
+    let gone: String = world.db.value("SELECT sys_id FROM incident WHERE state = 'Canceled' LIMIT 1").await;
+    world
+        .db
+        .run(&format!(
+            "BEGIN;
+             UPDATE incident SET short_description = 'rolled back' WHERE {KNOWN};
+             INSERT INTO incident (short_description) VALUES ('rolled back, too');
+             DELETE FROM incident WHERE sys_id = '{gone}';
+             ROLLBACK"
+        ))
+        .await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+    assert_eq!(
+        world
+            .db
+            .value::<i64>("SELECT count(*) FROM incident WHERE short_description LIKE 'rolled back%'")
+            .await,
+        2
+    );
+    assert_eq!(
+        world.db.value::<i64>(&format!("SELECT count(*) FROM incident WHERE sys_id = '{gone}'")).await,
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_rollback_to_a_savepoint_the_cache_shows_what_the_instance_has() {
+    let world = incidents().await;
+    world
+        .db
+        .run(&format!(
+            "BEGIN;
+             UPDATE incident SET impact_value = 3 WHERE {KNOWN};
+             SAVEPOINT s;
+             UPDATE incident SET short_description = 'rolled back' WHERE {KNOWN};
+             INSERT INTO incident (short_description) VALUES ('rolled back, too');
+             ROLLBACK TO s;
+             INSERT INTO incident (short_description) VALUES ('kept');
+             COMMIT"
+        ))
+        .await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident WHERE short_description IN ('kept', 'rolled back', 'rolled back, too')").await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_catches_a_refusal_goes_on() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "DO $$
+             DECLARE caught text; n int;
+             BEGIN
+                 FOR n IN 1..3 LOOP
+                     BEGIN
+                         UPDATE incident SET description = 'attempt ' || n WHERE number = 'INC0012345';
+                         UPDATE incident SET state = 'Resolved' WHERE number = 'INC0012345';
+                     EXCEPTION WHEN not_null_violation THEN
+                         GET STACKED DIAGNOSTICS caught = PG_EXCEPTION_DETAIL;
+                     END;
+                 END LOOP;
+                 UPDATE incident SET short_description = caught WHERE number = 'INC0012345';
+             END $$",
+        )
+        .await;
+    let there = world.remote("incident", &known(&world), "short_description").expect("it is there");
+    assert!(there.starts_with("Data Policy Exception"), "{there}");
+    world.until_like_the_instance("incident", &["short_description", "description"]).await;
+    assert_eq!(world.remote("incident", &known(&world), "description").as_deref(), Some("attempt 3"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_transaction_refuses_before_any_call() {
+    let world = incidents().await;
+    for statement in [
+        "INSERT INTO incident (short_description) VALUES ('x')",
+        "UPDATE incident SET impact_value = 2",
+        "DELETE FROM incident",
+    ] {
+        let error = world.db.error(&format!("BEGIN READ ONLY; {statement}")).await;
+        assert_eq!(error.code().code(), "25006", "{}", error.message());
+        world.db.run("ROLLBACK").await;
+    }
+    assert!(world.writes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn updates_of_one_row_by_two_sessions_happen_one_after_the_other() {
+    let world = incidents().await;
+    let other = world.session().await;
+    let step = format!("UPDATE incident SET reopen_count = reopen_count + 1 WHERE {KNOWN}");
+    world.db.run(&format!("BEGIN; {step}")).await;
+    let sent = world.writes().len();
+    let waiting = tokio::spawn({
+        let step = step.clone();
+        async move { other.run(&step).await }
+    });
+    until_somebody_waits(&world).await;
+    assert_eq!(world.writes().len(), sent, "the second one sends nothing before the first has ended");
+    world.db.run("COMMIT").await;
+    waiting.await.expect("the second update succeeds");
+    assert_eq!(world.remote("incident", &known(&world), "reopen_count").as_deref(), Some("2"));
+    assert_eq!(world.db.value::<i64>(&format!("SELECT reopen_count FROM incident WHERE {KNOWN}")).await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_no_longer_matches_after_the_wait_is_left_alone() {
+    let world = incidents().await;
+    let other = world.session().await;
+    world.db.run(&format!("BEGIN; UPDATE incident SET state = 'On Hold' WHERE {KNOWN}")).await;
+    let sent = world.writes().len();
+    let waiting = tokio::spawn(async move {
+        let update =
+            "UPDATE incident SET impact_value = 3 WHERE number = 'INC0012345' AND state = 'In Progress'";
+        other.client().execute(update, &[]).await
+    });
+    until_somebody_waits(&world).await;
+    world.db.run("COMMIT").await;
+    assert_eq!(waiting.await.expect("it ends").expect("it succeeds"), 0);
+    assert_eq!(world.writes().len(), sent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeatable_read_refuses_a_row_that_somebody_has_changed() {
+    let world = incidents().await;
+    let other = world.session().await;
+    for statement in [
+        format!("UPDATE incident SET impact_value = 3 WHERE {KNOWN}"),
+        format!("DELETE FROM incident WHERE {KNOWN}"),
+    ] {
+        other.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM incident").await;
+        world.db.run(&format!("UPDATE incident SET reopen_count = reopen_count + 1 WHERE {KNOWN}")).await;
+        let sent = world.writes().len();
+        let error = other.error(&statement).await;
+        assert_eq!(error.code().code(), "40001", "{}", error.message());
+        assert_eq!(world.writes().len(), sent);
+        other.run("ROLLBACK").await;
+    }
+}
+
+/// The worker meets the row locked and comes back to it, however long that takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_made_in_the_instance_while_a_transaction_holds_the_row_arrives_afterwards() {
+    let world = incidents().await;
+    let id = known(&world);
+    world.db.run(&format!("BEGIN; SELECT * FROM incident WHERE {KNOWN} FOR UPDATE")).await;
+    world.sim.edit().update("incident", &id, &[("short_description", "meanwhile")]).expect("it is there");
+    let marker = world.sim.edit().insert("incident", &[("short_description", "marker 1")]).expect("a record");
+    let observer = world.session().await;
+    world.until(&format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{marker}'")).await;
+    // The change lies far behind what polls read by now.
+    world.sim.clock().advance(Duration::from_secs(600));
+    let marker = world.sim.edit().insert("incident", &[("short_description", "marker 2")]).expect("a record");
+    world.until(&format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{marker}'")).await;
+    assert_ne!(
+        observer.value::<String>(&format!("SELECT short_description FROM incident WHERE {KNOWN}")).await,
+        "meanwhile"
+    );
+    world.db.run("COMMIT").await;
+    world.until(&format!("SELECT short_description = 'meanwhile' FROM incident WHERE {KNOWN}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_deleted_in_the_instance_while_a_transaction_holds_the_row_leaves_afterwards() {
+    let world = incidents().await;
+    let id = known(&world);
+    world.db.run(&format!("BEGIN; SELECT * FROM incident WHERE {KNOWN} FOR UPDATE")).await;
+    world.sim.edit().delete("incident", &id).expect("it is there");
+    until_deletions_are_read(&world).await;
+    world.sim.clock().advance(Duration::from_secs(600));
+    until_deletions_are_read(&world).await;
+    world.db.run("COMMIT").await;
+    world.until(&format!("SELECT count(*) = 0 FROM incident WHERE {KNOWN}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_that_is_rolled_back_late_leaves_no_row_behind() {
+    let world = incidents().await;
+    world.db.run(&format!("BEGIN; DELETE FROM incident WHERE {KNOWN}")).await;
+    until_deletions_are_read(&world).await;
+    world.sim.clock().advance(Duration::from_secs(600));
+    until_deletions_are_read(&world).await;
+    world.db.run("ROLLBACK").await;
+    world.until(&format!("SELECT count(*) = 0 FROM incident WHERE {KNOWN}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_that_is_rolled_back_late_arrives_afterwards() {
+    let world = incidents().await;
+    world.db.run("BEGIN; INSERT INTO incident (short_description) VALUES ('late')").await;
+    let observer = world.session().await;
+    for n in 0..2 {
+        world.sim.clock().advance(Duration::from_secs(600));
+        let text = format!("marker {n}");
+        world.sim.edit().insert("incident", &[("short_description", &text)]).expect("a record");
+        let arrived = format!("SELECT count(*) = 1 FROM incident WHERE short_description = '{text}'");
+        world.until(&arrived).await;
+    }
+    assert_eq!(
+        observer.value::<i64>("SELECT count(*) FROM incident WHERE short_description = 'late'").await,
+        0
+    );
+    world.db.run("ROLLBACK").await;
+    world.until("SELECT count(*) = 1 FROM incident WHERE short_description = 'late'").await;
+}
+
+/// Waits until the worker has read deletions from beginning to end, twice: the first reading may have begun before.
+async fn until_deletions_are_read(world: &World) {
+    for _ in 0..2 {
+        let before = world.sim.requests().len();
+        let began = std::time::Instant::now();
+        while !world.sim.requests()[before..].iter().any(|r| r.table.as_deref() == Some("sys_audit_delete")) {
+            assert!(began.elapsed() < world::PATIENCE, "deletions are read");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_sessions_and_the_worker_add_rows_side_by_side() {
+    let world = incidents().await;
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        sessions.push(world.session().await);
+    }
+    let tasks: Vec<_> = sessions
+        .into_iter()
+        .enumerate()
+        .map(|(n, session)| {
+            tokio::spawn(async move {
+                for m in 0..15 {
+                    session
+                        .run(&format!(
+                            "BEGIN;
+                             INSERT INTO incident (short_description) VALUES ('crowd {n} {m} a'), ('crowd {n} {m} b');
+                             UPDATE incident SET impact_value = 2 WHERE short_description = 'crowd {n} {m} b';
+                             COMMIT"
+                        ))
+                        .await;
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("every statement succeeds");
+    }
+    assert_eq!(
+        world.db.value::<i64>("SELECT count(*) FROM incident WHERE short_description LIKE 'crowd%'").await,
+        120
+    );
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_has_written_cannot_be_prepared() {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("max_prepared_transactions = 2")));
+    let world = World::on(cluster, Dataset::Small).await;
+    world.set_up("").await;
+    world.import(&["incident"]).await;
+    let update = format!("UPDATE incident SET impact_value = 2 WHERE {KNOWN}");
+    let error = world.db.error(&format!("BEGIN; {update}; PREPARE TRANSACTION 'p'")).await;
+    assert_eq!(error.code().code(), "0A000", "{}", error.message());
+    assert!(error.hint().is_some());
+    world.db.run("BEGIN; SELECT count(*) FROM incident; PREPARE TRANSACTION 'p'").await;
+    world.db.run("COMMIT PREPARED 'p'").await;
+}
