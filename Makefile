@@ -1,33 +1,42 @@
-# The front door: every target installs what it needs on Debian 12 with Rust.
+# The front door: every target installs what it needs on Debian 12 with Rust, as root or with sudo.
 #
 #   make demo                       the README's story on a throw-away cluster and a simulated ServiceNow
 #   make test                       everything CI runs
 #   make install [PG_CONFIG=…]      a release build into that Postgres
-#   make bench                      the figures of the README, as ratios measured in one run
+#   make bench                      the README's figures, as ratios measured in one run
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
+CARGO_TARGET_DIR ?= $(CURDIR)/target
 PGRX_VERSION := 0.18.1
-PACKAGES := build-essential clang curl libclang-dev pkg-config postgresql-15 postgresql-server-dev-15
-MAJORS_CHECKED := 16 17 18
+PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev pkg-config postgresql-15 \
+            postgresql-server-dev-15 sudo
+# Majors that are type-checked against the bindings that pgrx ships, without a server.
+CHECKED_MAJORS := 16 17 18
 
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+IS_ROOT := $(filter 0,$(shell id -u))
+SUDO := $(if $(IS_ROOT),,sudo)
+# Postgres does not run as root: then the tests inside a server run as Debian's user for it.
+RUNAS := $(if $(IS_ROOT),--runas postgres --pgdata /tmp/servicenow_fdw-pgrx-test)
 MAJOR = $(shell $(PG_CONFIG) --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
 FEATURES = --no-default-features --features pg$(MAJOR)
+CARGO_PGRX = env "PATH=$$PATH" "HOME=$$HOME" cargo pgrx
 
-# pgrx asks for it here instead of in a file in the home directory.
+# pgrx looks here instead of in a file in the home directory.
 export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
-export PG_CONFIG
+export PGRX_HOME = $(CARGO_TARGET_DIR)/pgrx
+export PG_CONFIG CARGO_TARGET_DIR
 
-.PHONY: demo test install bench packages pgrx lint majors install-dev
+.PHONY: demo test install bench lint majors test-in-server install-debug packages pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
 
 install: packages pgrx
 	cargo build --release --lib $(FEATURES)
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" cargo pgrx install --release --pg-config $(PG_CONFIG) $(FEATURES)
+	$(SUDO) $(CARGO_PGRX) install --release --pg-config $(PG_CONFIG) $(FEATURES)
 
-test: packages pgrx lint majors install-dev
+# The tests inside a server install a library of their own, so they come before the others.
+test: packages pgrx lint majors test-in-server install-debug
 	cargo test -p servicenow -p servicenow-sim
 	cargo test -p tests
 
@@ -38,14 +47,22 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-# Majors that are not installed are type-checked against the bindings that pgrx ships.
-majors: $(MAJORS_CHECKED:%=check-pg%)
+majors: $(CHECKED_MAJORS:%=check-pg%)
 check-pg%:
-	DOCS_RS=1 RUSTC_WRAPPER=$(CURDIR)/.ci/docsrs-wrapper CARGO_TARGET_DIR=$(CURDIR)/target/majors \
+	DOCS_RS=1 RUSTC_WRAPPER=$(CURDIR)/.ci/docsrs-wrapper CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/majors \
 	    cargo check --no-default-features --features pg$*
 
-install-dev:
-	$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" cargo pgrx install --pg-config $(PG_CONFIG) $(FEATURES)
+test-in-server: $(PGRX_HOME)/config.toml
+	rm -rf /tmp/servicenow_fdw-pgrx-test
+	cargo pgrx test $(RUNAS) pg$(MAJOR)
+	rm -rf /tmp/servicenow_fdw-pgrx-test
+
+$(PGRX_HOME)/config.toml: | pgrx
+	mkdir -p $(PGRX_HOME)
+	cargo pgrx init --pg$(MAJOR)=$(PG_CONFIG) --no-run
+
+install-debug:
+	$(SUDO) $(CARGO_PGRX) install --pg-config $(PG_CONFIG) $(FEATURES)
 
 packages:
 	@missing=""; for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
@@ -54,6 +71,6 @@ packages:
 	    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
 
-pgrx:
+pgrx: | packages
 	@cargo pgrx --version 2>/dev/null | grep -q ' $(PGRX_VERSION)$$' || \
 	    cargo install cargo-pgrx --version $(PGRX_VERSION) --locked
