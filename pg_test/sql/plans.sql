@@ -24,6 +24,18 @@ EXPLAIN (COSTS OFF) SELECT i FROM incident i WHERE sys_id = 'x';
 EXPLAIN (COSTS OFF) UPDATE incident SET state = 'New' WHERE number = 'INC0012345';
 EXPLAIN (COSTS OFF) DELETE FROM incident WHERE number = (SELECT 'INC0012345'::text);
 EXPLAIN (COSTS OFF) INSERT INTO incident (short_description) VALUES ('x');
+-- a target driven by another table: rows are looked up, and locked, one by one
+CREATE TABLE list AS SELECT sys_id AS id, number AS n, 'v' || row_number() OVER (ORDER BY number) AS v
+    FROM incident ORDER BY number LIMIT 3;
+ANALYZE list;
+EXPLAIN (COSTS OFF) UPDATE incident i SET short_description = l.v FROM list l WHERE l.n = i.number;
+EXPLAIN (COSTS OFF) DELETE FROM incident WHERE sys_id IN (SELECT id FROM list);
+PREPARE driven (text) AS DELETE FROM incident i USING list l WHERE l.id = i.sys_id AND l.v = $1;
+EXPLAIN (COSTS OFF) EXECUTE driven ('v3');
+-- system columns need the scan
+EXPLAIN (COSTS OFF) SELECT i.tableoid::regclass, i.number FROM list l LEFT JOIN incident i ON i.number = l.n AND i.sys_id > 'a';
+SELECT i.tableoid::regclass, count(*) FROM list l JOIN incident i ON i.number = l.n GROUP BY 1;
+DROP TABLE list;
 PREPARE by_number (text) AS SELECT state FROM incident WHERE number = $1;
 SET plan_cache_mode = force_generic_plan;
 EXPLAIN (COSTS OFF) EXECUTE by_number ('INC0012345');

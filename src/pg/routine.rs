@@ -10,7 +10,7 @@ use pgrx::{
     pg_guard, pg_sys,
 };
 
-use super::scan::{self, Source};
+use super::scan::{Source, execute, plan};
 use super::table::new_context;
 use super::tuple::{DatumWriter, OwnedScalar, read};
 
@@ -144,7 +144,7 @@ unsafe extern "C-unwind" fn get_rel_size<W: Wrapper>(
     relation: pg_sys::Oid,
 ) {
     // SAFETY: the planner's own arguments.
-    unsafe { scan::relation_size(root, rel, W::source(relation)) };
+    unsafe { plan::relation_size(root, rel, W::source(relation)) };
 }
 
 #[pg_guard]
@@ -154,7 +154,7 @@ unsafe extern "C-unwind" fn get_paths(
     _relation: pg_sys::Oid,
 ) {
     // SAFETY: the planner's own arguments, after `get_rel_size`.
-    unsafe { scan::add_path(root, rel) };
+    unsafe { plan::add_paths(root, rel) };
 }
 
 #[pg_guard]
@@ -162,43 +162,43 @@ unsafe extern "C-unwind" fn get_plan(
     root: *mut pg_sys::PlannerInfo,
     rel: *mut pg_sys::RelOptInfo,
     _relation: pg_sys::Oid,
-    _path: *mut pg_sys::ForeignPath,
+    path: *mut pg_sys::ForeignPath,
     tlist: *mut pg_sys::List,
     clauses: *mut pg_sys::List,
     outer_plan: *mut pg_sys::Plan,
 ) -> *mut pg_sys::ForeignScan {
     // SAFETY: the planner's own arguments, after `get_paths`.
-    unsafe { scan::plan(root, rel, tlist, clauses, outer_plan) }
+    unsafe { plan::plan(root, rel, path, tlist, clauses, outer_plan) }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn begin_scan(node: *mut pg_sys::ForeignScanState, eflags: i32) {
     // SAFETY: the executor's own arguments.
-    unsafe { scan::begin(node, eflags) };
+    unsafe { execute::begin(node, eflags) };
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn iterate_scan(node: *mut pg_sys::ForeignScanState) -> *mut pg_sys::TupleTableSlot {
     // SAFETY: the executor's own arguments.
-    unsafe { scan::next(node) }
+    unsafe { execute::next(node) }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn rescan(node: *mut pg_sys::ForeignScanState) {
     // SAFETY: the executor's own arguments.
-    unsafe { scan::rescan(node) };
+    unsafe { execute::rescan(node) };
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn end_scan(node: *mut pg_sys::ForeignScanState) {
     // SAFETY: the executor's own arguments.
-    unsafe { scan::end(node) };
+    unsafe { execute::end(node) };
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn explain_scan(node: *mut pg_sys::ForeignScanState, es: *mut pg_sys::ExplainState) {
     // SAFETY: EXPLAIN's own arguments.
-    unsafe { scan::explain(node, es) };
+    unsafe { execute::explain(node, es) };
 }
 
 /// Has the scan of an UPDATE or DELETE target carry the key of each row.

@@ -1,0 +1,35 @@
+//! A foreign scan that is a scan of the cache table underneath: planned as a query of its own ([`plan`]), kept as
+//! a `PlannedStmt` inside the foreign scan's plan, and run by a nested executor ([`execute`]).
+//!
+//! Normal reads never come here, because the planner hook expands them; what comes is the target of an UPDATE
+//! or DELETE (its rows are locked as they are read), a foreign table inside an inheritance tree, system columns,
+//! and the first statement of a session whose first statement loads the library.
+
+pub(super) mod execute;
+pub(super) mod plan;
+
+use pgrx::pg_sys;
+
+/// The table behind a foreign table.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The cache table.
+    pub cache: pg_sys::Oid,
+    /// Its owner, as whom it is read.
+    pub owner: pg_sys::Oid,
+    /// Attribute numbers of the foreign table with the cache's column for each.
+    pub columns: Vec<(i16, String)>,
+}
+
+/// Positions of a plan's private list.
+#[repr(i32)]
+enum Private {
+    /// The inner `PlannedStmt`.
+    Plan = 0,
+    /// An integer list: the foreign attribute number of each output column.
+    Outputs = 1,
+    /// An integer list of one: the number of the first of the plan's expressions as a parameter of the inner query.
+    FirstParam = 2,
+    /// An OID list of one: the cache table.
+    Cache = 3,
+}

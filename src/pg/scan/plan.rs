@@ -1,0 +1,592 @@
+//! Planning a foreign scan: a query on the cache, with the conditions that can run there.
+//!
+//! What the outer query knows at run time only (executor parameters, columns of other relations in a join) goes
+//! into the inner query as parameters. A join can therefore look rows of the cache up by index, one outer row at
+//! a time, and an UPDATE or DELETE that is driven by another table locks no more rows than it changes.
+
+use std::ffi::{CString, c_void};
+use std::ptr::null_mut;
+
+use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
+
+use super::{Private, Source};
+use crate::pg::catalog;
+use crate::pg::expand::{analyze, set_owner};
+
+/// What locking a row costs more than reading it: its page is written, and the lock logged. In units of a page
+/// read in sequence; without it a join that locks the whole table would look as cheap as one that reads it.
+const ROW_LOCK_COST: f64 = 1.0;
+
+/// One way to scan the cache, as planned.
+struct Sketch {
+    cache: pg_sys::Oid,
+    /// Conditions the inner query carries out, as clauses of the outer query.
+    inner_clauses: *mut pg_sys::List,
+    /// The inner query's plan.
+    plan: *mut pg_sys::PlannedStmt,
+    /// Foreign attribute numbers of the inner query's output columns.
+    outputs: Vec<i16>,
+    /// Expressions of the outer query that the inner one gets as parameters.
+    exprs: *mut pg_sys::List,
+    /// The number of the first of those as an external parameter of the inner query.
+    first_param: i32,
+}
+
+/// Plans the scan of the cache and sets the relation's size accordingly.
+///
+/// # Safety
+/// Called by the planner as `GetForeignRelSize`, with its arguments.
+pub unsafe fn relation_size(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOptInfo, source: Source) {
+    // SAFETY: by contract. The sketch lives in the planner's context, as long as the relation it belongs to.
+    unsafe {
+        let (inner, outer) = split_clauses(rel, (*rel).baserestrictinfo, &source);
+        let sketch = Sketch::new(root, rel, &source, inner);
+        (*rel).rows = sketch.rows(root, outer);
+        (*rel).tuples = (*rel).tuples.max((*(*sketch.plan).planTree).plan_rows);
+        let mut context = PgMemoryContexts::CurrentMemoryContext;
+        (*rel).fdw_private = context.leak_and_drop_on_delete((source, sketch)).cast();
+    }
+}
+
+/// Offers the ways to scan: all at once, and by what other relations of a join give.
+///
+/// # Safety
+/// Called by the planner as `GetForeignPaths`, after [`relation_size`].
+pub unsafe fn add_paths(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOptInfo) {
+    // SAFETY: by contract.
+    unsafe {
+        let known: *mut (Source, Sketch) = (*rel).fdw_private.cast();
+        let (source, sketch) = &*known;
+        add_path(root, rel, sketch, (*rel).rows, (*rel).lateral_relids);
+        let mut context = PgMemoryContexts::CurrentMemoryContext;
+        for info in outer_relations(root, rel, source) {
+            let mut clauses = pg_sys::list_copy((*rel).baserestrictinfo);
+            clauses = pg_sys::list_concat(clauses, (*info).ppi_clauses);
+            let (inner, outer) = split_clauses(rel, clauses, source);
+            let sketch = context.leak_and_drop_on_delete(Sketch::new(root, rel, source, inner));
+            // The cache has statistics, the foreign table need not have any.
+            (*info).ppi_rows = (*sketch).rows(root, outer);
+            add_path(root, rel, &*sketch, (*info).ppi_rows, (*info).ppi_req_outer);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`add_paths`]; the sketch lives in the planner's context.
+unsafe fn add_path(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    sketch: *const Sketch,
+    rows: f64,
+    outer: pg_sys::Relids,
+) {
+    // SAFETY: by contract. The private list has one member, which only [`plan`] looks at: it is no node.
+    unsafe {
+        let inner = (*(*sketch).plan).planTree;
+        let locks = if (*(*sketch).plan).rowMarks.is_null() { 0.0 } else { ROW_LOCK_COST };
+        let (startup, total) = ((*inner).startup_cost, (*inner).total_cost + locks * (*inner).plan_rows);
+        let private = pg_sys::lappend(null_mut(), sketch.cast_mut().cast());
+        let none: *mut pg_sys::List = null_mut();
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        let path = pg_sys::create_foreignscan_path(
+            root,
+            rel,
+            none.cast(),
+            rows,
+            startup,
+            total,
+            none,
+            outer,
+            none.cast(),
+            private,
+        );
+        #[cfg(feature = "pg17")]
+        let path = pg_sys::create_foreignscan_path(
+            root,
+            rel,
+            none.cast(),
+            rows,
+            startup,
+            total,
+            none,
+            outer,
+            none.cast(),
+            none,
+            private,
+        );
+        #[cfg(feature = "pg18")]
+        let path = pg_sys::create_foreignscan_path(
+            root,
+            rel,
+            none.cast(),
+            rows,
+            0,
+            startup,
+            total,
+            none,
+            outer,
+            none.cast(),
+            none,
+            private,
+        );
+        pg_sys::add_path(rel, path.cast());
+    }
+}
+
+/// The sets of other relations whose columns could drive a scan, by the conditions of the join: as
+/// `postgresGetForeignPaths` finds them.
+///
+/// # Safety
+/// As for [`add_paths`].
+unsafe fn outer_relations(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    source: &Source,
+) -> Vec<*mut pg_sys::ParamPathInfo> {
+    // SAFETY: by contract; the lists hold RestrictInfos.
+    unsafe {
+        let mut clauses: Vec<*mut pg_sys::RestrictInfo> =
+            PgList::<pg_sys::RestrictInfo>::from_pg((*rel).joininfo)
+                .iter_ptr()
+                .filter(|info| pg_sys::join_clause_is_movable_to(*info, rel))
+                .collect();
+        if (*rel).has_eclass_joins {
+            for (number, _) in &source.columns {
+                let mut number = i32::from(*number);
+                let implied = pg_sys::generate_implied_equalities_for_column(
+                    root,
+                    rel,
+                    Some(is_column),
+                    (&raw mut number).cast(),
+                    (*rel).lateral_referencers,
+                );
+                clauses.extend(
+                    PgList::<pg_sys::RestrictInfo>::from_pg(implied)
+                        .iter_ptr()
+                        .filter(|info| pg_sys::join_clause_is_movable_to(*info, rel)),
+                );
+            }
+        }
+        let mut found: Vec<*mut pg_sys::ParamPathInfo> = Vec::new();
+        for clause in clauses {
+            if !reads_mapped_columns_only(rel, (*clause).clause.cast(), source) {
+                continue;
+            }
+            let mut outer = pg_sys::bms_union((*clause).clause_relids, (*rel).lateral_relids);
+            outer = pg_sys::bms_del_member(outer, (*rel).relid as i32);
+            if pg_sys::bms_num_members(outer) == 0 {
+                continue;
+            }
+            let info = pg_sys::get_baserel_parampathinfo(root, rel, outer);
+            if !found.contains(&info) {
+                found.push(info);
+            }
+        }
+        found
+    }
+}
+
+/// Whether a member of an equivalence class is the column whose number the argument points to.
+#[pg_guard]
+unsafe extern "C-unwind" fn is_column(
+    _root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    _class: *mut pg_sys::EquivalenceClass,
+    member: *mut pg_sys::EquivalenceMember,
+    number: *mut c_void,
+) -> bool {
+    // SAFETY: the planner's own arguments, and the number `outer_relations` passed.
+    unsafe {
+        let mut expr: *mut pg_sys::Node = (*member).em_expr.cast();
+        while (*expr).type_ == pg_sys::NodeTag::T_RelabelType {
+            expr = (*expr.cast::<pg_sys::RelabelType>()).arg.cast();
+        }
+        if (*expr).type_ != pg_sys::NodeTag::T_Var {
+            return false;
+        }
+        let var: *mut pg_sys::Var = expr.cast();
+        (*var).varno == (*rel).relid as i32 && i32::from((*var).varattno) == *number.cast::<i32>()
+    }
+}
+
+/// Makes the plan node of a path.
+///
+/// # Safety
+/// Called by the planner as `GetForeignPlan`, after [`add_paths`].
+pub unsafe fn plan(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    path: *mut pg_sys::ForeignPath,
+    tlist: *mut pg_sys::List,
+    scan_clauses: *mut pg_sys::List,
+    outer_plan: *mut pg_sys::Plan,
+) -> *mut pg_sys::ForeignScan {
+    // SAFETY: by contract.
+    unsafe {
+        let sketch: *mut Sketch = pg_sys::list_nth((*path).fdw_private, 0).cast();
+        let mut local = null_mut();
+        for info in PgList::<pg_sys::RestrictInfo>::from_pg(scan_clauses).iter_ptr() {
+            let done_inside = pg_sys::list_member_ptr((*sketch).inner_clauses, (*info).clause.cast());
+            if !(*info).pseudoconstant && !done_inside {
+                local = pg_sys::lappend(local, (*info).clause.cast());
+            }
+        }
+        let mut outputs = null_mut();
+        for number in &(*sketch).outputs {
+            outputs = pg_sys::lappend_int(outputs, i32::from(*number));
+        }
+        let first_param = pg_sys::lappend_int(null_mut(), (*sketch).first_param);
+        let cache = pg_sys::lappend_oid(null_mut(), (*sketch).cache);
+        let slots: [(Private, *mut c_void); 4] = [
+            (Private::Plan, (*sketch).plan.cast()),
+            (Private::Outputs, outputs.cast()),
+            (Private::FirstParam, first_param.cast()),
+            (Private::Cache, cache.cast()),
+        ];
+        let mut private = null_mut();
+        for (position, (slot, value)) in slots.into_iter().enumerate() {
+            debug_assert_eq!(position, slot as usize);
+            private = pg_sys::lappend(private, value);
+        }
+        // A change of the cache's definition has to make this plan invalid too.
+        let glob = (*root).glob;
+        (*glob).relationOids = pg_sys::lappend_oid((*glob).relationOids, (*sketch).cache);
+        // Conditions of the inner query are for rechecks of the outer one.
+        let recheck = (*sketch).inner_clauses;
+        pg_sys::make_foreignscan(
+            tlist,
+            local,
+            (*rel).relid,
+            (*sketch).exprs,
+            private,
+            null_mut(),
+            recheck,
+            outer_plan,
+        )
+    }
+}
+
+/// Splits conditions (RestrictInfos) on a relation into those the inner query can carry out, as bare clauses, and
+/// the rest.
+///
+/// # Safety
+/// `rel` is a base relation of the planner, `clauses` a list of RestrictInfos.
+unsafe fn split_clauses(
+    rel: *mut pg_sys::RelOptInfo,
+    clauses: *mut pg_sys::List,
+    source: &Source,
+) -> (*mut pg_sys::List, *mut pg_sys::List) {
+    // SAFETY: by contract.
+    unsafe {
+        let (mut inner, mut outer) = (null_mut(), null_mut());
+        for info in PgList::<pg_sys::RestrictInfo>::from_pg(clauses).iter_ptr() {
+            let clause: *mut pg_sys::Node = (*info).clause.cast();
+            let may_run_early = (*info).security_level <= (*rel).baserestrict_min_security
+                || !pg_sys::contain_leaked_vars(clause);
+            if may_run_early
+                && !(*info).pseudoconstant
+                && !pg_sys::contain_subplans(clause)
+                && !pg_sys::contain_volatile_functions(clause)
+                && reads_mapped_columns_only(rel, clause, source)
+            {
+                inner = pg_sys::lappend(inner, clause.cast());
+            } else {
+                outer = pg_sys::lappend(outer, info.cast());
+            }
+        }
+        (inner, outer)
+    }
+}
+
+/// Whether every variable of the relation in the clause is a column the cache has: no system column, no whole row.
+///
+/// # Safety
+/// `rel` is a base relation of the planner.
+unsafe fn reads_mapped_columns_only(
+    rel: *mut pg_sys::RelOptInfo,
+    clause: *mut pg_sys::Node,
+    source: &Source,
+) -> bool {
+    // SAFETY: by contract.
+    unsafe { attributes_of(clause, (*rel).relid).iter().all(|n| source.columns.iter().any(|(m, _)| m == n)) }
+}
+
+/// The attribute numbers of a relation that an expression reads.
+///
+/// # Safety
+/// `node` is a valid expression.
+unsafe fn attributes_of(node: *mut pg_sys::Node, relid: pg_sys::Index) -> Vec<i16> {
+    let mut set = null_mut();
+    let mut numbers = Vec::new();
+    // SAFETY: by contract; numbers in the set are shifted by FirstLowInvalidHeapAttributeNumber.
+    unsafe {
+        pg_sys::pull_varattnos(node, relid, &mut set);
+        let mut member = pg_sys::bms_next_member(set, -1);
+        while member >= 0 {
+            numbers.push((member + pg_sys::FirstLowInvalidHeapAttributeNumber) as i16);
+            member = pg_sys::bms_next_member(set, member);
+        }
+    }
+    numbers
+}
+
+impl Sketch {
+    /// Builds and plans the inner query.
+    ///
+    /// # Safety
+    /// `root` and `rel` are those of the planner; `inner` is a list of clauses whose variables of `rel` are columns
+    /// of the source.
+    unsafe fn new(
+        root: *mut pg_sys::PlannerInfo,
+        rel: *mut pg_sys::RelOptInfo,
+        source: &Source,
+        inner: *mut pg_sys::List,
+    ) -> Self {
+        // SAFETY: by contract.
+        unsafe {
+            let outputs = needed_columns(rel, source);
+            let names: Vec<String> = outputs
+                .iter()
+                .filter_map(|number| source.columns.iter().find(|(n, _)| n == number))
+                .map(|(_, name)| pgrx::spi::quote_identifier(name))
+                .collect();
+            let table = catalog::qualified_name(source.cache).unwrap_or_default();
+            let sql = format!("SELECT {} FROM {table}{}", names.join(", "), lock_clause(root, rel));
+            let query = analyze(&sql);
+            set_owner(query, source.owner);
+
+            // Numbers the outer query has for parameters of its own must not be taken: the planner puts in values
+            // for those it is given.
+            let bound = (*(*root).glob).boundParams;
+            let mut first_param = if bound.is_null() { 1 } else { (*bound).numParams + 1 };
+            highest_extern_param(inner.cast(), (&raw mut first_param).cast());
+            let mut localizer = Localizer {
+                relid: (*rel).relid as i32,
+                numbers: cache_numbers(source),
+                exprs: null_mut(),
+                first_param,
+            };
+            for clause in PgList::<pg_sys::Node>::from_pg(inner).iter_ptr() {
+                let local = localize(clause, (&raw mut localizer).cast());
+                let quals = &mut (*(*query).jointree).quals;
+                *quals = pg_sys::make_and_qual(*quals, local);
+            }
+            let sql = CString::new(sql).expect("identifiers hold no NUL");
+            let text = pg_sys::pstrdup(sql.as_ptr());
+            let plan = pg_sys::planner(query, text, 0, (*(*root).glob).boundParams);
+            let exprs = localizer.exprs;
+            Self { cache: source.cache, inner_clauses: inner, plan, outputs, exprs, first_param }
+        }
+    }
+}
+
+impl Sketch {
+    /// How many rows are left when the outer query has checked these conditions too.
+    ///
+    /// # Safety
+    /// `root` is the planner's, `outer` a list of RestrictInfos.
+    unsafe fn rows(&self, root: *mut pg_sys::PlannerInfo, outer: *mut pg_sys::List) -> f64 {
+        // SAFETY: by contract.
+        unsafe {
+            let kept =
+                pg_sys::clauselist_selectivity(root, outer, 0, pg_sys::JoinType::JOIN_INNER, null_mut());
+            pg_sys::clamp_row_est((*(*self.plan).planTree).plan_rows * kept)
+        }
+    }
+}
+
+/// The columns the outer query needs of the scan: what it outputs and what it checks by itself. An UPDATE or
+/// DELETE target and a whole-row variable need all of them.
+///
+/// # Safety
+/// `rel` is a base relation of the planner.
+unsafe fn needed_columns(rel: *mut pg_sys::RelOptInfo, source: &Source) -> Vec<i16> {
+    // SAFETY: by contract.
+    unsafe {
+        let mut numbers = attributes_of((*(*rel).reltarget).exprs.cast(), (*rel).relid);
+        for list in [(*rel).baserestrictinfo, (*rel).joininfo] {
+            for info in PgList::<pg_sys::RestrictInfo>::from_pg(list).iter_ptr() {
+                numbers.extend(attributes_of((*info).clause.cast(), (*rel).relid));
+            }
+        }
+        let all = numbers.contains(&0);
+        let wanted = |number: &i16| all || numbers.contains(number);
+        source.columns.iter().map(|(number, _)| *number).filter(wanted).collect()
+    }
+}
+
+/// The attribute number in the cache for each of the foreign table's, from 1.
+fn cache_numbers(source: &Source) -> Vec<i16> {
+    let cache = catalog::attributes(source.cache);
+    let width = source.columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
+    let mut numbers = vec![0; width as usize];
+    for (number, name) in &source.columns {
+        if let Some(attribute) = cache.iter().find(|attribute| attribute.name == *name) {
+            numbers[*number as usize - 1] = attribute.number;
+        }
+    }
+    numbers
+}
+
+/// ` FOR …` for rows that the outer query is going to change or lock.
+///
+/// # Safety
+/// `root` and `rel` are those of the planner.
+unsafe fn lock_clause(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOptInfo) -> String {
+    // SAFETY: by contract.
+    unsafe {
+        if pg_sys::bms_is_member((*rel).relid as i32, (*root).all_result_relids) {
+            return match (*(*root).parse).commandType {
+                pg_sys::CmdType::CMD_DELETE => " FOR UPDATE".to_owned(),
+                _ => " FOR NO KEY UPDATE".to_owned(),
+            };
+        }
+        for mark in PgList::<pg_sys::PlanRowMark>::from_pg((*root).rowMarks).iter_ptr() {
+            if (*mark).rti == (*rel).relid {
+                let strength = match (*mark).strength {
+                    pg_sys::LockClauseStrength::LCS_FORUPDATE => " FOR UPDATE",
+                    pg_sys::LockClauseStrength::LCS_FORNOKEYUPDATE => " FOR NO KEY UPDATE",
+                    pg_sys::LockClauseStrength::LCS_FORSHARE => " FOR SHARE",
+                    pg_sys::LockClauseStrength::LCS_FORKEYSHARE => " FOR KEY SHARE",
+                    _ => return String::new(),
+                };
+                let policy = match (*mark).waitPolicy {
+                    pg_sys::LockWaitPolicy::LockWaitSkip => " SKIP LOCKED",
+                    pg_sys::LockWaitPolicy::LockWaitError => " NOWAIT",
+                    _ => "",
+                };
+                return format!("{strength}{policy}");
+            }
+        }
+        String::new()
+    }
+}
+
+/// Raises the number the context points to above that of every external parameter in the expression.
+#[pg_guard]
+unsafe extern "C-unwind" fn highest_extern_param(node: *mut pg_sys::Node, context: *mut c_void) -> bool {
+    if node.is_null() {
+        return false;
+    }
+    // SAFETY: the walker hands on valid nodes and the context it was given.
+    unsafe {
+        if (*node).type_ == pg_sys::NodeTag::T_Param {
+            let param: *mut pg_sys::Param = node.cast();
+            if (*param).paramkind == pg_sys::ParamKind::PARAM_EXTERN {
+                let free: *mut i32 = context.cast();
+                *free = (*free).max((*param).paramid + 1);
+            }
+            return false;
+        }
+        pg_sys::expression_tree_walker(node, Some(highest_extern_param), context)
+    }
+}
+
+/// Turns clauses of the outer query into clauses of the inner one.
+struct Localizer {
+    /// The relation in the outer query; in the inner one it is number 1.
+    relid: i32,
+    /// Attribute numbers in the cache by those in the foreign table, from 1.
+    numbers: Vec<i16>,
+    /// Expressions of the outer query met so far, each once.
+    exprs: *mut pg_sys::List,
+    /// The number of the first of them as an external parameter.
+    first_param: i32,
+}
+
+impl Localizer {
+    /// A parameter that stands for an expression of the outer query.
+    ///
+    /// # Safety
+    /// `node` is a valid expression.
+    unsafe fn parameter(&mut self, node: *mut pg_sys::Node) -> *mut pg_sys::Node {
+        // SAFETY: by contract; the node made has the size of its type.
+        unsafe {
+            let same = |known: &*mut pg_sys::Node| pg_sys::equal((*known).cast(), node.cast());
+            let position = PgList::<pg_sys::Node>::from_pg(self.exprs).iter_ptr().position(|e| same(&e));
+            let position = position.unwrap_or_else(|| {
+                self.exprs = pg_sys::lappend(self.exprs, pg_sys::copyObjectImpl(node.cast()));
+                (*self.exprs).length as usize - 1
+            });
+            let param: *mut pg_sys::Param = pg_sys::palloc0(size_of::<pg_sys::Param>()).cast();
+            (*param).xpr.type_ = pg_sys::NodeTag::T_Param;
+            (*param).paramkind = pg_sys::ParamKind::PARAM_EXTERN;
+            (*param).paramid = self.first_param + position as i32;
+            (*param).paramtype = pg_sys::exprType(node);
+            (*param).paramtypmod = pg_sys::exprTypmod(node);
+            (*param).paramcollid = pg_sys::exprCollation(node);
+            (*param).location = -1;
+            param.cast()
+        }
+    }
+}
+
+/// A copy of an expression for the inner query: the relation's columns become the cache's, executor parameters and
+/// other relations' columns become parameters.
+#[pg_guard]
+unsafe extern "C-unwind" fn localize(node: *mut pg_sys::Node, context: *mut c_void) -> *mut pg_sys::Node {
+    if node.is_null() {
+        return node;
+    }
+    // SAFETY: the mutator hands on valid nodes and the localizer it was given.
+    unsafe {
+        let localizer: *mut Localizer = context.cast();
+        match (*node).type_ {
+            pg_sys::NodeTag::T_Var => {
+                let var: *mut pg_sys::Var = node.cast();
+                if (*var).varno != (*localizer).relid {
+                    return (*localizer).parameter(node);
+                }
+                let copy: *mut pg_sys::Var = pg_sys::copyObjectImpl(var.cast()).cast();
+                (*copy).varno = 1;
+                (*copy).varattno = (&(*localizer).numbers)[(*var).varattno as usize - 1];
+                (*copy).varnosyn = 1;
+                (*copy).varattnosyn = (*copy).varattno;
+                without_nulling_relations(copy);
+                copy.cast()
+            }
+            pg_sys::NodeTag::T_PlaceHolderVar => (*localizer).parameter(node),
+            pg_sys::NodeTag::T_Param
+                if (*node.cast::<pg_sys::Param>()).paramkind == pg_sys::ParamKind::PARAM_EXEC =>
+            {
+                (*localizer).parameter(node)
+            }
+            _ => mutate(node, localize, context),
+        }
+    }
+}
+
+/// In the inner query no outer join is left that could make the column NULL.
+///
+/// # Safety
+/// `var` is valid and may be changed.
+#[cfg(feature = "pg15")]
+unsafe fn without_nulling_relations(_var: *mut pg_sys::Var) {}
+
+#[cfg(not(feature = "pg15"))]
+unsafe fn without_nulling_relations(var: *mut pg_sys::Var) {
+    // SAFETY: by contract.
+    unsafe { (*var).varnullingrels = null_mut() };
+}
+
+/// What a mutator of expressions looks like.
+type Mutator = unsafe extern "C-unwind" fn(*mut pg_sys::Node, *mut c_void) -> *mut pg_sys::Node;
+
+/// # Safety
+/// `node` is valid, and `mutator` takes the context.
+#[cfg(feature = "pg15")]
+unsafe fn mutate(node: *mut pg_sys::Node, mutator: Mutator, context: *mut c_void) -> *mut pg_sys::Node {
+    // SAFETY: by contract. C before version 16 declares the function without its parameters.
+    unsafe {
+        let undeclared: unsafe extern "C-unwind" fn() -> *mut pg_sys::Node = std::mem::transmute(mutator);
+        pg_sys::expression_tree_mutator(node, Some(undeclared), context)
+    }
+}
+
+/// # Safety
+/// `node` is valid, and `mutator` takes the context.
+#[cfg(not(feature = "pg15"))]
+unsafe fn mutate(node: *mut pg_sys::Node, mutator: Mutator, context: *mut c_void) -> *mut pg_sys::Node {
+    // SAFETY: by contract.
+    unsafe { pg_sys::expression_tree_mutator_impl(node, Some(mutator), context) }
+}
