@@ -49,14 +49,15 @@ CREATE TABLE servicenow.row_delta (
     delta           bigint NOT NULL
 );
 
--- Records that user statements have written under another login than the worker's: the cache has them as that
--- login sees them until the worker has looked.
+-- Records the worker has to look up: those that user statements have written under another login than its own,
+-- which the cache has as that login sees them; and those that it could not bring in line, because a user was
+-- writing them or because what it read seemed older than what the cache has.
 CREATE TABLE servicenow.recheck (
     foreign_table   oid NOT NULL,
     sys_id          text NOT NULL
 );
 
--- One row per server with mirrored tables: where reading deletions stands.
+-- One row per server with mirrored tables: from when on deletions have not been read.
 CREATE TABLE servicenow.sync_server (
     server            oid PRIMARY KEY,
     deletes_watermark bigint,

@@ -475,6 +475,18 @@ pub fn ask_to_recheck(relation: pg_sys::Oid, ids: &[String]) {
     }
 }
 
+/// As [`ask_to_recheck`], by the worker: nobody else takes requests back, so that one is enough.
+pub fn leave_to_recheck(relation: pg_sys::Oid, ids: &[String]) {
+    if !ids.is_empty() {
+        write(
+            "INSERT INTO servicenow.recheck (foreign_table, sys_id)
+             SELECT $1, unnest($2)
+             EXCEPT SELECT foreign_table, sys_id FROM servicenow.recheck WHERE foreign_table = $1",
+            &[relation.into(), ids.to_vec().into()],
+        );
+    }
+}
+
 /// Records to be looked up, each once.
 pub fn to_recheck(relation: pg_sys::Oid) -> Vec<String> {
     read(
@@ -635,8 +647,8 @@ fn open_ranges(relation: pg_sys::Oid) -> Vec<OpenRange> {
     )
 }
 
-/// A server's place in reading deletions.
-pub fn deletes_watermark(server: pg_sys::Oid) -> Option<i64> {
+/// The second from which on a server's deletions have not been read.
+pub fn deletes_since(server: pg_sys::Oid) -> Option<i64> {
     read(
         "SELECT deletes_watermark FROM servicenow.sync_server WHERE server = $1",
         &[server.into()],

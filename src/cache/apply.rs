@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use pgrx::PgSqlErrorCode as Sql;
-use servicenow::page::{Rows, Version};
+use servicenow::page::{Order, Rows, Version};
 use servicenow::sync::store::StoredRecords;
 use servicenow::value::Value;
 
@@ -20,24 +20,26 @@ use crate::pg::tuple::{OwnedScalar, Scalar};
 const SECOND: i64 = 1_000_000;
 
 /// When a row that is there already is replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replace {
+#[derive(Clone, Copy, Debug)]
+pub enum Replace<'r> {
     /// If the new version is later.
     Later,
     /// If the new version is later or the same: columns may have been added, or the record edited without a
     /// trace in its version.
     SameOrLater,
+    /// As before, or if it still has the version given: the new one was read after that.
+    Unchanged(&'r StoredRecords),
 }
 
 /// What came of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Rows added.
     pub inserted: i64,
     /// Rows changed.
     pub updated: i64,
-    /// The earliest `sys_updated_on` of rows somebody is writing, which were passed over.
-    pub held_back_since: Option<i64>,
+    /// Records that have to be looked up: somebody is writing them, or what was read seems older.
+    pub unsettled: Vec<String>,
 }
 
 /// A cache opened for writing. What cannot be written is an ERROR.
@@ -86,10 +88,10 @@ impl CacheWriter {
         self.table.close();
     }
 
-    /// Puts a batch into the cache. Rows that somebody is writing are passed over. With `careful`, rows that
-    /// somebody is adding at this very moment are passed over too, at the price of a subtransaction for each
+    /// Puts a batch into the cache. Rows that somebody is writing are left unsettled. With `careful`, rows that
+    /// somebody is adding at this very moment are left so too, at the price of a subtransaction for each
     /// new row; without it they make the caller wait for its lock timeout.
-    pub fn put_all(&mut self, rows: &Rows, replace: Replace, careful: bool) -> Outcome {
+    pub fn put_all(&mut self, rows: &Rows, replace: Replace<'_>, careful: bool) -> Outcome {
         let there = versions(&self.mirror, rows.ids());
         let mut outcome = Outcome::default();
         // A record that comes twice in a batch counts as it came last.
@@ -104,20 +106,31 @@ impl CacheWriter {
         last.sort_unstable();
         let (old, new): (Vec<usize>, Vec<usize>) =
             last.into_iter().partition(|row| there.contains_key(rows.id(*row)));
-        let due = |row: &usize| replace.is_due(there[rows.id(*row)], rows.version(*row));
-        let due: Vec<usize> = old.into_iter().filter(due).collect();
+        let rule = Rule::new(replace);
+        let verdict = |row: usize, stored| rule.verdict(rows.id(row), rows.version(row), stored);
+        let mut due = Vec::new();
+        for row in old {
+            match verdict(row, there[rows.id(row)]) {
+                Verdict::Replace => due.push(row),
+                Verdict::Keep => {}
+                Verdict::Unclear => outcome.unsettled.push(rows.id(row).to_owned()),
+            }
+        }
         let free = lock_free(&self.mirror, due.iter().map(|row| rows.id(*row)));
         for row in due {
-            if !free.contains(rows.id(row)) {
-                outcome.hold_back(rows.version(row));
-            } else if self.table.find(rows.id(row)) {
-                // Somebody may have written it between the first look and the lock.
-                if replace.is_due(self.found_version(), rows.version(row)) {
+            let id = rows.id(row);
+            // Somebody may have written it between the first look and the lock.
+            let verdict = match free.contains(id) && self.table.find(id) {
+                true => verdict(row, self.found_version()),
+                false => Verdict::Unclear,
+            };
+            match verdict {
+                Verdict::Replace => {
                     self.update(rows, row);
                     outcome.updated += 1;
                 }
-            } else {
-                outcome.hold_back(rows.version(row));
+                Verdict::Keep => {}
+                Verdict::Unclear => outcome.unsettled.push(id.to_owned()),
             }
         }
         for row in new {
@@ -127,7 +140,7 @@ impl CacheWriter {
             } else if self.insert_alone(rows, row) {
                 outcome.inserted += 1;
             } else {
-                outcome.hold_back(rows.version(row));
+                outcome.unsettled.push(rows.id(row).to_owned());
             }
         }
         outcome
@@ -149,18 +162,17 @@ impl CacheWriter {
     }
 
     /// Deletes rows whose stored version is still the given one. Gives back how many were deleted, and those
-    /// that somebody is writing, which stay.
-    pub fn delete_unchanged(&mut self, records: &StoredRecords) -> (i64, StoredRecords) {
-        let there = versions(&self.mirror, records.iter().map(|(id, _)| id.as_str()));
-        let unchanged = || records.iter().filter(|(id, version)| there.get(id.as_str()) == Some(version));
-        let free = lock_free(&self.mirror, unchanged().map(|(id, _)| id.as_str()));
-        let (mut deleted, mut kept) = (0, StoredRecords::new());
-        for (id, version) in unchanged() {
-            if !free.contains(id.as_str()) {
-                kept.push((id.clone(), *version));
-            } else if self.table.find(id.as_str()) && self.found_version() == *version {
+    /// that stay because they have changed or somebody is writing them.
+    pub fn delete_unchanged(&mut self, records: &[(&str, Version)]) -> (i64, Vec<String>) {
+        let there = versions(&self.mirror, records.iter().map(|(id, _)| *id));
+        let free = lock_free(&self.mirror, records.iter().map(|(id, _)| *id));
+        let (mut deleted, mut kept) = (0, Vec::new());
+        for (id, version) in records.iter().filter(|(id, _)| there.contains_key(*id)) {
+            if free.contains(*id) && self.table.find(id) && self.found_version() == *version {
                 self.table.delete();
                 deleted += 1;
+            } else {
+                kept.push((*id).to_owned());
             }
         }
         (deleted, kept)
@@ -213,22 +225,37 @@ pub fn find_misfit(mirror: &Rc<Mirror>, rows: &Rows) -> Option<String> {
     found.map(|at| describe_misfit(mirror, rows, at))
 }
 
-impl Replace {
-    /// Whether a stored version gives way to one that was read.
-    fn is_due(self, stored: Version, read: Version) -> bool {
-        match self {
-            // A version that is not shown says nothing.
-            _ if read.updated_on.is_none() => true,
-            Replace::Later => stored < read,
-            Replace::SameOrLater => stored <= read,
-        }
-    }
+/// A [`Replace`], ready for many rows.
+struct Rule<'r> {
+    same_too: bool,
+    expected: HashMap<&'r str, Version>,
 }
 
-impl Outcome {
-    fn hold_back(&mut self, version: Version) {
-        let since = version.updated_on.unwrap_or(0);
-        self.held_back_since = Some(self.held_back_since.map_or(since, |earlier| earlier.min(since)));
+/// What is to become of a stored row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Replace,
+    Keep,
+    Unclear,
+}
+
+impl<'r> Rule<'r> {
+    fn new(replace: Replace<'r>) -> Self {
+        let expected = match replace {
+            Replace::Unchanged(records) => records.iter().map(|(id, v)| (id.as_str(), *v)).collect(),
+            Replace::Later | Replace::SameOrLater => HashMap::new(),
+        };
+        Self { same_too: !matches!(replace, Replace::Later), expected }
+    }
+
+    fn verdict(&self, id: &str, read: Version, stored: Version) -> Verdict {
+        match read.order(stored) {
+            Order::Later => Verdict::Replace,
+            Order::Same if self.same_too => Verdict::Replace,
+            Order::Same => Verdict::Keep,
+            Order::Unclear if self.expected.get(id) == Some(&stored) => Verdict::Replace,
+            Order::Unclear => Verdict::Unclear,
+        }
     }
 }
 
@@ -334,7 +361,7 @@ fn version(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Version {
 }
 
 /// Locks those of these rows that nobody else has locked.
-fn lock_free<'i>(mirror: &Mirror, ids: impl Iterator<Item = &'i str>) -> HashSet<String> {
+pub fn lock_free<'i>(mirror: &Mirror, ids: impl Iterator<Item = &'i str>) -> HashSet<String> {
     let ids: Vec<&str> = ids.collect();
     if ids.is_empty() {
         return HashSet::new();

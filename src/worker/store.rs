@@ -7,7 +7,7 @@ use std::time::Duration;
 use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
 use servicenow::page::Rows;
 use servicenow::sync::Stop;
-use servicenow::sync::store::{Applied, DeletesRead, Found, Step, Store, StoreError, StoredRecords};
+use servicenow::sync::store::{DeletesRead, Found, Step, Store, StoreError, StoredRecords};
 use servicenow::sync::sweep::Range;
 use servicenow::value::SysId;
 use tokio::sync::{mpsc, oneshot};
@@ -22,6 +22,8 @@ use crate::pg::xact::Caught;
 
 /// The pause before a request is repeated that met somebody's lock.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
+/// Records looked up between two polls, so that many of them do not keep a table from being polled.
+const RECHECKED_AT_A_TIME: usize = 1_000;
 
 /// A table as its mirror knows it: what was mirrored when the mirror began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,14 +47,16 @@ enum Work {
     Missing(Range, HashSet<SysId>),
     Find(Vec<SysId>),
     ToRecheck,
+    DeletesSince,
     NoteDeletes(Result<DeletesRead, Stop>),
 }
 
 enum Done {
-    Applied(Applied),
+    Applied,
     Missing(StoredRecords),
     Found(Found<Table>),
     ToRecheck(StoredRecords),
+    DeletesSince(Option<i64>),
     Noted,
 }
 
@@ -97,11 +101,8 @@ impl PgStore {
 impl Store for PgStore {
     type Table = Table;
 
-    async fn apply(&self, table: Table, step: Step) -> Result<Applied, StoreError> {
-        match self.ask(Some(table), Work::Apply(step)).await? {
-            Done::Applied(applied) => Ok(applied),
-            _ => Err(StoreError::Stale),
-        }
+    async fn apply(&self, table: Table, step: Step) -> Result<(), StoreError> {
+        self.ask(Some(table), Work::Apply(step)).await.map(|_| ())
     }
 
     async fn missing(
@@ -126,6 +127,13 @@ impl Store for PgStore {
     async fn to_recheck(&self, table: Table) -> Result<StoredRecords, StoreError> {
         match self.ask(Some(table), Work::ToRecheck).await? {
             Done::ToRecheck(records) => Ok(records),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn deletes_since(&self) -> Result<Option<i64>, StoreError> {
+        match self.ask(None, Work::DeletesSince).await? {
+            Done::DeletesSince(since) => Ok(since),
             _ => Err(StoreError::Stale),
         }
     }
@@ -181,7 +189,7 @@ fn execute(
     careful: bool,
 ) -> Result<Done, StoreError> {
     match (work, table) {
-        (Work::Apply(step), Some(table)) => apply(table, step, careful).map(Done::Applied),
+        (Work::Apply(step), Some(table)) => apply(table, step, careful).map(|()| Done::Applied),
         (Work::Missing(range, seen), Some(table)) => {
             let mirror = current_mirror(table)?;
             let mut missing = Vec::new();
@@ -197,15 +205,9 @@ fn execute(
         }
         (Work::ToRecheck, Some(table)) => {
             let mirror = current_mirror(table)?;
-            let ids = catalog::to_recheck(table.relation);
-            let mut there = apply::versions(&mirror, ids.iter().map(String::as_str));
-            // One that is not in the cache any more is looked up too, and settled.
-            let versions = ids.into_iter().map(|id| {
-                let version = there.remove(&id).unwrap_or_default();
-                (SysId::new(id), version)
-            });
-            Ok(Done::ToRecheck(versions.collect()))
+            Ok(Done::ToRecheck(to_recheck(&mirror)))
         }
+        (Work::DeletesSince, _) => Ok(Done::DeletesSince(catalog::deletes_since(server))),
         (Work::Find(ids), _) => Ok(Done::Found(find(server, ids))),
         (Work::NoteDeletes(outcome), _) => {
             note_deletes(server, outcome);
@@ -234,7 +236,7 @@ fn current_mirror(table: Table) -> Result<Rc<Mirror>, StoreError> {
     if mirror.generation == table.generation { Ok(mirror) } else { Err(StoreError::Stale) }
 }
 
-fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError> {
+fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError> {
     let mirror = current_mirror(table)?;
     let relation = table.relation;
     match step {
@@ -262,16 +264,15 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
                     (*refill).into(),
                 ],
             );
+            write(
+                "UPDATE servicenow.sync_server SET deletes_watermark = $2
+                 WHERE server = $1 AND deletes_watermark IS NULL",
+                &[mirror.server.into(), (*since).into()],
+            );
         }
         Step::Filled { number, rows, after } => {
             let outcome = put(&mirror, rows, Replace::SameOrLater, careful);
-            if let Some(since) = outcome.held_back_since {
-                // What a user is writing right now is met again by the first poll.
-                write(
-                    "UPDATE servicenow.sync_table SET watermark = least(watermark, $2) WHERE foreign_table = $1",
-                    &[relation.into(), since.into()],
-                );
-            }
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
             write(
                 "UPDATE servicenow.sync_range SET position = $3 WHERE foreign_table = $1 AND number = $2",
                 &[relation.into(), (*number).into(), after.as_ref().map(|id| id.as_str().to_owned()).into()],
@@ -281,7 +282,6 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
                  WHERE foreign_table = $1",
                 &[relation.into(), outcome.inserted.into(), (rows.len() as i64).into()],
             );
-            return Ok(Applied { held_back_since: outcome.held_back_since, ..Applied::default() });
         }
         Step::RangeDone { number } => {
             write(
@@ -292,19 +292,21 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
         Step::Complete { watermark } => complete(&mirror, *watermark),
         Step::Changed(rows) => {
             let outcome = put(&mirror, rows, Replace::Later, careful);
-            changed(relation, rows, outcome, 0);
-            return Ok(Applied { held_back_since: outcome.held_back_since, ..Applied::default() });
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
+            changed(relation, rows, &outcome, 0);
         }
-        Step::Rechecked { present, absent } => {
-            let outcome = put(&mirror, present, Replace::SameOrLater, careful);
+        Step::Rechecked { looked_up, present } => {
+            let outcome = put(&mirror, present, Replace::Unchanged(looked_up), careful);
+            let there: HashSet<&str> = present.ids().collect();
+            let looked_up = looked_up.iter().map(|(id, version)| (id.as_str(), *version));
+            let absent: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
             let mut writer = CacheWriter::open(&mirror, Triggers::Own);
-            let (deleted, not_dropped) = writer.delete_unchanged(absent);
+            let (deleted, kept) = writer.delete_unchanged(&absent);
             writer.close();
-            let kept = |id: &str| not_dropped.iter().any(|(other, _)| other.as_str() == id);
-            let gone = absent.iter().map(|(id, _)| id.as_str()).filter(|id| !kept(id));
-            catalog::rechecked(relation, present.ids().chain(gone).collect());
-            changed(relation, present, outcome, deleted);
-            return Ok(Applied { held_back_since: outcome.held_back_since, not_dropped });
+            catalog::rechecked(relation, looked_up.map(|(id, _)| id).collect());
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
+            catalog::leave_to_recheck(relation, &kept);
+            changed(relation, present, &outcome, deleted);
         }
         Step::Polled { watermark, at } => {
             let recovered = write(
@@ -329,10 +331,22 @@ fn apply(table: Table, step: &Step, careful: bool) -> Result<Applied, StoreError
         }
         Step::Failed(stop) => failed(&mirror, stop),
     }
-    Ok(Applied::default())
+    Ok(())
 }
 
-fn put(mirror: &Rc<Mirror>, rows: &Rows, replace: Replace, careful: bool) -> Outcome {
+/// Some of the records that have to be looked up: those that nobody is writing.
+fn to_recheck(mirror: &Mirror) -> StoredRecords {
+    let ids = catalog::to_recheck(mirror.foreign_table);
+    let mut there = apply::versions(mirror, ids.iter().map(String::as_str));
+    let free = apply::lock_free(mirror, there.keys().map(String::as_str));
+    // One that is not in the cache any more is looked up too, and settled.
+    let is_free = |id: &String| free.contains(id) || !there.contains_key(id);
+    let ids: Vec<String> = ids.into_iter().filter(is_free).take(RECHECKED_AT_A_TIME).collect();
+    let version = |id: String| (there.remove(&id).unwrap_or_default(), id);
+    ids.into_iter().map(version).map(|(version, id)| (SysId::new(id), version)).collect()
+}
+
+fn put(mirror: &Rc<Mirror>, rows: &Rows, replace: Replace<'_>, careful: bool) -> Outcome {
     if rows.is_empty() {
         return Outcome::default();
     }
@@ -343,7 +357,7 @@ fn put(mirror: &Rc<Mirror>, rows: &Rows, replace: Replace, careful: bool) -> Out
 }
 
 /// Counts what a poll or recheck has done.
-fn changed(relation: pg_sys::Oid, rows: &Rows, outcome: Outcome, deleted: i64) {
+fn changed(relation: pg_sys::Oid, rows: &Rows, outcome: &Outcome, deleted: i64) {
     if outcome.inserted + outcome.updated + deleted == 0 {
         return;
     }

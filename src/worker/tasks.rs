@@ -49,7 +49,6 @@ struct Task {
 struct Plan {
     options: ServerOptions,
     login: Login,
-    deletes_watermark: Option<i64>,
     tables: Vec<PlannedTable>,
     /// Tables that could not be looked at just now; what runs for them goes on.
     unclear: HashSet<Table>,
@@ -149,7 +148,7 @@ impl Server {
         if plan.unclear.is_empty() && !self.deletes.as_ref().is_some_and(is_current) {
             let interval =
                 specs.values().map(|spec| spec.poll_interval).min().unwrap_or(Duration::from_secs(10));
-            let deletes = Deletes::new(self.client.clone(), store.clone(), specs, plan.deletes_watermark);
+            let deletes = Deletes::new(self.client.clone(), store.clone(), specs);
             let nudge = Arc::new(Notify::new());
             let handle = pg::io::spawn(deletes::run(deletes, interval, nudge.clone()), THREADS)?;
             self.deletes = Some((wanted, Task { handle, nudge }));
@@ -196,8 +195,7 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
         let user = sync_user(&description, &options)?;
         let mapping = pg::catalog::user_mapping(user, server);
         let login = option::credentials(&mapping.options).map_err(|e| e.to_string())?;
-        let deletes_watermark = catalog::deletes_watermark(server);
-        Ok(Plan { options, login, deletes_watermark, tables: Vec::new(), unclear: HashSet::new() })
+        Ok(Plan { options, login, tables: Vec::new(), unclear: HashSet::new() })
     };
     pg::xact::subtransaction(read).unwrap_or_else(|caught| Err(caught.message))
 }

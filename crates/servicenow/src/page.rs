@@ -4,6 +4,7 @@
 //! once and put each wanted value into the batch ([`Rows`]). Text lives in one arena, everything else in
 //! 16-byte cells, so that a page of 1,000 rows costs a handful of allocations.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -111,14 +112,41 @@ enum Cell {
     Seconds(i64),
 }
 
-/// When a record was last changed, as far as its own fields tell: the order in which versions are applied.
-/// A record without `sys_updated_on` has the lowest version.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// When a record was last changed, as far as its own fields tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Version {
-    /// `sys_updated_on`, in seconds since 1970; the smallest number if the record has none.
+    /// `sys_updated_on`, in seconds since 1970; `None` if it is not shown.
     pub updated_on: Option<i64>,
-    /// `sys_mod_count`.
+    /// `sys_mod_count`; `None` if it is not shown.
     pub mod_count: Option<i64>,
+}
+
+/// How a version that was read stands to one that is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Both are the same, as far as can be told.
+    Same,
+    /// The one that was read is the later one, or nothing can be told.
+    Later,
+    /// The one that was read seems earlier, by one of its parts at least. It may have been read before the
+    /// other was stored; but the instance's clock may have been set back too, or the record been made anew.
+    Unclear,
+}
+
+impl Version {
+    /// How this version, which was read, stands to one that is stored.
+    pub fn order(self, stored: Version) -> Order {
+        let (Some(read_on), Some(stored_on)) = (self.updated_on, stored.updated_on) else {
+            return Order::Later;
+        };
+        let counts = self.mod_count.zip(stored.mod_count);
+        let by_count = counts.map_or(Ordering::Equal, |(read, stored)| read.cmp(&stored));
+        match (read_on.cmp(&stored_on), by_count) {
+            (Ordering::Equal, Ordering::Equal) => Order::Same,
+            (Ordering::Less, _) | (_, Ordering::Less) => Order::Unclear,
+            _ => Order::Later,
+        }
+    }
 }
 
 /// A batch of decoded rows.
@@ -696,6 +724,22 @@ mod tests {
             column("opened_at", Show::Value, Kind::Instant),
             column("caller_id.email", Show::Value, Kind::Text),
         ]))
+    }
+
+    #[test]
+    fn a_version_is_later_only_if_no_part_of_it_is_earlier() {
+        let version = |updated_on, mod_count| Version { updated_on, mod_count };
+        let stored = version(Some(100), Some(5));
+        let order = |updated_on, mod_count| version(updated_on, mod_count).order(stored);
+        assert_eq!(order(Some(100), Some(5)), Order::Same);
+        assert_eq!(order(Some(100), Some(6)), Order::Later);
+        assert_eq!(order(Some(101), Some(5)), Order::Later);
+        assert_eq!(order(Some(101), Some(4)), Order::Unclear, "made anew, or the clock was set back");
+        assert_eq!(order(Some(99), Some(6)), Order::Unclear, "the clock was set back");
+        assert_eq!(order(Some(99), Some(4)), Order::Unclear, "read before the other was stored");
+        assert_eq!(order(Some(100), None), Order::Same);
+        assert_eq!(order(None, Some(4)), Order::Later);
+        assert_eq!(stored.order(Version::default()), Order::Later);
     }
 
     #[test]

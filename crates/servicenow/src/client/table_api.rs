@@ -1,12 +1,13 @@
 //! The Table API: lists and single records.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Map, Value as Json};
 
-use super::retry::Effect;
+use super::retry::{Effect, Policy, policy};
 use super::transport::{Response, Transport};
 use super::{Call, Client};
 use crate::error::{Error, Result};
@@ -16,6 +17,8 @@ use crate::value::{SysId, TableName};
 
 /// Lists whose `sysparm_fields` would be longer than this many characters ask for whole records instead.
 const FIELDS_LIMIT: usize = 5_000;
+/// The smallest page: below this a cut-off answer is not the page's fault.
+const SMALLEST_PAGE: u32 = 10;
 
 /// A list call.
 #[derive(Clone, Debug)]
@@ -185,6 +188,24 @@ impl<T: Transport> Client<T> {
     fn record_url(&self, table: &TableName, id: Option<&SysId>, layout: &Layout) -> Result<url::Url> {
         let fields = layout.fields().join(",");
         self.url(&record_path(table, id), &shape(layout, &fields))
+    }
+}
+
+/// Makes a list call in ever smaller pages as long as the instance cuts the answer short; gives back the page
+/// and the limit it was asked for with.
+pub(crate) async fn shrinking<F: Future<Output = Result<Page>>>(
+    page_size: u32,
+    list: impl Fn(u32) -> F,
+) -> Result<(Page, u32)> {
+    let mut limit = page_size.max(1);
+    loop {
+        match list(limit).await {
+            Ok(page) => return Ok((page, limit)),
+            Err(e) if policy(&e, Effect::Read) == Policy::Shrink && limit > SMALLEST_PAGE => {
+                limit = (limit / 2).max(SMALLEST_PAGE);
+            }
+            Err(e) => return Err(e),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
-use crate::client::table_api::List;
+use crate::client::table_api::{List, shrinking};
 use crate::client::transport::Transport;
 use crate::error::{Error, Result};
 use crate::page::{Layout, Rows};
@@ -201,13 +201,15 @@ async fn read_all<T: Transport>(
     let mut pages = Vec::new();
     loop {
         let (query, offset) = sweep.page(&query)?;
-        let count = sweep.wants_count();
-        let list = List { table: &table, query: &query, layout: &layout, limit: PAGE, offset, count };
-        let page = client.list(list).await?;
+        let (page, limit) = shrinking(PAGE, |limit| {
+            let (table, query, layout, count) = (&table, &query, &layout, sweep.wants_count());
+            client.list(List { table, query, layout, limit, offset, count })
+        })
+        .await?;
         let last = page.rows.ids().last().map(SysId::new);
         let seen = Seen { rows: page.rows.len(), last, total: page.total };
         pages.push(page.rows);
-        if sweep.advance(&seen, PAGE) == Progress::Done {
+        if sweep.advance(&seen, limit) == Progress::Done {
             return Ok(pages);
         }
     }

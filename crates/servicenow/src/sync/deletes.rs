@@ -19,7 +19,7 @@ use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds, pause_after};
 use crate::client::Client;
-use crate::client::table_api::List;
+use crate::client::table_api::{List, shrinking};
 use crate::client::transport::Transport;
 use crate::page::Layout;
 use crate::query::Query;
@@ -34,41 +34,36 @@ pub struct Deletes<T, S: Store> {
     store: Arc<S>,
     /// What each table mirrors.
     specs: HashMap<S::Table, Spec>,
-    /// Entries before this second have been dealt with; `None` begins now.
-    watermark: Option<i64>,
 }
 
 impl<T: Transport, S: Store> Deletes<T, S>
 where
     S::Table: Hash,
 {
-    /// A reader that goes on from a watermark.
-    pub fn new(
-        client: Client<T>,
-        store: Arc<S>,
-        specs: HashMap<S::Table, Spec>,
-        watermark: Option<i64>,
-    ) -> Self {
-        Self { client, store, specs, watermark }
+    /// A reader for these tables.
+    pub fn new(client: Client<T>, store: Arc<S>, specs: HashMap<S::Table, Spec>) -> Self {
+        Self { client, store, specs }
     }
 
-    /// Reads what was deleted since the watermark, and drops what is gone.
-    pub async fn read(&mut self) -> Result<DeletesRead, Stop> {
+    /// Reads what was deleted since the last reading the store took note of, and drops what is gone.
+    pub async fn read(&self) -> Result<DeletesRead, Stop> {
         let at = SystemTime::now();
         let table = TableName::new("sys_audit_delete").expect("a valid name");
         let layout = Arc::new(Layout::of_text(&["documentkey", "sys_created_on"]));
-        let begin = match self.watermark {
-            Some(watermark) => watermark,
+        let begin = match self.store.deletes_since().await? {
+            Some(since) => since,
             None => self.instance_clock(&table, &layout, at).await?,
         };
         let mut tail = Tail::new("sys_created_on", begin - OVERLAP);
         let mut served = None;
         let mut all = true;
         loop {
-            let (query, offset) = tail.page(&Query::all(), PAGE)?;
-            let list =
-                List { table: &table, query: &query, layout: &layout, limit: PAGE, offset, count: true };
-            let page = self.client.list(list).await?;
+            let (page, limit) = shrinking(PAGE, async |limit| {
+                let (query, offset) = tail.page(&Query::all(), limit)?;
+                let (table, query, layout) = (&table, &query, &layout);
+                self.client.list(List { table, query, layout, limit, offset, count: true }).await
+            })
+            .await?;
             served = served.or(page.served_at);
             let rows = &page.rows;
             let ids = (0..rows.len()).map(|row| SysId::new(rows.get(row, "documentkey")));
@@ -76,14 +71,13 @@ where
             let last = rows.len().checked_sub(1).and_then(|row| {
                 Some((decode_seconds(rows.get(row, "sys_created_on"))?, SysId::new(rows.id(row))))
             });
-            if tail.advance(&SeenInTime { rows: rows.len(), last, total: page.total }, PAGE) == Progress::Done
-            {
+            let seen = SeenInTime { rows: rows.len(), last, total: page.total };
+            if tail.advance(&seen, limit) == Progress::Done {
                 break;
             }
         }
-        // What could not be dropped, because somebody is writing it, is met again.
+        // What the store could not be asked about is met again.
         let watermark = if all { served.unwrap_or_else(|| local_seconds(at)) } else { begin };
-        self.watermark = Some(watermark);
         Ok(DeletesRead { watermark, at })
     }
 
@@ -99,25 +93,23 @@ where
         Ok(self.client.list(list).await?.served_at.unwrap_or_else(|| local_seconds(at)))
     }
 
-    /// Looks up those of these records that are stored; gives back whether all have been dealt with.
+    /// Looks up those of these records that are stored; gives back whether the store could be asked about all.
     async fn check(&self, ids: Vec<SysId>) -> Result<bool, Stop> {
-        let mut all = true;
         if ids.is_empty() {
-            return Ok(all);
+            return Ok(true);
         }
         let found = self.store.find(ids).await?;
-        all &= found.complete;
         for (table, stored) in found.records {
             if let Some(spec) = self.specs.get(&table) {
-                all &= recheck(&self.client, &*self.store, table, spec, stored).await?.is_empty();
+                recheck(&self.client, &*self.store, table, spec, stored).await?;
             }
         }
-        Ok(all)
+        Ok(found.complete)
     }
 }
 
 /// Reads deletions every `interval` until the future is dropped; `nudge` ends a wait early.
-pub async fn run<T: Transport, S: Store>(mut deletes: Deletes<T, S>, interval: Duration, nudge: Arc<Notify>)
+pub async fn run<T: Transport, S: Store>(deletes: Deletes<T, S>, interval: Duration, nudge: Arc<Notify>)
 where
     S::Table: Hash,
 {

@@ -8,15 +8,15 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::try_join;
 use futures_util::stream::{TryStreamExt, iter};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use super::store::{Applied, OpenRange, Position, Step, Store, StoreError, StoredRecords};
+use super::store::{OpenRange, Position, Step, Store, StoreError, StoredRecords};
 use super::sweep::{Progress, Range, Seen, Sweep};
 use super::tail::{SeenInTime, Tail};
-use super::{FIRST_PAUSE, OVERLAP, Stop, local_seconds, pause_after};
+use super::{OVERLAP, Stop, local_seconds, pause_after};
 use crate::client::Client;
 use crate::client::retry::{self, Effect, Policy};
-use crate::client::table_api::{List, Page};
+use crate::client::table_api::{List, Page, shrinking};
 use crate::client::transport::Transport;
 use crate::dictionary::{self, FieldDef, TableDef};
 use crate::error::{Error, Words};
@@ -32,8 +32,6 @@ const RANGES: usize = 16;
 pub(super) const IDS_AT_A_TIME: usize = 100;
 /// The time between two readings of a table that cannot be polled because it has no `sys_updated_on`.
 const FULL_READ_INTERVAL: Duration = Duration::from_secs(600);
-/// The smallest page: below this a cut-off answer is not the page's fault.
-const SMALLEST_PAGE: u32 = 10;
 
 /// What is mirrored, and how.
 #[derive(Clone, Debug)]
@@ -121,13 +119,6 @@ fn field_of<'d>(def: &'d TableDef, field: &str) -> Result<&'d FieldDef, Error> {
     def.field(field).ok_or_else(|| Error::NoField { table: def.name.to_string(), field: field.to_owned() })
 }
 
-/// Where a fill stands while its ranges are worked on side by side.
-struct Filling {
-    open: Vec<OpenRange>,
-    /// The earliest change that somebody's writing kept out of the store.
-    held_back: Option<i64>,
-}
-
 impl<T: Transport, S: Store> Mirror<T, S> {
     /// A mirror that goes on from a position. `known` is the table's description as the store has it.
     pub fn new(
@@ -162,8 +153,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             }
             Position::Filling { refill, open, since } => {
                 let at = self.last_poll.unwrap_or_else(SystemTime::now);
-                let held_back = self.fill(refill, open).await?;
-                let watermark = earlier(Some(since), held_back).unwrap_or(since);
+                self.fill(refill, open).await?;
+                let watermark = since;
                 self.apply(Step::Complete { watermark }).await?;
                 self.position = Position::Following { watermark };
                 if has_updated_on {
@@ -185,7 +176,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         }
     }
 
-    async fn apply(&self, step: Step) -> Result<Applied, Stop> {
+    async fn apply(&self, step: Step) -> Result<(), Stop> {
         Ok(self.store.apply(self.table, step).await?)
     }
 
@@ -248,27 +239,27 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         Ok(())
     }
 
-    /// Fills the open ranges, several at a time; gives back the earliest change that was kept out. A range's
-    /// position advances in the store as its pages are kept, so that whoever comes after a failure goes on from
-    /// there.
-    async fn fill(&mut self, refill: bool, open: Vec<OpenRange>) -> Result<Option<i64>, Stop> {
-        let filling = Mutex::new(Filling { open: open.clone(), held_back: None });
+    /// Fills the open ranges, several at a time. A range's position advances in the store as its pages are
+    /// kept, so that whoever comes after a failure goes on from there.
+    async fn fill(&mut self, refill: bool, open: Vec<OpenRange>) -> Result<(), Stop> {
+        let left = Mutex::new(open.clone());
         let this = &*self;
         let filled = iter(open.into_iter().map(Ok::<_, Stop>))
-            .try_for_each_concurrent(self.spec.parallel.max(1), |range| {
-                this.fill_range(refill, range, &filling)
-            })
+            .try_for_each_concurrent(self.spec.parallel.max(1), |range| this.fill_range(refill, range, &left))
             .await;
-        let Filling { open: left, held_back } = filling.into_inner().expect("no panic while it is held");
-        if let Position::Filling { open, since, .. } = &mut self.position {
-            *open = left;
-            *since = earlier(Some(*since), held_back).unwrap_or(*since);
+        if let Position::Filling { open, .. } = &mut self.position {
+            *open = left.into_inner().expect("no panic while it is held");
         }
-        filled.map(|()| held_back)
+        filled
     }
 
     /// Fills one range. The next page is fetched while the one before it is being stored.
-    async fn fill_range(&self, refill: bool, open: OpenRange, filling: &Mutex<Filling>) -> Result<(), Stop> {
+    async fn fill_range(
+        &self,
+        refill: bool,
+        open: OpenRange,
+        left: &Mutex<Vec<OpenRange>>,
+    ) -> Result<(), Stop> {
         // A refill has to know every record the instance showed, so it cannot go on from the middle.
         let after = if refill { None } else { open.after.clone() };
         let mut sweep = Sweep::new(open.range.clone(), after);
@@ -282,14 +273,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             let keep = async {
                 if !rows.is_empty() {
                     let step = Step::Filled { number: open.number, rows, after: after.clone() };
-                    let applied = self.apply(step).await?;
-                    let mut filling = filling.lock().expect("no panic while it is held");
-                    filling.held_back = earlier(filling.held_back, applied.held_back_since);
-                    filling
-                        .open
-                        .iter_mut()
-                        .filter(|r| r.number == open.number)
-                        .for_each(|r| r.after = after.clone());
+                    self.apply(step).await?;
+                    let mut left = left.lock().expect("no panic while it is held");
+                    left.iter_mut().filter(|r| r.number == open.number).for_each(|r| r.after = after.clone());
                 }
                 Ok(())
             };
@@ -307,18 +293,12 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             };
         }
         if let Some(seen) = seen_ids {
-            let mut missing = self.store.missing(self.table, open.range, seen).await?;
-            while !missing.is_empty() {
-                missing = recheck(&self.client, &*self.store, self.table, &self.spec, missing).await?;
-                if !missing.is_empty() {
-                    // Somebody is writing them; what they make of them is looked at again.
-                    sleep(FIRST_PAUSE).await;
-                }
-            }
+            let missing = self.store.missing(self.table, open.range, seen).await?;
+            recheck(&self.client, &*self.store, self.table, &self.spec, missing).await?;
         }
         self.apply(Step::RangeDone { number: open.number }).await?;
-        let mut filling = filling.lock().expect("no panic while it is held");
-        filling.open.retain(|r| r.number != open.number);
+        let mut left = left.lock().expect("no panic while it is held");
+        left.retain(|r| r.number != open.number);
         Ok(())
     }
 
@@ -336,12 +316,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// Reads what changed since the watermark; gives back the new one.
     async fn poll(&mut self, watermark: i64) -> Result<i64, Stop> {
         let at = SystemTime::now();
-        let written = self.store.to_recheck(self.table).await?;
-        recheck(&self.client, &*self.store, self.table, &self.spec, written).await?;
         let mut tail = Tail::new("sys_updated_on", watermark - OVERLAP);
         let mut matching = HashSet::new();
         let mut next_watermark: Option<i64> = None;
-        let mut held_back: Option<i64> = None;
         loop {
             let (page, limit) = shrinking(self.spec.page_size, async |limit| {
                 let (query, offset) = tail.page(&self.spec.query, limit)?;
@@ -354,18 +331,20 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 matching.extend(page.rows.ids().map(SysId::new));
             }
             if !page.rows.is_empty() {
-                let applied = self.apply(Step::Changed(page.rows)).await?;
-                held_back = earlier(held_back, applied.held_back_since);
+                self.apply(Step::Changed(page.rows)).await?;
             }
             if progress == Progress::Done {
                 break;
             }
         }
-        if !self.spec.query.is_all() && !self.drop_rows_that_stopped_matching(watermark, &matching).await? {
-            held_back = earlier(held_back, Some(watermark));
-        }
-        let served = next_watermark.unwrap_or(watermark);
-        let next = earlier(Some(self.next_watermark(watermark, served, at)), held_back).unwrap_or(served);
+        let all =
+            self.spec.query.is_all() || self.drop_rows_that_stopped_matching(watermark, &matching).await?;
+        let unsettled = self.store.to_recheck(self.table).await?;
+        recheck(&self.client, &*self.store, self.table, &self.spec, unsettled).await?;
+        let next = match next_watermark {
+            Some(served) if all => self.next_watermark(watermark, served, at),
+            _ => watermark,
+        };
         self.apply(Step::Polled { watermark: next, at }).await?;
         self.last_poll = Some(at);
         Ok(next)
@@ -381,8 +360,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         served - since.unwrap_or(self.spec.poll_interval).as_secs() as i64
     }
 
-    /// A record that changed and is not among those that match may have matched before. Gives back whether all
-    /// of those have been dealt with.
+    /// A record that changed and is not among those that match may have matched before. Gives back whether the
+    /// store could be asked about all of them.
     async fn drop_rows_that_stopped_matching(
         &self,
         watermark: i64,
@@ -405,13 +384,12 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             }
         }
         let found = self.store.find(others).await?;
-        let mut all = found.complete;
         for (table, stored) in found.records {
             if table == self.table {
-                all &= recheck(&self.client, &*self.store, table, &self.spec, stored).await?.is_empty();
+                recheck(&self.client, &*self.store, table, &self.spec, stored).await?;
             }
         }
-        Ok(all)
+        Ok(found.complete)
     }
 
     fn list<'a>(
@@ -426,16 +404,14 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     }
 }
 
-/// Looks records up by `sys_id` and brings the store in line with what the instance shows of them. Gives back
-/// those that should have left and could not, because somebody is writing them.
+/// Looks records up by `sys_id` and brings the store in line with what the instance shows of them.
 pub(super) async fn recheck<T: Transport, S: Store>(
     client: &Client<T>,
     store: &S,
     table: S::Table,
     spec: &Spec,
     stored: StoredRecords,
-) -> Result<StoredRecords, Stop> {
-    let mut left = StoredRecords::new();
+) -> Result<(), Stop> {
     let (plain, odd): (Vec<_>, Vec<_>) = stored.into_iter().partition(|(id, _)| id.is_plain());
     let mut batches: Vec<&[(SysId, Version)]> = plain.chunks(IDS_AT_A_TIME).collect();
     while let Some(batch) = batches.pop() {
@@ -451,38 +427,20 @@ pub(super) async fn recheck<T: Transport, S: Store>(
             }
             Err(e) => return Err(e.into()),
         };
-        let there: HashSet<&str> = present.ids().collect();
-        let absent = batch.iter().filter(|(id, _)| !there.contains(id.as_str())).cloned().collect();
-        left.extend(store.apply(table, Step::Rechecked { present, absent }).await?.not_dropped);
+        let step = Step::Rechecked { looked_up: batch.to_vec(), present };
+        store.apply(table, step).await?;
     }
     // An identifier that cannot stand in a query is looked up by its address.
     for (id, version) in odd {
-        let (present, absent) = match client.get(&spec.table, &id, &spec.layout).await {
-            Ok(rows) => (rows, Vec::new()),
-            Err(Error::NoRecord(_)) => (Rows::new(spec.layout.clone()), vec![(id, version)]),
+        let present = match client.get(&spec.table, &id, &spec.layout).await {
+            Ok(rows) => rows,
+            Err(Error::NoRecord(_)) => Rows::new(spec.layout.clone()),
             Err(e) => return Err(e.into()),
         };
-        left.extend(store.apply(table, Step::Rechecked { present, absent }).await?.not_dropped);
+        let step = Step::Rechecked { looked_up: vec![(id, version)], present };
+        store.apply(table, step).await?;
     }
-    Ok(left)
-}
-
-/// Makes a list call in ever smaller pages as long as the instance cuts the answer short; gives back the page
-/// and the limit it was asked for with.
-async fn shrinking<F: Future<Output = crate::Result<Page>>>(
-    page_size: u32,
-    list: impl Fn(u32) -> F,
-) -> crate::Result<(Page, u32)> {
-    let mut limit = page_size.max(1);
-    loop {
-        match list(limit).await {
-            Ok(page) => return Ok((page, limit)),
-            Err(e) if retry::policy(&e, Effect::Read) == Policy::Shrink && limit > SMALLEST_PAGE => {
-                limit = (limit / 2).max(SMALLEST_PAGE);
-            }
-            Err(e) => return Err(e),
-        }
-    }
+    Ok(())
 }
 
 fn seen_in_time(page: &Page) -> SeenInTime {
@@ -492,11 +450,4 @@ fn seen_in_time(page: &Page) -> SeenInTime {
         Some((second, SysId::new(rows.id(row))))
     });
     SeenInTime { rows: rows.len(), last, total: page.total }
-}
-
-fn earlier(a: Option<i64>, b: Option<i64>) -> Option<i64> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
 }

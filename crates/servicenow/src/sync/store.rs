@@ -1,13 +1,13 @@
 //! Where a mirror keeps its rows and its own position: the seam between the decisions and a database.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
 use crate::dictionary::TableDef;
-use crate::page::{Rows, Version};
+use crate::page::{Order, Rows, Version};
 use crate::sync::Stop;
 use crate::sync::sweep::Range;
 use crate::value::SysId;
@@ -108,13 +108,13 @@ pub enum Step {
     },
     /// Rows that have changed. They replace older versions only.
     Changed(Rows),
-    /// What the instance has of these records now: rows to keep, records to drop. A record is dropped only if
-    /// the store's version of it is still the one given.
+    /// What the instance has now of records that were looked up one by one. Whatever it is, it replaces the
+    /// store's version if that is still the one from before the look.
     Rechecked {
-        /// Records that are there.
+        /// The records, in the store's version from before.
+        looked_up: StoredRecords,
+        /// Those of them that are there; the others are gone.
         present: Rows,
-        /// Records that are gone.
-        absent: StoredRecords,
     },
     /// A poll has come to its end.
     Polled {
@@ -147,8 +147,8 @@ impl fmt::Debug for Step {
             Step::RangeDone { number } => write!(f, "RangeDone({number})"),
             Step::Complete { watermark } => write!(f, "Complete({watermark})"),
             Step::Changed(rows) => write!(f, "Changed({rows:?})"),
-            Step::Rechecked { present, absent } => {
-                write!(f, "Rechecked({present:?}, {} absent)", absent.len())
+            Step::Rechecked { looked_up, present } => {
+                write!(f, "Rechecked({} records, {present:?})", looked_up.len())
             }
             Step::Polled { watermark, .. } => write!(f, "Polled({watermark})"),
             Step::Failed(stop) => write!(f, "Failed({stop})"),
@@ -156,26 +156,17 @@ impl fmt::Debug for Step {
     }
 }
 
-/// What came of a step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    /// The earliest `sys_updated_on` among rows that could not be kept because somebody is writing them.
-    pub held_back_since: Option<i64>,
-    /// Rows that could not be dropped because somebody is writing them.
-    pub not_dropped: StoredRecords,
-}
-
 /// A store of mirrored rows.
+///
+/// Not everything that was read can be kept: somebody may be writing the record; or what was read seems older
+/// than what is stored ([`Order::Unclear`]); or the store's version has changed during the look. In the same
+/// step the store makes such records some to be rechecked, which [`Store::to_recheck`] tells of.
 pub trait Store: Send + Sync + 'static {
     /// What a table is known by.
     type Table: Copy + Eq + fmt::Debug + Send + Sync + 'static;
 
     /// Carries out one step, all or nothing.
-    fn apply(
-        &self,
-        table: Self::Table,
-        step: Step,
-    ) -> impl Future<Output = Result<Applied, StoreError>> + Send;
+    fn apply(&self, table: Self::Table, step: Step) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// The stored rows of a range that are not among those the instance showed.
     fn missing(
@@ -188,12 +179,16 @@ pub trait Store: Send + Sync + 'static {
     /// Which of these records are stored, in which of the server's tables, in which version.
     fn find(&self, ids: Vec<SysId>) -> impl Future<Output = Result<Found<Self::Table>, StoreError>> + Send;
 
-    /// Records that were put into the store from elsewhere, as somebody else sees them; [`Step::Rechecked`]
-    /// settles them.
+    /// Records that have to be looked up, as far as nobody is writing them: those that could not be kept, and
+    /// those that somebody else has put into the store as they see them. [`Step::Rechecked`] settles them.
     fn to_recheck(
         &self,
         table: Self::Table,
     ) -> impl Future<Output = Result<StoredRecords, StoreError>> + Send;
+
+    /// The second from which on deletions matter and have not been read: where the last reading said, or the
+    /// beginning of the first fill; `None` before both.
+    fn deletes_since(&self) -> impl Future<Output = Result<Option<i64>, StoreError>> + Send;
 
     /// Takes note of a reading of deletions, or of its failure.
     fn note_deletes(
@@ -213,9 +208,11 @@ pub struct MemoryStore {
 pub struct Memory {
     /// The rows: version and every value of the layout as text.
     pub rows: BTreeMap<String, (Version, Vec<String>)>,
+    /// Records to be rechecked.
+    pub recheck: BTreeSet<String>,
     /// The position.
     pub position: Position,
-    /// The watermark of deletions.
+    /// See [`Store::deletes_since`].
     pub deletes: Option<i64>,
     /// The last failure.
     pub failure: Option<String>,
@@ -225,6 +222,7 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             rows: BTreeMap::new(),
+            recheck: BTreeSet::new(),
             position: Position::Start { refill: false },
             deletes: None,
             failure: None,
@@ -240,29 +238,35 @@ impl MemoryStore {
 }
 
 impl Memory {
-    fn keep(&mut self, rows: &Rows) {
+    /// Keeps rows that are not older than what is stored, or whose stored version is the one given.
+    fn keep(&mut self, rows: &Rows, expected: &StoredRecords) {
         for row in 0..rows.len() {
-            let version = rows.version(row);
-            let values = (0..rows.layout().columns().len())
-                .map(|c| rows.value(row, c).encode().unwrap_or_default())
-                .collect();
-            match self.rows.get(rows.id(row)) {
-                Some((stored, _)) if *stored > version => {}
+            let (id, version) = (rows.id(row), rows.version(row));
+            let expected = expected.iter().find(|(other, _)| other.as_str() == id).map(|(_, v)| *v);
+            match self.rows.get(id) {
+                Some((stored, _))
+                    if version.order(*stored) == Order::Unclear && expected != Some(*stored) =>
+                {
+                    self.recheck.insert(id.to_owned());
+                }
                 _ => {
-                    self.rows.insert(rows.id(row).to_owned(), (version, values));
+                    let columns = 0..rows.layout().columns().len();
+                    let values = columns.map(|c| rows.value(row, c).encode().unwrap_or_default()).collect();
+                    self.rows.insert(id.to_owned(), (version, values));
                 }
             }
         }
     }
 
-    fn open(&mut self) -> &mut Vec<OpenRange> {
+    /// The open ranges. There are none when a step arrives late, from a fill that was given up on.
+    fn open(&mut self) -> Option<&mut Vec<OpenRange>> {
         match &mut self.position {
-            Position::Filling { open, .. } => open,
-            other => panic!("a range is worked on although the position is {other:?}"),
+            Position::Filling { open, .. } => Some(open),
+            _ => None,
         }
     }
 
-    fn apply(&mut self, step: Step) -> Applied {
+    fn apply(&mut self, step: Step) {
         match step {
             Step::Described(_) => {}
             Step::Begin { ranges, since, refill, .. } => {
@@ -272,37 +276,50 @@ impl Memory {
                     .map(|(range, number)| OpenRange { number, range, after: None })
                     .collect();
                 self.position = Position::Filling { refill, open, since };
+                self.deletes.get_or_insert(since);
             }
             Step::Filled { number, rows, after } => {
-                self.keep(&rows);
-                let range = self.open().iter_mut().find(|open| open.number == number).expect("an open range");
-                range.after = after;
+                let ranges = self.open().into_iter().flatten();
+                if let Some(range) = ranges.into_iter().find(|open| open.number == number) {
+                    range.after = after;
+                }
+                self.keep(&rows, &StoredRecords::new());
             }
-            Step::RangeDone { number } => self.open().retain(|open| open.number != number),
+            Step::RangeDone { number } => {
+                if let Some(open) = self.open() {
+                    open.retain(|open| open.number != number);
+                }
+            }
             Step::Complete { watermark } | Step::Polled { watermark, .. } => {
                 self.position = Position::Following { watermark };
                 self.failure = None;
             }
-            Step::Changed(rows) => self.keep(&rows),
-            Step::Rechecked { present, absent } => {
-                self.keep(&present);
-                for (id, version) in absent {
-                    if self.rows.get(id.as_str()).is_some_and(|(stored, _)| *stored == version) {
-                        self.rows.remove(id.as_str());
+            Step::Changed(rows) => self.keep(&rows, &StoredRecords::new()),
+            Step::Rechecked { looked_up, present } => {
+                for (id, _) in &looked_up {
+                    self.recheck.remove(id.as_str());
+                }
+                self.keep(&present, &looked_up);
+                let there: HashSet<&str> = present.ids().collect();
+                for (id, version) in looked_up.into_iter().filter(|(id, _)| !there.contains(id.as_str())) {
+                    match self.rows.get(id.as_str()) {
+                        Some((stored, _)) if *stored == version => drop(self.rows.remove(id.as_str())),
+                        Some(_) => drop(self.recheck.insert(id.as_str().to_owned())),
+                        None => {}
                     }
                 }
             }
             Step::Failed(stop) => self.failure = Some(stop.to_string()),
         }
-        Applied::default()
     }
 }
 
 impl Store for MemoryStore {
     type Table = ();
 
-    async fn apply(&self, (): (), step: Step) -> Result<Applied, StoreError> {
-        Ok(self.with(|memory| memory.apply(step)))
+    async fn apply(&self, (): (), step: Step) -> Result<(), StoreError> {
+        self.with(|memory| memory.apply(step));
+        Ok(())
     }
 
     async fn missing(&self, (): (), range: Range, seen: HashSet<SysId>) -> Result<StoredRecords, StoreError> {
@@ -325,7 +342,14 @@ impl Store for MemoryStore {
     }
 
     async fn to_recheck(&self, (): ()) -> Result<StoredRecords, StoreError> {
-        Ok(StoredRecords::new())
+        Ok(self.with(|memory| {
+            let version = |id: &String| memory.rows.get(id).map(|(version, _)| *version).unwrap_or_default();
+            memory.recheck.iter().map(|id| (SysId::new(id.as_str()), version(id))).collect()
+        }))
+    }
+
+    async fn deletes_since(&self) -> Result<Option<i64>, StoreError> {
+        Ok(self.with(|memory| memory.deletes))
     }
 
     async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {

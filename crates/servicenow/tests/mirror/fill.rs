@@ -1,0 +1,223 @@
+//! Reading a whole table, while nothing happens and while everything does.
+
+use std::future::Future;
+use std::pin::pin;
+
+use servicenow::sync::store::Position;
+use servicenow_sim::Dataset;
+
+use crate::{TASK_FIELDS, World, fill, poll};
+
+/// Runs a future, and does something each time before it goes on.
+pub async fn meanwhile<F: Future>(future: F, mut each: impl FnMut(usize)) -> F::Output {
+    let mut future = pin!(future);
+    let mut times = 0;
+    std::future::poll_fn(move |cx| {
+        times += 1;
+        each(times);
+        future.as_mut().poll(cx)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_table_is_filled_whatever_the_size_of_a_page() {
+    for rows in [1, 2, 7, 50, 1_000] {
+        let world = World::of_tasks().await.in_pages_of(rows);
+        world.filled().await;
+        world.assert_alike();
+    }
+}
+
+#[tokio::test]
+async fn a_small_table_takes_one_look_and_one_page() {
+    let world = World::new("sc_catalog", &["title"]).await;
+    world.filled().await;
+    assert_eq!(world.lists().len(), 2);
+}
+
+#[tokio::test]
+async fn an_empty_table_is_filled() {
+    let world = World::new("sys_flow_context", &["name"]).await;
+    assert!(world.truth().is_empty());
+    world.filled().await;
+    let new = world.sim.edit().insert("sys_flow_context", &[("name", "the first")]).expect("a record");
+    poll(&mut world.mirror()).await;
+    assert_eq!(world.stored()[&new], ["the first"]);
+}
+
+#[tokio::test]
+async fn a_large_table_is_cut_into_ranges_and_filled_whole() {
+    let world = World::with(Dataset::Incidents(4_100), "incident", &["number", "sys_updated_on"]).await;
+    let mut mirror = world.mirror();
+    mirror.advance().await.expect("it begins");
+    let Position::Filling { open, .. } = mirror.position() else { panic!("{:?}", mirror.position()) };
+    assert_eq!(open.len(), 16);
+    fill(&mut mirror).await.expect("it is filled");
+    world.assert_alike();
+    let asked_by_range = world
+        .lists()
+        .iter()
+        .filter(|r| r.parameter("sysparm_query").is_some_and(|q| q.contains("sys_id<")))
+        .count();
+    assert!(asked_by_range >= 15, "{asked_by_range}");
+}
+
+/// Identifiers are not always 32 hexadecimal digits, and some cannot stand in a query.
+#[tokio::test]
+async fn records_with_odd_identifiers_are_mirrored() {
+    let odd = [
+        "0",
+        "4",
+        "global",
+        "GLOBAL-2",
+        "zz top",
+        "a^b",
+        "a,b",
+        "@",
+        "ÄÖ",
+        "F0F0",
+        "~",
+        "x".repeat(40).as_str(),
+    ]
+    .map(str::to_owned);
+    for rows in [1, 3, 1_000] {
+        let world = World::new("cmn_cost_center", &["name"]).await.in_pages_of(rows);
+        for id in &odd {
+            world.sim.edit().insert("cmn_cost_center", &[("sys_id", id), ("name", "odd")]).expect("a record");
+        }
+        let mut mirror = world.filled().await;
+        world.assert_alike();
+        for id in &odd {
+            world.sim.edit().update("cmn_cost_center", id, &[("name", "changed")]).expect("it is there");
+        }
+        poll(&mut mirror).await;
+        world.assert_alike();
+        for id in &odd {
+            world.sim.edit().delete("cmn_cost_center", id).expect("it is there");
+        }
+        world.read_deletes().await;
+        world.assert_alike();
+    }
+}
+
+#[tokio::test]
+async fn what_changes_while_a_table_is_filled_is_there_after_one_poll() {
+    let world = World::of_tasks().await.in_pages_of(10);
+    world.read_deletes().await;
+    let ids: Vec<String> = world.truth().into_keys().collect();
+    let mut mirror = world.mirror();
+    let edit = world.sim.edit();
+    let filled = meanwhile(fill(&mut mirror), |n| {
+        // Some behind and some ahead of where the fill is.
+        let id = &ids[n * 37 % ids.len()];
+        match n % 5 {
+            0 => drop(edit.insert("problem", &[("short_description", "new")])),
+            1 => drop(edit.delete("task", id)),
+            _ => drop(edit.update("task", id, &[("short_description", &format!("changed {n}"))])),
+        }
+    });
+    filled.await.expect("it is filled");
+    poll(&mut mirror).await;
+    world.read_deletes().await;
+    world.assert_alike();
+}
+
+#[tokio::test]
+async fn a_refill_lets_go_of_what_is_gone_and_sees_what_left_no_trace() {
+    let world = World::of_tasks().await.in_pages_of(20);
+    let mut mirror = world.filled().await;
+    let ids: Vec<String> = world.truth().into_keys().collect();
+    world.sim.edit().without_workflow().delete("task", &ids[0]).expect("it is there");
+    world.sim.edit().without_workflow().delete("task", &ids[ids.len() - 1]).expect("it is there");
+    world
+        .sim
+        .edit()
+        .without_auto_sys_fields()
+        .update("task", &ids[30], &[("short_description", "without a trace")])
+        .expect("it is there");
+    poll(&mut mirror).await;
+    world.read_deletes().await;
+    assert!(world.stored().contains_key(&ids[0]), "nothing tells of it");
+    world.store.with(|m| m.position = Position::Start { refill: true });
+    fill(&mut world.mirror()).await.expect("it is filled");
+    world.assert_alike();
+}
+
+#[tokio::test]
+async fn no_record_leaves_the_store_while_it_is_filled_anew() {
+    let world = World::of_tasks().await.in_pages_of(20);
+    world.filled().await;
+    let before = world.stored();
+    world.store.with(|m| m.position = Position::Start { refill: true });
+    let mut mirror = world.mirror();
+    meanwhile(fill(&mut mirror), |_| assert_eq!(world.stored().len(), before.len()))
+        .await
+        .expect("it is filled");
+    world.assert_alike();
+}
+
+/// A record that the instance did not show, because it came in behind the reader, must not leave.
+#[tokio::test]
+async fn a_record_made_during_a_refill_stays() {
+    let world = World::of_tasks().await.in_pages_of(10);
+    let mut mirror = world.filled().await;
+    poll(&mut mirror).await;
+    world.store.with(|m| m.position = Position::Start { refill: true });
+    let mut again = world.mirror();
+    let mut made = Vec::new();
+    let filled = meanwhile(fill(&mut again), |n| {
+        if n < 20 {
+            let id = format!("0{n:031x}"); // behind where the fill is, in the order of identifiers
+            world.sim.edit().insert("problem", &[("sys_id", &id)]).expect("a record");
+            made.push(id);
+        }
+    });
+    filled.await.expect("it is filled");
+    poll(&mut again).await;
+    world.assert_alike();
+    assert!(made.iter().all(|id| world.stored().contains_key(id)));
+}
+
+#[tokio::test]
+async fn a_table_without_the_time_of_changes_is_read_as_a_whole_each_time() {
+    let world = World::new("u_pg_static", &["u_code"]).await.in_pages_of(2);
+    let edit = world.sim.edit();
+    let ids: Vec<String> = (0..7)
+        .map(|n| edit.insert("u_pg_static", &[("u_code", &n.to_string())]).expect("a record"))
+        .collect();
+    let mut mirror = world.mirror();
+    fill(&mut mirror).await.expect("it is filled");
+    world.assert_alike();
+    edit.update("u_pg_static", &ids[0], &[("u_code", "changed")]).expect("it is there");
+    edit.without_workflow().delete("u_pg_static", &ids[1]).expect("it is there");
+    world.sim.edit().insert("u_pg_static", &[("u_code", "new")]).expect("a record");
+    mirror.advance().await.expect("it begins anew");
+    assert!(matches!(mirror.position(), Position::Filling { refill: true, .. }), "{:?}", mirror.position());
+    fill(&mut mirror).await.expect("it is filled");
+    world.assert_alike();
+    world.sim.edit().delete_where("u_pg_static", "").expect("a query");
+    fill(&mut mirror).await.expect("it begins anew");
+    mirror.advance().await.expect("it begins anew");
+    fill(&mut mirror).await.expect("it is filled");
+    assert!(world.stored().is_empty());
+}
+
+#[tokio::test]
+async fn a_table_with_a_field_nobody_knows_is_not_read_at_all() {
+    let world = World::new("task", &["number", "no_such_field"]).await;
+    let stop = fill(&mut world.mirror()).await.expect_err("there is no such field");
+    assert_eq!(stop.to_string(), "table \"task\" has no field \"no_such_field\"");
+    assert!(world.stored().is_empty());
+}
+
+#[tokio::test]
+async fn children_are_mirrored_with_their_parent() {
+    let world = World::of_tasks().await;
+    world.filled().await;
+    let class = TASK_FIELDS.iter().position(|f| *f == "sys_class_name").expect("it is mirrored");
+    let mut classes: Vec<String> = world.stored().into_values().map(|values| values[class].clone()).collect();
+    classes.sort();
+    classes.dedup();
+    assert!(classes.len() > 3, "{classes:?}");
+}

@@ -1,0 +1,350 @@
+//! A model check: after any interleaving of edits, failures, crashes and clocks that are set, followed by some quiet,
+//! the store is like the instance.
+//!
+//! Each run takes another seed and prints it; `MIRROR_MODEL_SEED` repeats one. What deletions and edits without a
+//! trace would need a comparison of everything for is left out: edits that do not stamp, deletions that are not
+//! audited, records that leave the mirrored table by becoming something else.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use chrono::TimeDelta;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use servicenow::sync::store::Position;
+use servicenow_sim::{AclRule, Fault, Simulator};
+
+use crate::faults::all_effects;
+use crate::restart::{at_most, begun};
+use crate::{INTEGRATION, TASK_FIELDS, World, assert_same, client};
+
+/// How long to go on with new cases.
+const BUDGET: Duration = Duration::from_secs(25);
+/// Classes of task that a record may have.
+const CLASSES: [&str; 4] = ["incident", "problem", "change_request", "sc_task"];
+/// How long after its stamp a late change becomes visible, in seconds.
+const LATE: u64 = 30;
+
+/// Something that happens.
+#[derive(Clone, Debug)]
+enum Event {
+    Insert(usize),
+    InsertAgain(usize),
+    Update(usize, u8),
+    Move(usize, u8),
+    Delete(usize),
+    Mass(u8),
+    Reclassify(usize, usize),
+    Late(usize, u8),
+    TimePasses(u64),
+    ClockIsSet(i64),
+    Fails { effect: usize, after: u64, times: u64 },
+    SomebodyWrites(usize),
+    NobodyWrites,
+    Works,
+    WorksAndCrashes(usize),
+    ReadsDeletes,
+    ReadsDeletesAndCrashes(usize),
+    DoesBothAndCrashes(usize),
+    IsFilledAnew,
+}
+
+/// What is mirrored, and how.
+#[derive(Clone, Debug)]
+struct Setting {
+    rows: u32,
+    ranges: usize,
+    hidden: Option<&'static str>,
+    query: Option<&'static str>,
+}
+
+fn settings() -> impl Strategy<Value = Setting> {
+    let hidden = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some("sys_id<4^ORsys_id>6")),
+        1 => Just(Some("sys_id>4^sys_id<a")),
+    ];
+    let query = prop_oneof![
+        2 => Just(None),
+        1 => Just(Some("active=true^ORstate=2")),
+        1 => Just(Some("state=1^NQstate=2^short_descriptionISNOTEMPTY")),
+    ];
+    (prop_oneof![1u32..8, 8u32..60], prop_oneof![Just(1usize), Just(4), Just(16)], hidden, query)
+        .prop_map(|(rows, ranges, hidden, query)| Setting { rows, ranges, hidden, query })
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let any_row = 0usize..1_000;
+    let event = prop_oneof![
+        3 => (0usize..4).prop_map(Event::Insert),
+        1 => any_row.clone().prop_map(Event::InsertAgain),
+        5 => (any_row.clone(), any::<u8>()).prop_map(|(row, n)| Event::Update(row, n)),
+        4 => (any_row.clone(), any::<u8>()).prop_map(|(row, n)| Event::Move(row, n)),
+        3 => any_row.clone().prop_map(Event::Delete),
+        1 => any::<u8>().prop_map(Event::Mass),
+        2 => (any_row.clone(), 0usize..4).prop_map(|(row, class)| Event::Reclassify(row, class)),
+        2 => (any_row.clone(), any::<u8>()).prop_map(|(row, n)| Event::Late(row, n)),
+        4 => (0u64..400).prop_map(Event::TimePasses),
+        2 => prop_oneof![-200i64..200, -100_000i64..100_000].prop_map(Event::ClockIsSet),
+        3 => (0usize..100, 0u64..6, 1u64..4)
+            .prop_map(|(effect, after, times)| Event::Fails { effect, after, times }),
+        2 => any_row.prop_map(Event::SomebodyWrites),
+        1 => Just(Event::NobodyWrites),
+        5 => Just(Event::Works),
+        4 => (0usize..60).prop_map(Event::WorksAndCrashes),
+        3 => Just(Event::ReadsDeletes),
+        2 => (0usize..20).prop_map(Event::ReadsDeletesAndCrashes),
+        2 => (0usize..80).prop_map(Event::DoesBothAndCrashes),
+        1 => Just(Event::IsFilledAnew),
+    ];
+    prop::collection::vec(event, 1..40)
+}
+
+/// A case under way.
+struct Case {
+    world: World,
+    mirror:
+        servicenow::sync::mirror::Mirror<servicenow::client::transport::HttpTransport, crate::keeper::Keeper>,
+    query: Option<&'static str>,
+    /// Records that were deleted.
+    gone: Vec<String>,
+    /// The clock was set, and not everything has been read since.
+    clock_was_set: bool,
+    /// A late change is on its way.
+    is_late: bool,
+}
+
+impl Case {
+    async fn new(setting: &Setting) -> Case {
+        let sim = Simulator::builder().seed(42).start().await.expect("the simulator starts");
+        let table = if setting.query.is_some() { "incident" } else { "task" };
+        let mut world = World::of(sim, table, TASK_FIELDS).in_pages_of(setting.rows);
+        world.client = client(&world.sim, INTEGRATION, 1);
+        if let Some(query) = setting.query {
+            world = world.matching(query);
+        }
+        if let Some(query) = setting.hidden {
+            world.sim.edit().add_acl(AclRule::Rows {
+                table: "task".to_owned(),
+                user: Some(INTEGRATION.to_owned()),
+                query: query.to_owned(),
+            });
+        }
+        world.read_deletes().await;
+        begun(&world, setting.ranges, false);
+        let mirror = world.mirror();
+        Case { world, mirror, query: setting.query, gone: Vec::new(), clock_was_set: false, is_late: false }
+    }
+
+    /// One of the records there are.
+    fn pick(&self, row: usize) -> Option<String> {
+        let ids = self.world.sim.edit().find(self.world.spec.table.as_str(), "").expect("a query");
+        (!ids.is_empty()).then(|| ids[row % ids.len()].clone())
+    }
+
+    fn class(&self, n: usize) -> &'static str {
+        if self.query.is_some() { "incident" } else { CLASSES[n] }
+    }
+
+    fn update(&self, row: usize, fields: &[(&str, &str)]) {
+        if let Some(id) = self.pick(row) {
+            self.world.sim.edit().without_workflow().update("task", &id, fields).expect("it is there");
+        }
+    }
+
+    async fn happens(&mut self, event: &Event) {
+        let table = self.world.spec.table.as_str().to_owned();
+        match *event {
+            Event::Insert(class) => {
+                let fields = [("short_description", "new"), ("state", "2")];
+                self.world.sim.edit().insert(self.class(class), &fields).expect("a record");
+            }
+            Event::InsertAgain(n) => {
+                if !self.gone.is_empty() {
+                    let id = self.gone.swap_remove(n % self.gone.len());
+                    let fields = [("sys_id", id.as_str()), ("short_description", "again")];
+                    // Another one of this identity may be on its way.
+                    let _made = self.world.sim.edit().insert(self.class(n % 4), &fields);
+                }
+            }
+            Event::Update(row, n) => self.update(row, &[("short_description", &format!("text {n}"))]),
+            Event::Move(row, n) => {
+                let (state, active) = ((n % 4).to_string(), if n % 3 == 0 { "true" } else { "false" });
+                self.update(row, &[("state", &state), ("active", active)]);
+            }
+            Event::Delete(row) => {
+                if let Some(id) = self.pick(row) {
+                    self.world.sim.edit().delete("task", &id).expect("it is there");
+                    self.gone.push(id);
+                }
+            }
+            Event::Mass(n) => {
+                let edit = self.world.sim.edit().without_workflow();
+                edit.update_where(&table, "active=true", &[("short_description", &format!("mass {n}"))])
+                    .expect("a query");
+            }
+            Event::Reclassify(row, class) => self.update(row, &[("sys_class_name", self.class(class))]),
+            Event::Late(row, n) => {
+                self.world.sim.set(|s| s.commit_delay_ms = LATE * 1_000);
+                self.update(row, &[("short_description", &format!("late {n}"))]);
+                self.world
+                    .sim
+                    .edit()
+                    .insert(self.class(0), &[("short_description", "late")])
+                    .expect("a record");
+                self.world.sim.set(|s| s.commit_delay_ms = 0);
+                self.is_late = true;
+            }
+            Event::TimePasses(seconds) => self.pass(seconds).await,
+            Event::ClockIsSet(seconds) => {
+                if self.is_late {
+                    self.pass(LATE + 1).await;
+                }
+                self.read_everything_after_a_clock_was_set().await;
+                self.world.sim.clock().step(TimeDelta::seconds(seconds));
+                self.clock_was_set = true;
+            }
+            Event::Fails { effect, after, times } => {
+                let effects = all_effects();
+                let effect = effects[effect % effects.len()].clone();
+                self.world.sim.fault(Fault::new(effect).after(after).times(times));
+            }
+            Event::SomebodyWrites(row) => {
+                if let Some(id) = self.pick(row) {
+                    self.world.store.hold(&id);
+                }
+            }
+            Event::NobodyWrites => self.world.store.let_go(),
+            Event::Works => drop(self.mirror.advance().await),
+            Event::WorksAndCrashes(polls) => {
+                let _dropped = at_most(self.mirror.advance(), polls).await;
+                self.restart();
+            }
+            Event::ReadsDeletes => self.read_deletes(usize::MAX).await,
+            Event::ReadsDeletesAndCrashes(polls) => self.read_deletes(polls).await,
+            Event::DoesBothAndCrashes(polls) => {
+                let deletes = self.world.deletes();
+                let both = async { tokio::join!(self.mirror.advance(), deletes.read()) };
+                if let Some((_, Ok(read))) = at_most(both, polls).await {
+                    self.world.store.with(|m| m.deletes = Some(read.watermark));
+                }
+                self.restart();
+            }
+            Event::IsFilledAnew => {
+                self.world.store.with(|m| m.position = Position::Start { refill: true });
+                self.restart();
+            }
+        }
+    }
+
+    fn restart(&mut self) {
+        self.mirror = self.world.mirror();
+    }
+
+    async fn read_deletes(&mut self, polls: usize) {
+        let deletes = self.world.deletes();
+        if let Some(Ok(read)) = at_most(deletes.read(), polls).await {
+            self.world.store.with(|m| m.deletes = Some(read.watermark));
+        }
+    }
+
+    async fn pass(&mut self, seconds: u64) {
+        self.read_everything_after_a_clock_was_set().await;
+        self.world.sim.clock().advance(Duration::from_secs(seconds));
+        if seconds > LATE && self.is_late {
+            self.is_late = false;
+            let _made_visible = self.world.truth();
+        }
+    }
+
+    /// A clock is set once, and read a while later, as always: nobody could find what was stamped in a past that is
+    /// over before anybody has looked.
+    async fn read_everything_after_a_clock_was_set(&mut self) {
+        if self.clock_was_set {
+            self.read_everything().await;
+            self.clock_was_set = false;
+        }
+    }
+
+    /// Goes on, whatever fails, until there was a poll and a reading of deletions.
+    async fn read_everything(&mut self) {
+        let mut tries = 0;
+        for polls in [0, 1] {
+            loop {
+                let follows = matches!(self.mirror.position(), Position::Following { .. });
+                let outcome = self.mirror.advance().await;
+                let is_read = outcome.is_ok() && (polls == 0 || follows);
+                if is_read && matches!(self.mirror.position(), Position::Following { .. }) {
+                    break;
+                }
+                tries += 1;
+                assert!(tries < 300, "it goes on: {outcome:?}");
+            }
+        }
+        loop {
+            if let Ok(read) = self.world.deletes().read().await {
+                self.world.store.with(|m| m.deletes = Some(read.watermark));
+                return;
+            }
+            tries += 1;
+            assert!(tries < 300, "it goes on");
+        }
+    }
+
+    async fn ends(&mut self) {
+        self.world.sim.clear_faults();
+        self.world.store.let_go();
+        self.read_everything_after_a_clock_was_set().await;
+        self.pass(120).await;
+        for _ in 0..3 {
+            self.read_everything().await;
+        }
+        let truth = match self.query {
+            Some(query) => self.world.truth_where(query),
+            None => self.world.truth(),
+        };
+        assert_same(&self.world.stored(), &truth);
+    }
+}
+
+#[test]
+fn after_any_interleaving_and_some_quiet_the_store_is_like_the_instance() {
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_nanos() as u64;
+    let given = std::env::var("MIRROR_MODEL_SEED").ok().map(|seed| seed.parse().expect("a number"));
+    let first: u64 = given.unwrap_or_else(now);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().expect("threads");
+    let began = Instant::now();
+    let mut cases = 0;
+    while began.elapsed() < BUDGET {
+        let seed = first.wrapping_add(cases);
+        cases += 1;
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        let config = Config {
+            cases: 1,
+            max_shrink_time: 20_000,
+            max_shrink_iters: 10_000,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+        let outcome =
+            TestRunner::new_with_rng(config, rng).run(&(settings(), events()), |(setting, events)| {
+                runtime.block_on(async {
+                    let mut case = Case::new(&setting).await;
+                    for event in &events {
+                        case.happens(event).await;
+                    }
+                    case.ends().await;
+                });
+                Ok(())
+            });
+        if let Err(e) = outcome {
+            panic!("MIRROR_MODEL_SEED={seed}: {e}");
+        }
+        if given.is_some() {
+            break;
+        }
+    }
+    eprintln!("{cases} cases, MIRROR_MODEL_SEED={first} onwards");
+}
