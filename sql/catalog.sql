@@ -19,6 +19,8 @@ CREATE TABLE servicenow.sync_table (
                     CHECK (phase IN ('pending', 'backfill', 'resync', 'catchup', 'synced')),
     -- There are rows already: those that are gone from the instance leave with the next fill.
     refill          boolean NOT NULL DEFAULT false,
+    -- Every record was read at least once since it is these that are mirrored.
+    filled          boolean NOT NULL DEFAULT false,
     -- Seconds since 1970 by the instance's clock.
     watermark       bigint,
     rows            bigint NOT NULL DEFAULT 0,

@@ -1,6 +1,6 @@
 //! The functions of schema `servicenow`, and those the extension's own triggers call.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use pgrx::datum::Interval;
 use pgrx::prelude::*;
@@ -8,15 +8,8 @@ use pgrx::{Internal, PgSqlErrorCode as Sql};
 
 use crate::error::{error, raise};
 use crate::option::{self, Context};
-use crate::pg::worker::Sign;
-use crate::{cache, catalog, import, pg, worker};
-
-/// How often a waiting session looks whether it has waited long enough.
-const GLANCE: Duration = Duration::from_millis(50);
-/// How often it wakes the worker, and makes sure that there is one.
-const REMIND: Duration = Duration::from_secs(1);
-/// How often it says how far things are.
-const SAY: Duration = Duration::from_secs(5);
+use crate::wait::Wait;
+use crate::{cache, catalog, import, pg, wait, worker};
 
 /// The handler of the foreign-data wrapper.
 #[pg_extern(sql = "
@@ -89,7 +82,7 @@ CREATE FUNCTION servicenow.sync(foreign_table regclass) RETURNS void
 LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'sync_wrapper';
 ")]
 fn sync(foreign_table: pg_sys::Oid) {
-    wait(foreign_table, None);
+    wait_until_caught_up(foreign_table, None);
 }
 
 /// Waits until everything that was in ServiceNow when the function was called is in the cache.
@@ -100,10 +93,10 @@ LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'wait_for_sync_
 fn wait_for_sync(foreign_table: pg_sys::Oid, timeout: Interval) {
     let microseconds = timeout.as_micros();
     let limit = u64::try_from(microseconds).map(Duration::from_micros).unwrap_or(Duration::ZERO);
-    wait(foreign_table, Some(limit));
+    wait_until_caught_up(foreign_table, Some(limit));
 }
 
-fn wait(relation: pg_sys::Oid, limit: Option<Duration>) {
+fn wait_until_caught_up(relation: pg_sys::Oid, limit: Option<Duration>) {
     catalog::mirror_or_error(relation);
     let name = catalog::qualified(relation);
     if !pg::session::may_select(relation) {
@@ -124,77 +117,10 @@ fn wait(relation: pg_sys::Oid, limit: Option<Duration>) {
     if !pg::worker::may_launch() {
         raise(error(Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "cannot sync during recovery"));
     }
-    let (began, since) = (Instant::now(), catalog::timestamp(SystemTime::now()));
-    let _sign = Sign::new(worker::WAIT_CLASS, relation.to_u32() as i32);
-    let (mut reminded, mut said, mut told): (Option<Instant>, Instant, Option<String>) =
-        (None, Instant::now(), None);
-    loop {
-        let now = pg::xact::with_latest_snapshot(|| catalog::progress(relation, since));
-        let Some(progress) = now else {
-            raise(error(Sql::ERRCODE_UNDEFINED_TABLE, format!("foreign table {name} was dropped")))
-        };
-        if progress.caught_up {
-            return;
-        }
-        if progress.uncommitted {
-            raise(
-                error(
-                    Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!("cannot wait for foreign table {name}: this transaction has changed it"),
-                )
-                .set_hint("The worker sees the change when the transaction has committed; wait then."),
-            );
-        }
-        if progress.last_error.is_some() && progress.last_error != told {
-            notice!("{name}: {}", progress.last_error.as_deref().unwrap_or_default());
-            told.clone_from(&progress.last_error);
-        }
-        if limit.is_some_and(|limit| began.elapsed() >= limit) {
-            raise(timed_out(&name, &progress));
-        }
-        if limit.is_some() && said.elapsed() >= SAY {
-            said = Instant::now();
-            notice!("{name}: {}", how_far(&progress));
-        }
-        if reminded.is_none_or(|at| at.elapsed() >= REMIND) {
-            reminded = Some(Instant::now());
-            pg::xact::with_latest_snapshot(|| {
-                worker::ensure();
-                worker::pid().into_iter().for_each(pg::worker::wake);
-            });
-        }
-        pg::io::wait(None, Some(GLANCE));
-    }
-}
-
-fn timed_out(name: &str, progress: &catalog::Progress) -> pg_sys::panic::ErrorReport {
-    let report = error(
-        Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-        format!("foreign table {name} is not in sync yet: {}", how_far(progress)),
-    );
-    let report = match &progress.last_error {
-        Some(e) => report.set_detail(format!("The last attempt failed: {e}")),
-        None => report,
-    };
-    match worker::pid() {
-        Some(_) => report.set_hint("The worker goes on; view servicenow.sync_status shows how far it is."),
-        None if !catalog::worker_enabled() => {
-            report.set_hint("The worker is stopped; start it with SELECT servicenow.start_worker().")
-        }
-        None => report.set_hint("The worker does not run; see the server log, and max_worker_processes."),
-    }
-}
-
-fn how_far(progress: &catalog::Progress) -> String {
-    match (progress.phase.as_str(), progress.rows_total) {
-        ("backfill" | "resync", Some(total)) if total > 0 => format!(
-            "{} of {total} rows read ({:.1} %)",
-            progress.rows_filled,
-            100.0 * progress.rows_filled as f64 / total as f64
-        ),
-        ("backfill" | "resync", _) => format!("{} rows read", progress.rows_filled),
-        ("pending", _) => "reading has not begun".to_owned(),
-        _ => "reading changes".to_owned(),
+    let wait = Wait { since: SystemTime::now(), limit, talk: limit.is_some() };
+    if let Err(progress) = wait.until(relation, |progress| progress.caught_up) {
+        let message = format!("foreign table {name} is not in sync yet: {}", progress.how_far());
+        raise(wait::explain(error(Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message), &progress));
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Mirror {
     pub width: i16,
     /// See `servicenow.sync_table.generation`.
     pub generation: i64,
+    /// Whether its first fill is known to be complete.
+    pub filled: Cell<bool>,
     /// What stands for the table in a query; made at first use.
     pub template: OnceCell<Option<Rc<Template>>>,
 }
@@ -251,6 +253,7 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
         key,
         width,
         generation,
+        filled: Cell::new(false),
         template: OnceCell::new(),
     })
 }
@@ -361,11 +364,23 @@ pub fn insert_followed(relation: pg_sys::Oid, server: pg_sys::Oid, follow: Follo
     write("INSERT INTO servicenow.sync_server (server) VALUES ($1) ON CONFLICT DO NOTHING", &[server.into()]);
 }
 
-/// Enters that a cache table was changed. `refill` has everything read again.
-pub fn update_followed(relation: pg_sys::Oid, follow: Follow, refill: bool) {
+/// What a change of a cache table has the worker do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refill {
+    /// Nothing.
+    No,
+    /// Read everything again; the rows that are there are worth reading meanwhile.
+    InPlace,
+    /// Read everything: the rows that are there, if any, are others.
+    FromNothing,
+}
+
+/// Enters that a cache table was changed.
+pub fn update_followed(relation: pg_sys::Oid, follow: Follow, refill: Refill) {
     write(
         "UPDATE servicenow.sync_table
-         SET cache_table = $2, remote_table = $3, query = $4, columns = $5, generation = generation + 1
+         SET cache_table = $2, remote_table = $3, query = $4, columns = $5, generation = generation + 1,
+             filled = filled AND $6
          WHERE foreign_table = $1",
         &[
             relation.into(),
@@ -373,9 +388,10 @@ pub fn update_followed(relation: pg_sys::Oid, follow: Follow, refill: bool) {
             follow.remote_table.into(),
             follow.query.into(),
             JsonB(follow.columns).into(),
+            (refill != Refill::FromNothing).into(),
         ],
     );
-    if refill {
+    if refill != Refill::No {
         start_over(relation);
     }
 }
@@ -532,6 +548,26 @@ pub struct Progress {
     pub last_error: Option<String>,
     /// What is to be done was asked for by the current transaction, so that the worker cannot see it yet.
     pub uncommitted: bool,
+    /// See `sync_table.filled`.
+    pub filled: bool,
+    /// How long ago the last poll began, as Postgres writes an interval.
+    pub age: Option<String>,
+}
+
+impl Progress {
+    /// How far the table is, for people.
+    pub fn how_far(&self) -> String {
+        match (self.phase.as_str(), self.rows_total) {
+            ("backfill" | "resync", Some(total)) if total > 0 => format!(
+                "{} of {total} rows read ({:.1} %)",
+                self.rows_filled,
+                100.0 * self.rows_filled as f64 / total as f64
+            ),
+            ("backfill" | "resync", _) => format!("{} rows read", self.rows_filled),
+            ("pending", _) => "reading has not begun".to_owned(),
+            _ => "reading changes".to_owned(),
+        }
+    }
 }
 
 /// How far a table is; `None` if it is gone.
@@ -540,7 +576,8 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
         "SELECT t.phase, t.rows_filled, t.rows_total,
                 t.phase = 'synced' AND t.last_poll_at >= $2
                 AND (v.last_deletes_at >= $2 OR v.last_error_at >= $2),
-                coalesce(t.last_error, v.last_error), t.xmin::text
+                coalesce(t.last_error, v.last_error), t.xmin::text, t.filled,
+                date_trunc('second', clock_timestamp() - t.last_poll_at)::text
          FROM servicenow.sync_table t
               JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
               JOIN servicenow.sync_server v ON v.server = f.ftserver
@@ -554,6 +591,8 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
                 caught_up: get(&row, 4).unwrap_or(false),
                 last_error: get(&row, 5),
                 uncommitted: get(&row, 6).is_some_and(|xid: String| pg::xact::is_own(&xid)),
+                filled: get(&row, 7).unwrap_or(false),
+                age: get(&row, 8),
             })
         },
     )

@@ -1,20 +1,25 @@
-//! The functions Postgres calls by address or name: the planner hook and the mains of background workers. They
-//! hand on at once; there is no logic here.
+//! The functions Postgres calls by address or name: hooks and the mains of background workers. They hand on at
+//! once; there is no logic here.
 
 use pgrx::{pg_guard, pg_sys};
 
+use crate::freshness;
 use crate::pg::expand;
+use crate::pg::start::Start;
 use crate::planner::Caches;
 use crate::worker;
 
 static mut PREVIOUS_PLANNER_HOOK: pg_sys::planner_hook_type = None;
+static mut PREVIOUS_START_HOOK: pg_sys::ExecutorStart_hook_type = None;
 
-/// Puts the planner hook in place. Once per process, when the library is loaded.
+/// Puts the hooks in place. Once per process, when the library is loaded.
 pub fn install_hooks() {
     // SAFETY: the main thread loads the library; nobody reads the variables meanwhile.
     unsafe {
         PREVIOUS_PLANNER_HOOK = pg_sys::planner_hook;
         pg_sys::planner_hook = Some(planner_hook);
+        PREVIOUS_START_HOOK = pg_sys::ExecutorStart_hook;
+        pg_sys::ExecutorStart_hook = Some(start_hook);
     }
 }
 
@@ -28,6 +33,9 @@ unsafe extern "C-unwind" {
         cursor_options: i32,
         params: pg_sys::ParamListInfo,
     ) -> *mut pg_sys::PlannedStmt;
+    /// execMain.c; likewise.
+    #[link_name = "standard_ExecutorStart"]
+    fn plain_standard_executor_start(query: *mut pg_sys::QueryDesc, eflags: std::ffi::c_int);
 }
 
 /// Not guarded: an ERROR of the planner passes through this frame as through one of C, which is sound because
@@ -52,6 +60,26 @@ unsafe extern "C-unwind" fn planner_hook(
 unsafe extern "C-unwind" fn expand_guarded(query: *mut pg_sys::Query) {
     // SAFETY: the planner's own query, which it may change.
     unsafe { expand::expand(query, &Caches) };
+}
+
+/// Not guarded, for the same reason.
+unsafe extern "C-unwind" fn start_hook(query: *mut pg_sys::QueryDesc, eflags: std::ffi::c_int) {
+    // SAFETY: the executor's own arguments.
+    unsafe {
+        if eflags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0 && pg_sys::ParallelWorkerNumber < 0 {
+            check_guarded(query);
+        }
+        match PREVIOUS_START_HOOK {
+            Some(previous) => previous(query, eflags),
+            None => plain_standard_executor_start(query, eflags),
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_guarded(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: the executor's own query.
+    unsafe { freshness::check(&Start::new(query)) };
 }
 
 /// Main of a database's worker; the argument is the database's OID.

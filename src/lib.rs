@@ -5,6 +5,8 @@
 //! - [`import`]: IMPORT FOREIGN SCHEMA; [`cache`]: cache tables, their DDL and their rows
 //! - [`planner`]: reads, by expansion of foreign tables to their caches; [`fdw`]: what is left to scans, and
 //!   writes; [`connection`]: clients of statements
+//! - [`setting`]: the settings of sessions; [`freshness`]: whether caches may be read as they are; [`wait`]:
+//!   waiting until they may
 //! - [`worker`]: the background process that keeps caches up to date
 //! - [`catalog`]: the extension's own tables, and the mirror behind a foreign table
 //! - [`pg`] and [`entry`]: the boundary to Postgres, the only places with `unsafe`
@@ -24,11 +26,14 @@ mod connection;
 mod entry;
 mod error;
 mod fdw;
+mod freshness;
 mod import;
 mod option;
 #[allow(unsafe_code)]
 mod pg;
 mod planner;
+mod setting;
+mod wait;
 mod worker;
 
 use pgrx::prelude::*;
@@ -44,6 +49,7 @@ extension_sql_file!("../sql/event_trigger.sql", name = "event_trigger", finalize
 #[allow(non_snake_case)]
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    setting::define();
     entry::install_hooks();
     pg::catalog::listen_for_changes();
     if pg::worker::is_preloading() {

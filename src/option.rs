@@ -78,6 +78,7 @@ const OPTIONS: &[(&str, Context, Kind)] = &[
     ("poll_interval", Context::Table, Kind::Time(100)),
     ("field", Context::Column, Kind::Field),
     ("show", Context::Column, Kind::OneOf(&["value", "label"])),
+    ("index", Context::Column, Kind::Boolean),
 ];
 
 /// An option that is not acceptable.
@@ -388,6 +389,8 @@ pub struct ColumnOptions {
     pub field: Option<String>,
     /// Which side of the field.
     pub show: Show,
+    /// Whether the cache has an index on it.
+    pub index: bool,
 }
 
 impl ColumnOptions {
@@ -399,6 +402,7 @@ impl ColumnOptions {
                 Some("label") => Show::Label,
                 _ => Show::Value,
             },
+            index: find(options, "index").is_some_and(|v| parse_boolean("index", v).unwrap_or(false)),
         }
     }
 }

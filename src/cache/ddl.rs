@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use servicenow::value::Show;
 
 use super::{MOD_COUNT, UPDATED_ON};
-use crate::catalog::{self, Follow, WRAPPER};
+use crate::catalog::{self, Follow, Refill, WRAPPER};
 use crate::error::{error, raise};
 use crate::option::{ColumnOptions, TableOptions};
 use crate::pg;
@@ -29,6 +29,24 @@ struct FollowedColumn {
     type_: String,
     field: String,
     show: Show,
+    /// Whether it is to have an index.
+    #[serde(default)]
+    index: bool,
+    /// The index that was made for it.
+    #[serde(default)]
+    index_oid: Option<u32>,
+}
+
+impl FollowedColumn {
+    /// Whether it is the record's identity.
+    fn is_key(&self) -> bool {
+        self.field == "sys_id" && self.show == Show::Value
+    }
+
+    /// Whether both hold the same.
+    fn same_content(&self, other: &Self) -> bool {
+        (&self.type_, &self.field, self.show) == (&other.type_, &other.field, other.show)
+    }
 }
 
 /// Makes or changes the cache of a relation, if it is one of our foreign tables.
@@ -47,31 +65,38 @@ pub fn follow(relation: pg_sys::Oid) {
             .set_hint("Its cache would outlive the session; create it in a permanent schema."),
         );
     }
-    let columns = columns_of(relation, &name);
-    let wanted = |cache| Follow {
+    let mut columns = columns_of(relation, &name);
+    let wanted = |cache, columns: &[FollowedColumn]| Follow {
         cache,
         remote_table: table.to_string(),
         query: options.query_text.clone(),
-        columns: serde_json::to_value(&columns).expect("columns are plain data"),
+        columns: serde_json::to_value(columns).expect("columns are plain data"),
     };
     match catalog::followed(relation) {
         None => {
-            let cache = create(&name, &columns);
-            catalog::insert_followed(relation, server, wanted(cache));
+            let cache = create(&name, &mut columns);
+            catalog::insert_followed(relation, server, wanted(cache, &columns));
         }
         Some(before) if pg::catalog::relation_kind(before.cache).is_none() => {
             // Somebody has dropped it by hand.
-            let cache = create(&name, &columns);
-            catalog::update_followed(relation, wanted(cache), true);
+            let cache = create(&name, &mut columns);
+            catalog::update_followed(relation, wanted(cache, &columns), Refill::FromNothing);
         }
         Some(before) => {
             let old: Vec<FollowedColumn> = serde_json::from_value(before.columns.clone()).unwrap_or_default();
             let read_differently = alter(before.cache, &old, &columns);
+            index(before.cache, &old, &mut columns);
             rename(before.cache, &name);
-            let after = wanted(before.cache);
+            let after = wanted(before.cache, &columns);
             let other_rows = (&before.remote_table, &before.query) != (&after.remote_table, &after.query);
-            if other_rows || before.columns != after.columns {
-                catalog::update_followed(relation, after, other_rows || read_differently);
+            let key = |columns: &[FollowedColumn]| columns.iter().find(|c| c.is_key()).map(|c| c.number);
+            let refill = match read_differently {
+                _ if other_rows || key(&old) != key(&columns) => Refill::FromNothing,
+                true => Refill::InPlace,
+                false => Refill::No,
+            };
+            if refill != Refill::No || before.columns != after.columns {
+                catalog::update_followed(relation, after, refill);
             }
         }
     }
@@ -105,11 +130,10 @@ pub fn repair(relation: pg_sys::Oid) {
 fn fits(cache: pg_sys::Oid, columns: &[FollowedColumn]) -> bool {
     let attributes = pg::catalog::attributes(cache);
     let has = |name: &str, type_: &str| attributes.iter().any(|a| a.name == name && type_of(a) == type_);
-    let key = |column: &FollowedColumn| column.field == "sys_id" && column.show == Show::Value;
     columns.iter().all(|column| has(&column.name, &column.type_))
         && has(UPDATED_ON, "timestamp with time zone")
         && has(MOD_COUNT, "bigint")
-        && columns.iter().find(|c| key(c)).is_some_and(|c| {
+        && columns.iter().find(|c| c.is_key()).is_some_and(|c| {
             let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
             let writer = pg::table::TableWriter::open(cache, &names, &c.name, pg::table::Triggers::Query);
             writer.map(pg::table::TableWriter::close).is_some()
@@ -162,10 +186,11 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
             field: options.field.unwrap_or_else(|| attribute.name.clone()),
             show: options.show,
             name: attribute.name.clone(),
+            index: options.index,
+            index_oid: None,
         });
     }
-    let keys: Vec<&FollowedColumn> =
-        columns.iter().filter(|column| column.field == "sys_id" && column.show == Show::Value).collect();
+    let keys: Vec<&FollowedColumn> = columns.iter().filter(|column| column.is_key()).collect();
     match keys.as_slice() {
         [] => raise(catalog::no_key(name)),
         [key] if matches!(key.type_.as_str(), "text" | "character varying") => columns,
@@ -192,13 +217,13 @@ fn type_of(attribute: &Attribute) -> String {
         + &pg::catalog::collation_clause(attribute.type_oid, attribute.collation)
 }
 
-fn create(name: &str, columns: &[FollowedColumn]) -> pg_sys::Oid {
+fn create(name: &str, columns: &mut [FollowedColumn]) -> pg_sys::Oid {
     let name = free_name(name);
     let mut definitions: Vec<String> =
         columns.iter().map(|column| format!("{} {}", quote_identifier(&column.name), column.type_)).collect();
     definitions.push(format!("{UPDATED_ON} timestamp with time zone"));
     definitions.push(format!("{MOD_COUNT} bigint"));
-    if let Some(key) = columns.iter().find(|column| column.field == "sys_id" && column.show == Show::Value) {
+    if let Some(key) = columns.iter().find(|column| column.is_key()) {
         definitions.push(format!("PRIMARY KEY ({})", quote_identifier(&key.name)));
     }
     let table = format!("{SCHEMA}.{}", quote_identifier(&name));
@@ -206,7 +231,33 @@ fn create(name: &str, columns: &[FollowedColumn]) -> pg_sys::Oid {
     // A member of the extension is left out of dumps: a restored database refills its caches.
     run(&format!("ALTER EXTENSION servicenow_fdw ADD TABLE {table}"));
     run(&format!("COMMENT ON TABLE {table} IS 'cache of a foreign table; do not write to it'"));
-    pg::catalog::relation_in(SCHEMA, &name).expect("the table was just made")
+    let cache = pg::catalog::relation_in(SCHEMA, &name).expect("the table was just made");
+    index(cache, &[], columns);
+    cache
+}
+
+/// Makes the indexes that columns are to have, and drops those they had. Others are the DBA's.
+fn index(cache: pg_sys::Oid, old: &[FollowedColumn], new: &mut [FollowedColumn]) {
+    let table = catalog::qualified(cache);
+    for column in new {
+        let before = old.iter().find(|before| before.number == column.number);
+        let known = before.and_then(|before| before.index_oid);
+        let there = known.filter(|index| pg::catalog::indexes(cache).contains(&(*index).into()));
+        column.index_oid = match (column.index && !column.is_key(), there) {
+            (true, Some(index)) => Some(index),
+            (true, None) => {
+                let before = pg::catalog::indexes(cache);
+                run(&format!("CREATE INDEX ON {table} ({})", quote_identifier(&column.name)));
+                let made = pg::catalog::indexes(cache).into_iter().find(|index| !before.contains(index));
+                made.map(pg_sys::Oid::to_u32)
+            }
+            (false, Some(index)) => {
+                run(&format!("DROP INDEX {}", catalog::qualified(index.into())));
+                None
+            }
+            (false, None) => None,
+        };
+    }
 }
 
 /// The foreign table's own name if it is free among the caches, else with a number behind it.
@@ -227,19 +278,17 @@ fn free_name(name: &str) -> String {
 fn alter(cache: pg_sys::Oid, old: &[FollowedColumn], new: &[FollowedColumn]) -> bool {
     let table = catalog::qualified(cache);
     let twin = |column: &FollowedColumn| old.iter().find(|before| before.number == column.number);
-    let same_content =
-        |a: &FollowedColumn, b: &FollowedColumn| (&a.type_, &a.field, a.show) == (&b.type_, &b.field, b.show);
     // Drop first and rename in two steps, so that names may be swapped.
     let mut to_rename = Vec::new();
     let mut to_add = Vec::new();
     for before in old {
-        if !new.iter().any(|column| column.number == before.number && same_content(column, before)) {
+        if !new.iter().any(|column| column.number == before.number && column.same_content(before)) {
             run(&format!("ALTER TABLE {table} DROP COLUMN IF EXISTS {}", quote_identifier(&before.name)));
         }
     }
     for column in new {
         match twin(column) {
-            Some(before) if same_content(before, column) => {
+            Some(before) if before.same_content(column) => {
                 if before.name != column.name {
                     let parked = format!("_sn_renamed_{}", column.number);
                     rename_column(&table, &before.name, &parked);
@@ -255,7 +304,7 @@ fn alter(cache: pg_sys::Oid, old: &[FollowedColumn], new: &[FollowedColumn]) -> 
     for column in &to_add {
         let (name, type_) = (quote_identifier(&column.name), &column.type_);
         run(&format!("ALTER TABLE {table} ADD COLUMN {name} {type_}"));
-        if column.field == "sys_id" && column.show == Show::Value {
+        if column.is_key() {
             // The key itself was made anew: nothing in the cache can be told apart any more.
             run(&format!("DELETE FROM {table}"));
             run(&format!("ALTER TABLE {table} ADD PRIMARY KEY ({name})"));

@@ -4,6 +4,8 @@ mod body;
 mod label;
 pub mod modify;
 
+use std::time::SystemTime;
+
 use pgrx::pg_sys;
 
 use crate::catalog::{self, Mirror};
@@ -23,6 +25,10 @@ impl Wrapper for ServiceNow {
         let mirror = catalog::mirror_or_error(relation);
         let columns = mirror.columns.iter().map(|column| (column.number, column.name.clone()));
         Source { cache: mirror.cache, owner: mirror.owner, columns: columns.collect() }
+    }
+
+    fn age(relation: pg_sys::Oid) -> Option<String> {
+        catalog::progress(relation, catalog::timestamp(SystemTime::now()))?.age
     }
 
     fn key(relation: pg_sys::Oid) -> i16 {

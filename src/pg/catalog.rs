@@ -69,6 +69,16 @@ pub fn relation_in(schema: &str, name: &str) -> Option<pg_sys::Oid> {
     (relation != pg_sys::InvalidOid).then_some(relation)
 }
 
+/// A table's indexes.
+pub fn indexes(table: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    // SAFETY: opening fails with an ERROR if there is no such table; the guard closes it after the list, which
+    // is the caller's, is read.
+    unsafe {
+        let table = PgRelation::with_lock(table, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        PgList::<pg_sys::Oid>::from_pg(pg_sys::RelationGetIndexList(table.as_ptr())).iter_oid().collect()
+    }
+}
+
 /// Whether values of a type run no code that a user has written: it is a base type or an enum, or an array of
 /// one.
 pub fn is_plain_type(type_oid: pg_sys::Oid) -> bool {
@@ -112,6 +122,22 @@ pub fn relation_owner(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
         let owner = (*form).relowner;
         pg_sys::ReleaseSysCache(tuple);
         Some(owner)
+    }
+}
+
+/// The number of rows a table's statistics know of; 0 if it is gone, negative if nothing is known.
+pub fn row_estimate(table: pg_sys::Oid) -> f32 {
+    // SAFETY: as for `relation_owner`.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(table));
+        if tuple.is_null() {
+            return 0.0;
+        }
+        let form: *mut pg_sys::FormData_pg_class = pg_sys::GETSTRUCT(tuple).cast();
+        let rows = (*form).reltuples;
+        pg_sys::ReleaseSysCache(tuple);
+        rows
     }
 }
 

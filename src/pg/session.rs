@@ -92,3 +92,18 @@ pub fn database_is_utf8() -> bool {
     // SAFETY: reads a variable.
     unsafe { pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32 }
 }
+
+/// Has Postgres refuse settings that begin with `prefix` and a dot and are not defined.
+pub fn reserve_settings(prefix: &'static std::ffi::CStr) {
+    // SAFETY: the prefix is a constant; placeholders that nobody defined go away with a WARNING.
+    unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) };
+}
+
+/// A setting as SHOW prints it.
+pub fn setting(name: &'static std::ffi::CStr) -> String {
+    // SAFETY: gives back NULL for an unknown setting (`missing_ok`), else a palloc'd string.
+    unsafe {
+        super::catalog::text(pg_sys::GetConfigOptionByName(name.as_ptr(), std::ptr::null_mut(), true))
+            .unwrap_or_default()
+    }
+}

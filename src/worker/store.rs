@@ -154,6 +154,11 @@ pub fn carry_out(request: Request) {
     if matches!(&outcome, Err(caught) if caught.is_conflict()) {
         outcome = attempt(true);
     }
+    if matches!(&outcome, Ok(Ok(Done::Applied)))
+        && let (Work::Apply(Step::Complete { .. }), Some(table)) = (&work, table)
+    {
+        analyze(table);
+    }
     let answer = match outcome {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(e)) => Err(Undone::Store(e)),
@@ -163,6 +168,16 @@ pub fn carry_out(request: Request) {
         Err(caught) => Err(Undone::Store(StoreError::Failed(describe(&caught, table, &work)))),
     };
     let _mirror_gone = reply.send(answer);
+}
+
+/// Gives the planner statistics of a cache that was just filled; autovacuum would take a minute to notice. If
+/// somebody is in the way, it is left to autovacuum.
+fn analyze(table: Table) {
+    let _left_to_autovacuum = pg::xact::transaction(|| {
+        if let Some(mirror) = catalog::mirror(table.relation) {
+            write(&format!("ANALYZE {}", catalog::qualified(mirror.cache)), &[]);
+        }
+    });
 }
 
 /// What is said of an ERROR. Those about data quote them, and row values are not shown: column and record are.
@@ -383,7 +398,7 @@ fn complete(mirror: &Mirror, watermark: i64) {
                               FROM {table}),
                   forgotten AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1)
              UPDATE servicenow.sync_table t
-             SET phase = 'catchup', refill = false, watermark = least(t.watermark, $2), fill_ended_at = clock_timestamp(),
+             SET phase = 'catchup', refill = false, filled = true, watermark = $2, fill_ended_at = clock_timestamp(),
                  rows = c.rows, rows_hidden = greatest(0, t.rows_total - c.rows),
                  last_change_at = greatest(t.last_change_at, c.latest)
              FROM counted c WHERE t.foreign_table = $1"

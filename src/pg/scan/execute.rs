@@ -5,6 +5,7 @@ use std::ptr::null_mut;
 use pgrx::{PgList, PgMemoryContexts, pg_sys};
 
 use super::Private;
+use crate::pg::catalog::c_string;
 use crate::pg::table::new_context;
 
 /// A running scan.
@@ -207,17 +208,27 @@ pub unsafe fn end(node: *mut pg_sys::ForeignScanState) {
     }
 }
 
-/// Shows the scan of the cache below the foreign scan.
+/// Shows the scan of the cache below the foreign scan, and the cache's age, which is no more the same at the next
+/// look, where costs are shown.
 ///
 /// # Safety
 /// Called by EXPLAIN as `ExplainForeignScan`.
-pub unsafe fn explain(node: *mut pg_sys::ForeignScanState, es: *mut pg_sys::ExplainState) {
+pub unsafe fn explain(
+    node: *mut pg_sys::ForeignScanState,
+    es: *mut pg_sys::ExplainState,
+    age: fn(pg_sys::Oid) -> Option<String>,
+) {
     // SAFETY: by contract. EXPLAIN keeps what it knows of the plan it prints in its state, so the inner plan is
     // printed with a copy that shares the output buffer.
     unsafe {
         let state: *mut ScanState = (*node).fdw_state.cast();
         if state.is_null() {
             return;
+        }
+        if (*es).costs {
+            let age =
+                age((*(*node).ss.ss_currentRelation).rd_id).unwrap_or_else(|| "never in sync".to_owned());
+            pg_sys::ExplainPropertyText(c"Cache Age".as_ptr(), c_string(&age).as_ptr(), es);
         }
         let mut inner = std::ptr::read(es);
         pg_sys::ExplainPrintPlan(&mut inner, (*state).query);

@@ -1,0 +1,71 @@
+//! The settings of sessions, `servicenow_fdw.*`.
+
+use std::ffi::CStr;
+use std::time::Duration;
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+
+/// What reading a table does whose first fill is not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum IncompleteReads {
+    /// It gives the rows that are there, and a WARNING.
+    #[name = c"warn"]
+    Warn,
+    /// It is an ERROR.
+    #[name = c"error"]
+    Error,
+    /// It waits until the table is complete.
+    #[name = c"wait"]
+    Wait,
+    /// It gives the rows that are there.
+    #[name = c"allow"]
+    Allow,
+}
+
+static MAX_STALENESS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static INCOMPLETE_READS: GucSetting<IncompleteReads> =
+    GucSetting::<IncompleteReads>::new(IncompleteReads::Warn);
+
+/// Defines the settings. Once per process, when the library is loaded.
+pub fn define() {
+    GucRegistry::define_int_guc(
+        MAX_STALENESS_NAME,
+        c"The age a foreign table's cache may have when it is read.",
+        c"A read of an older one waits as long for the next sync, and fails without one. 0 turns this off.",
+        &MAX_STALENESS,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_enum_guc(
+        c"servicenow_fdw.incomplete_reads",
+        c"What reading a foreign table does before it was filled for the first time.",
+        c"\"warn\" gives the rows that are there with a WARNING, \"error\" fails, \"wait\" waits, \"allow\" gives what is there.",
+        &INCOMPLETE_READS,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    crate::pg::session::reserve_settings(PREFIX);
+}
+
+const MAX_STALENESS_NAME: &CStr = c"servicenow_fdw.max_staleness";
+const PREFIX: &CStr = c"servicenow_fdw";
+
+/// The age a cache may have when it is read; `None` for any.
+pub fn max_staleness() -> Option<Duration> {
+    match u64::try_from(MAX_STALENESS.get()) {
+        Ok(milliseconds) if milliseconds > 0 => Some(Duration::from_millis(milliseconds)),
+        _ => None,
+    }
+}
+
+/// The same as SHOW prints it.
+pub fn max_staleness_text() -> String {
+    crate::pg::session::setting(MAX_STALENESS_NAME)
+}
+
+/// What reading an incomplete table does.
+pub fn incomplete_reads() -> IncompleteReads {
+    INCOMPLETE_READS.get()
+}
