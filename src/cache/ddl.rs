@@ -111,19 +111,25 @@ pub fn forget(relation: pg_sys::Oid) {
     }
 }
 
-/// Makes sure that the cache is there and whole, whatever was done to it by hand.
+/// Makes sure that the cache is there and whole, whatever was done to it by hand. One that is keeps its readers.
 pub fn repair(relation: pg_sys::Oid) {
-    // Readers that have been told of the old cache must be done with it.
-    pg::catalog::lock_exclusively(relation);
-    if let Some(followed) = catalog::followed(relation)
-        && let Some(_kind) = pg::catalog::relation_kind(followed.cache)
-    {
-        let name = pg::catalog::relation_name(relation).unwrap_or_default();
-        if !fits(followed.cache, &columns_of(relation, &name)) {
+    if !is_intact(relation) {
+        // Readers that have been told of the old cache must be done with it.
+        pg::catalog::lock_exclusively(relation);
+        if let Some(followed) = catalog::followed(relation)
+            && pg::catalog::relation_kind(followed.cache).is_some()
+            && !is_intact(relation)
+        {
             drop_cache(followed.cache);
         }
     }
     follow(relation);
+}
+
+fn is_intact(relation: pg_sys::Oid) -> bool {
+    let name = pg::catalog::relation_name(relation).unwrap_or_default();
+    let there = catalog::followed(relation).filter(|f| pg::catalog::relation_kind(f.cache).is_some());
+    there.is_some_and(|followed| fits(followed.cache, &columns_of(relation, &name)))
 }
 
 /// Whether a cache table has every column it should have, and its key.
