@@ -12,17 +12,16 @@ use crate::pg;
 use crate::pg::start::Start;
 use crate::setting::{self, IncompleteReads};
 use crate::wait::{self, Wait};
+use crate::worker;
 
-/// Checks every foreign table a query is about to read. Costs a lookup in memory for each once it is filled,
-/// if `max_staleness` is off.
+/// Checks every foreign table a query is about to read, and makes sure that somebody keeps it up to date. Costs a
+/// lookup in memory for each once it is filled, if `max_staleness` is off.
 pub fn check(start: &Start) {
     let (incomplete, limit) = (setting::incomplete_reads(), setting::max_staleness());
-    if incomplete == IncompleteReads::Allow && limit.is_none() {
-        return;
-    }
     let mut waited = false;
     for relation in start.reads() {
         let Some(mirror) = catalog::mirror(relation) else { continue };
+        worker::ensure_now_and_then();
         if incomplete != IncompleteReads::Allow && !is_filled(&mirror) {
             start.check_privileges();
             waited |= read_incomplete(start, &mirror, incomplete);

@@ -7,7 +7,6 @@ use pgrx::pg_sys;
 
 use crate::catalog::{self, Mirror};
 use crate::pg::expand::{Expansions, Output, Template};
-use crate::worker;
 
 /// Finds the cache behind a foreign table.
 pub struct Caches;
@@ -15,7 +14,6 @@ pub struct Caches;
 impl Expansions for Caches {
     fn template(&self, relation: pg_sys::Oid) -> Option<Rc<Template>> {
         let mirror = catalog::mirror(relation)?;
-        worker::ensure_now_and_then();
         mirror.template.get_or_init(|| template(&mirror).map(Rc::new)).clone()
     }
 }
