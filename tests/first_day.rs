@@ -27,8 +27,10 @@ async fn an_import_fills_the_caches_with_labels_and_stored_values() {
 async fn reads_are_plans_on_the_cache() {
     let world = World::new().await;
     world.import(&["incident", "\"user\""]).await;
+    world.db.run("SET enable_seqscan = off").await; // the instance is small
     let plan = world.db.explain("SELECT * FROM incident WHERE sys_id = 'x'").await;
     assert!(plan.contains("Index Scan using incident_pkey on incident"), "{plan}");
+    world.db.run("RESET enable_seqscan").await;
     let plan = world
         .db
         .explain("SELECT u.name, count(*) FROM incident i JOIN \"user\" u ON u.sys_id = i.caller_id_value GROUP BY 1")
