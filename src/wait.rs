@@ -39,7 +39,9 @@ impl Wait {
         let (mut reminded, mut said, mut told): (Option<Instant>, Instant, Option<String>) =
             (None, Instant::now(), None);
         loop {
-            let now = pg::xact::with_latest_snapshot(|| catalog::progress(relation, since));
+            // What the waiting statement itself sees does not change.
+            let look = || (catalog::progress(relation, since), catalog::worker_enabled());
+            let (now, enabled) = pg::xact::with_latest_snapshot(look);
             let Some(progress) = now else {
                 raise(error(Sql::ERRCODE_UNDEFINED_TABLE, format!("foreign table {name} was dropped")))
             };
@@ -53,7 +55,7 @@ impl Wait {
                 notice!("{name}: {}", progress.last_error.as_deref().unwrap_or_default());
                 told.clone_from(&progress.last_error);
             }
-            if self.limit.is_some_and(|limit| began.elapsed() >= limit) || !catalog::worker_enabled() {
+            if self.limit.is_some_and(|limit| began.elapsed() >= limit) || !enabled {
                 return Err(progress);
             }
             if self.talk && said.elapsed() >= SAY {
@@ -88,7 +90,7 @@ pub fn explain(report: ErrorReport, progress: &Progress) -> ErrorReport {
     };
     match worker::pid() {
         Some(_) => report.set_hint("The worker goes on; view servicenow.sync_status shows how far it is."),
-        None if !catalog::worker_enabled() => {
+        None if !pg::xact::with_latest_snapshot(catalog::worker_enabled) => {
             report.set_hint("The worker is stopped; start it with SELECT servicenow.start_worker().")
         }
         None => report.set_hint("The worker does not run; see the server log, and max_worker_processes."),

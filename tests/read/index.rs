@@ -1,0 +1,86 @@
+//! Indexes and statistics of caches.
+
+use world::World;
+
+use crate::with_copies;
+
+/// The indexes on the incidents' cache but its key: their columns.
+const INDEXED: &str = "SELECT coalesce(string_agg(a.attname, ',' ORDER BY a.attname), '') FROM pg_index i
+    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+    WHERE i.indrelid = 'servicenow_cache.incident'::regclass AND NOT indisprimary";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_option_makes_an_index_and_takes_it_away() {
+    let world = with_copies().await;
+    let indexed = || world.db.value::<String>(INDEXED);
+    assert_eq!(indexed().await, "caller_id,number,opened_at");
+    world.db.run("ALTER FOREIGN TABLE incident ALTER caller_id OPTIONS (SET index 'false')").await;
+    assert_eq!(indexed().await, "number,opened_at");
+    world.db.run("ALTER FOREIGN TABLE incident ALTER caller_id OPTIONS (DROP index)").await;
+    world.db.run("ALTER FOREIGN TABLE incident ALTER state OPTIONS (ADD index 'on')").await;
+    assert_eq!(indexed().await, "number,opened_at,state");
+    world.db.run("ALTER FOREIGN TABLE incident RENAME state TO status").await;
+    world.db.run("ALTER FOREIGN TABLE incident ALTER opened_at TYPE text").await;
+    assert_eq!(indexed().await, "number,opened_at,status");
+    world.db.run("ALTER FOREIGN TABLE incident DROP COLUMN number").await;
+    assert_eq!(indexed().await, "opened_at,status");
+    let error =
+        world.db.error("ALTER FOREIGN TABLE incident ALTER priority OPTIONS (ADD index 'perhaps')").await;
+    assert_eq!(error.code().code(), "22023");
+    // The key has one anyway.
+    world.db.run("ALTER FOREIGN TABLE incident ALTER sys_id OPTIONS (ADD index 'true')").await;
+    assert_eq!(indexed().await, "opened_at,status");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_and_statistics_survive_a_resync() {
+    let world = with_copies().await;
+    world
+        .db
+        .run(
+            "CREATE INDEX mine ON servicenow_cache.incident (priority, state) WHERE active;
+             CREATE STATISTICS mine ON state, priority FROM servicenow_cache.incident;
+             ALTER TABLE servicenow_cache.incident ALTER number SET STATISTICS 500;
+             ANALYZE servicenow_cache.incident",
+        )
+        .await;
+    let state = "SELECT (SELECT count(*) FROM pg_index WHERE indrelid = c) || ' ' || (SELECT count(*) FROM pg_statistic WHERE starelid = c)
+                     || ' ' || (SELECT count(*) FROM pg_statistic_ext WHERE stxrelid = c)
+                     || ' ' || (SELECT attstattarget FROM pg_attribute WHERE attrelid = c AND attname = 'number')
+                 FROM CAST('servicenow_cache.incident' AS regclass) c";
+    let before = world.db.value::<String>(state).await;
+    world.db.run("SELECT servicenow.start_worker(); SELECT servicenow.resync('incident')").await;
+    world.sync("incident").await;
+    assert_eq!(world.db.value::<String>(state).await, before);
+    // An index of the option that somebody has dropped by hand is made again.
+    world.db.run("DROP INDEX servicenow_cache.incident_number_idx").await;
+    world.db.run("SELECT servicenow.resync('incident')").await;
+    assert_eq!(world.db.value::<String>(INDEXED).await, "caller_id,number,opened_at,priority");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filled_table_has_statistics_at_once() {
+    let world = World::new().await;
+    world.import(&["incident"]).await;
+    let estimate = "SELECT reltuples::bigint FROM pg_class WHERE oid = 'servicenow_cache.incident'::regclass";
+    assert_eq!(world.db.value::<i64>(estimate).await, 50);
+    let known =
+        "SELECT count(*) > 50 FROM pg_stats WHERE schemaname = 'servicenow_cache' AND tablename = 'incident'";
+    assert!(world.db.value::<bool>(known).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_table_can_be_analyzed() {
+    let world = with_copies().await;
+    world.db.run("ANALYZE (VERBOSE) incident; ANALYZE incident (number, state)").await;
+    let alike = "SELECT count(*) FROM pg_stats f JOIN pg_stats l USING (attname)
+                 WHERE f.schemaname = 'public' AND f.tablename = 'incident' AND l.schemaname = 'copy' AND l.tablename = 'incident'
+                   AND (f.null_frac, f.n_distinct, f.avg_width) = (l.null_frac, l.n_distinct, l.avg_width)";
+    assert_eq!(world.db.value::<i64>(alike).await, 13);
+    assert_eq!(
+        world.db.value::<f32>("SELECT reltuples FROM pg_class WHERE oid = 'incident'::regclass").await,
+        50.0
+    );
+    // Everything, as a nightly job does it.
+    world.db.run("ANALYZE").await;
+}
