@@ -9,6 +9,8 @@ use std::ffi::CString;
 
 use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
 
+use super::rights::Wanted;
+
 /// The query that stands for a foreign table, analyzed once and copied for each use.
 pub struct Template {
     query: *mut pg_sys::Query,
@@ -292,10 +294,12 @@ unsafe fn replace(
             let filler = pg_sys::makeString(pg_sys::pstrdup(c"?column?".as_ptr()));
             *names = pg_sys::lappend(*names, filler.cast());
         }
+        // Somebody's operator must not see what they may not read, neither rows nor statistics.
+        let is_refused = !Wanted::of(query, rte).is_allowed();
         keep_privilege_checks(subquery, rte);
         (*rte).rtekind = pg_sys::RTEKind::RTE_SUBQUERY;
         (*rte).subquery = subquery;
-        (*rte).security_barrier = false;
+        (*rte).security_barrier = is_refused;
         (*rte).inh = false;
     }
 }

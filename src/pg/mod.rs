@@ -13,6 +13,7 @@
 pub mod catalog;
 pub mod expand;
 pub mod io;
+mod rights;
 pub mod routine;
 mod sample;
 pub mod scan;

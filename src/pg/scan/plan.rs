@@ -12,6 +12,7 @@ use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
 use super::{Private, Source};
 use crate::pg::catalog;
 use crate::pg::expand::{analyze, set_owner};
+use crate::pg::rights;
 
 /// What locking a row costs more than reading it: its page is written, and the lock logged. In units of a page
 /// read in sequence; without it a join that locks the whole table would look as cheap as one that reads it.
@@ -39,7 +40,7 @@ struct Sketch {
 pub unsafe fn relation_size(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOptInfo, source: Source) {
     // SAFETY: by contract. The sketch lives in the planner's context, as long as the relation it belongs to.
     unsafe {
-        let (inner, outer) = split_clauses(rel, (*rel).baserestrictinfo, &source);
+        let (inner, outer) = split_clauses(root, rel, (*rel).baserestrictinfo, &source);
         let sketch = Sketch::new(root, rel, &source, inner);
         (*rel).rows = sketch.rows(root, outer);
         (*rel).tuples = (*rel).tuples.max((*(*sketch.plan).planTree).plan_rows);
@@ -62,7 +63,7 @@ pub unsafe fn add_paths(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOpt
         for info in outer_relations(root, rel, source) {
             let mut clauses = pg_sys::list_copy((*rel).baserestrictinfo);
             clauses = pg_sys::list_concat(clauses, (*info).ppi_clauses);
-            let (inner, outer) = split_clauses(rel, clauses, source);
+            let (inner, outer) = split_clauses(root, rel, clauses, source);
             let sketch = context.leak_and_drop_on_delete(Sketch::new(root, rel, source, inner));
             // The cache has statistics, the foreign table need not have any.
             (*info).ppi_rows = (*sketch).rows(root, outer);
@@ -272,6 +273,7 @@ pub unsafe fn plan(
 /// # Safety
 /// `rel` is a base relation of the planner, `clauses` a list of RestrictInfos.
 unsafe fn split_clauses(
+    root: *mut pg_sys::PlannerInfo,
     rel: *mut pg_sys::RelOptInfo,
     clauses: *mut pg_sys::List,
     source: &Source,
@@ -279,11 +281,13 @@ unsafe fn split_clauses(
     // SAFETY: by contract.
     unsafe {
         let (mut inner, mut outer) = (null_mut(), null_mut());
+        let may_read = rights::may_read(root, rel);
         for info in PgList::<pg_sys::RestrictInfo>::from_pg(clauses).iter_ptr() {
             let clause: *mut pg_sys::Node = (*info).clause.cast();
             let may_run_early = (*info).security_level <= (*rel).baserestrict_min_security
                 || !pg_sys::contain_leaked_vars(clause);
-            if may_run_early
+            if may_read
+                && may_run_early
                 && !(*info).pseudoconstant
                 && !pg_sys::contain_subplans(clause)
                 && !pg_sys::contain_volatile_functions(clause)
