@@ -62,6 +62,9 @@ CREATE TABLE servicenow.recheck (
 -- One row per server with mirrored tables: from when on deletions have not been read.
 CREATE TABLE servicenow.sync_server (
     server            oid PRIMARY KEY,
+    -- Where the rows of its tables come from, and as whom the worker sees them; no secret is in it.
+    source_instance   text,
+    source_login      text,
     deletes_watermark bigint,
     last_deletes_at   timestamptz,
     last_error        text,

@@ -21,6 +21,16 @@ BEGIN
     LOOP
         PERFORM servicenow._follow_foreign_table(relation, tg_tag);
     END LOOP;
+    -- Another address or login may show other rows.
+    FOR relation IN
+        SELECT DISTINCT s.oid FROM pg_event_trigger_ddl_commands()
+            LEFT JOIN pg_user_mapping m ON classid = 'pg_user_mapping'::regclass AND m.oid = objid
+            JOIN pg_foreign_server s
+                ON s.oid = m.umserver OR classid = 'pg_foreign_server'::regclass AND s.oid = objid
+            JOIN pg_foreign_data_wrapper w ON w.oid = srvfdw AND fdwname = 'servicenow_fdw'
+    LOOP
+        PERFORM servicenow._follow_server(relation);
+    END LOOP;
 END
 $$;
 
@@ -46,10 +56,12 @@ END
 $$;
 
 REVOKE ALL ON FUNCTION servicenow._on_ddl(), servicenow._on_drop(),
-    servicenow._follow_foreign_table(oid, text), servicenow._forget_foreign_table(oid) FROM PUBLIC;
+    servicenow._follow_foreign_table(oid, text), servicenow._forget_foreign_table(oid),
+    servicenow._follow_server(oid) FROM PUBLIC;
 
 CREATE EVENT TRIGGER servicenow_ddl ON ddl_command_end
-    WHEN TAG IN ('CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE', 'IMPORT FOREIGN SCHEMA', 'ALTER TABLE')
+    WHEN TAG IN ('CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE', 'IMPORT FOREIGN SCHEMA', 'ALTER TABLE', 'ALTER SERVER',
+                 'CREATE USER MAPPING', 'ALTER USER MAPPING')
     EXECUTE FUNCTION servicenow._on_ddl();
 
 CREATE EVENT TRIGGER servicenow_drop ON sql_drop

@@ -15,7 +15,7 @@ SELECT s.srvname AS server,
             THEN greatest(0, t.rows_total - t.rows_filled) / r.rate * interval '1 second'
        END AS eta,
        t.last_change_at,
-       CASE WHEN t.phase = 'synced' THEN clock_timestamp() - t.last_poll_at END AS lag,
+       CASE WHEN t.filled THEN clock_timestamp() - t.last_poll_at END AS lag,
        t.last_poll_at,
        NULL::timestamptz AS last_reconcile_at,
        NULL::bigint AS pending_writes,
@@ -29,7 +29,7 @@ FROM servicenow.sync_table t
               FROM servicenow.row_delta d WHERE d.foreign_table = t.foreign_table) n,
      LATERAL (SELECT (t.rows_filled / nullif(extract(epoch FROM
                   coalesce(t.fill_ended_at, clock_timestamp()) - t.fill_started_at), 0))::numeric AS rate) r
-WHERE pg_catalog.has_table_privilege(t.foreign_table, 'SELECT')
+WHERE pg_catalog.has_any_column_privilege(t.foreign_table, 'SELECT')
    OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 
 COMMENT ON VIEW servicenow.sync_status IS 'how far each foreign table''s cache is behind ServiceNow';

@@ -67,6 +67,13 @@ fn _follow_foreign_table(relation: pg_sys::Oid, command: &str) {
     worker::wake_at_commit();
 }
 
+/// Has the tables of a server that was changed, or whose logins were, begin anew what is under way.
+#[pg_extern]
+fn _follow_server(server: pg_sys::Oid) {
+    catalog::touch_server(server);
+    worker::wake_at_commit();
+}
+
 /// Drops the cache of a foreign table that was dropped; does nothing for other relations.
 #[pg_extern]
 fn _forget_foreign_table(relation: pg_sys::Oid) {
@@ -92,14 +99,14 @@ LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'wait_for_sync_
 ")]
 fn wait_for_sync(foreign_table: pg_sys::Oid, timeout: Interval) {
     let microseconds = timeout.as_micros();
-    let limit = u64::try_from(microseconds).map(Duration::from_micros).unwrap_or(Duration::ZERO);
+    let limit = Duration::from_micros(u64::try_from(microseconds.max(0)).unwrap_or(u64::MAX));
     wait_until_caught_up(foreign_table, Some(limit));
 }
 
 fn wait_until_caught_up(relation: pg_sys::Oid, limit: Option<Duration>) {
     catalog::mirror_or_error(relation);
     let name = catalog::qualified(relation);
-    if !pg::session::may_select(relation) {
+    if !pg::session::may_select_some_of(relation) {
         raise(error(
             Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
             format!("permission denied for foreign table {name}"),
@@ -133,6 +140,7 @@ AS 'MODULE_PATHNAME', 'resync_wrapper';
 REVOKE ALL ON FUNCTION servicenow.resync(regclass) FROM PUBLIC;
 ")]
 fn resync(foreign_table: pg_sys::Oid) {
+    pg::session::refuse_during_recovery(c"resync()");
     if pg::catalog::foreign_table(foreign_table, catalog::WRAPPER).is_none() {
         raise(catalog::not_ours(foreign_table));
     }
@@ -150,6 +158,7 @@ LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg
 REVOKE ALL ON FUNCTION servicenow.start_worker() FROM PUBLIC;
 ")]
 fn start_worker() {
+    pg::session::refuse_during_recovery(c"start_worker()");
     catalog::enable_worker(true);
     worker::ensure();
 }
@@ -161,6 +170,7 @@ LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg
 REVOKE ALL ON FUNCTION servicenow.stop_worker() FROM PUBLIC;
 ")]
 fn stop_worker() {
+    pg::session::refuse_during_recovery(c"stop_worker()");
     catalog::enable_worker(false);
     catalog::announce(pg_sys::InvalidOid);
     worker::wake_at_commit();

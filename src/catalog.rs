@@ -84,8 +84,13 @@ impl Mirror {
     }
 }
 
+/// Descriptions of tables, by server and name, with the moment they were read.
+type Definitions = HashMap<(pg_sys::Oid, TableName), (SystemTime, Rc<TableDef>)>;
+
 thread_local! {
     static MIRRORS: RefCell<HashMap<pg_sys::Oid, Option<Rc<Mirror>>>> = RefCell::new(HashMap::new());
+    /// What this session has read in dictionaries.
+    static DEFINITIONS: RefCell<Definitions> = RefCell::new(HashMap::new());
     /// Set when a server or mapping has changed since somebody asked.
     static SERVERS_CHANGED: Cell<bool> = const { Cell::new(true) };
     /// `servicenow.sync_table`, in the worker.
@@ -97,6 +102,9 @@ thread_local! {
 /// Forgets what has changed; gives back whether anything has.
 pub fn forget_changed() -> bool {
     let changes = pg::catalog::take_changes();
+    if changes.servers {
+        DEFINITIONS.with_borrow_mut(HashMap::clear);
+    }
     if changes.servers || changes.all {
         SERVERS_CHANGED.set(true);
     }
@@ -349,7 +357,7 @@ pub fn followed(relation: pg_sys::Oid) -> Option<Follow> {
 }
 
 /// Enters a new cache table.
-pub fn insert_followed(relation: pg_sys::Oid, server: pg_sys::Oid, follow: Follow) {
+pub fn insert_followed(relation: pg_sys::Oid, follow: Follow) {
     write(
         "INSERT INTO servicenow.sync_table (foreign_table, cache_table, remote_table, query, columns)
          VALUES ($1, $2, $3, $4, $5)",
@@ -361,7 +369,6 @@ pub fn insert_followed(relation: pg_sys::Oid, server: pg_sys::Oid, follow: Follo
             JsonB(follow.columns).into(),
         ],
     );
-    write("INSERT INTO servicenow.sync_server (server) VALUES ($1) ON CONFLICT DO NOTHING", &[server.into()]);
 }
 
 /// What a change of a cache table has the worker do.
@@ -380,7 +387,7 @@ pub fn update_followed(relation: pg_sys::Oid, follow: Follow, refill: Refill) {
     write(
         "UPDATE servicenow.sync_table
          SET cache_table = $2, remote_table = $3, query = $4, columns = $5, generation = generation + 1,
-             filled = filled AND $6
+             filled = filled AND $6, last_error = NULL, last_error_at = NULL
          WHERE foreign_table = $1",
         &[
             relation.into(),
@@ -414,11 +421,11 @@ pub fn delete_followed(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
     write("DELETE FROM servicenow.row_delta WHERE foreign_table = $1", &[relation.into()]);
     write("DELETE FROM servicenow.recheck WHERE foreign_table = $1", &[relation.into()]);
     write("DELETE FROM servicenow.sync_table WHERE foreign_table = $1", &[relation.into()]);
-    tidy();
     Some(cache)
 }
 
-/// Forgets what belongs to no mirror any more. A server's OID changes in pg_upgrade: what was known of
+/// Forgets what belongs to no mirror any more, and enters new servers. By the worker only: sessions would wait for
+/// each other. A server's OID changes in pg_upgrade: what was known of
 /// deletions is handed on to the servers that are there.
 pub fn tidy() {
     write(
@@ -441,6 +448,63 @@ pub fn tidy() {
     );
 }
 
+/// Takes note of where a server's rows come from, and as whom the worker sees them. If that is another place than
+/// before, the rows that are there are others'; if it is only somebody else's view, they may be read meanwhile.
+pub fn note_source(server: pg_sys::Oid, instance: &str, login: &str) {
+    let known = read(
+        "SELECT source_instance, source_login FROM servicenow.sync_server WHERE server = $1",
+        &[server.into()],
+        |mut rows| rows.next().map(|row| (get::<String>(&row, 1), get::<String>(&row, 2))),
+    );
+    let Some((known_instance, known_login)) = known else { return };
+    let is_other = |known: &Option<String>, now: &str| known.as_ref().is_some_and(|known| known != now);
+    let (moved, seen_by_other) = (is_other(&known_instance, instance), is_other(&known_login, login));
+    if known_instance.is_none() || moved || seen_by_other {
+        write(
+            "UPDATE servicenow.sync_server
+             SET source_instance = $2, source_login = $3,
+                 deletes_watermark = CASE WHEN $4 THEN NULL ELSE deletes_watermark END,
+                 last_deletes_at = CASE WHEN $4 THEN NULL ELSE last_deletes_at END
+             WHERE server = $1",
+            &[server.into(), instance.into(), login.into(), moved.into()],
+        );
+    }
+    if !moved && !seen_by_other {
+        return;
+    }
+    for relation in tables_of(server) {
+        if moved {
+            write(
+                "UPDATE servicenow.sync_table SET filled = false, last_poll_at = NULL WHERE foreign_table = $1",
+                &[relation.into()],
+            );
+        }
+        start_over(relation);
+        announce(relation);
+    }
+}
+
+/// A server, or a login for it, was changed by a statement: what is under way on its tables begins anew.
+pub fn touch_server(server: pg_sys::Oid) {
+    for relation in tables_of(server) {
+        write(
+            "UPDATE servicenow.sync_table SET generation = generation + 1 WHERE foreign_table = $1",
+            &[relation.into()],
+        );
+        announce(relation);
+    }
+}
+
+/// The mirrored tables of a server.
+fn tables_of(server: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    read(
+        "SELECT t.foreign_table FROM servicenow.sync_table t
+         JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table WHERE f.ftserver = $1 ORDER BY 1",
+        &[server.into()],
+        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+    )
+}
+
 /// Mirrors whose foreign table is gone although no event trigger has said so.
 pub fn orphans() -> Vec<pg_sys::Oid> {
     read(
@@ -451,22 +515,35 @@ pub fn orphans() -> Vec<pg_sys::Oid> {
     )
 }
 
-/// What the dictionary says about a table, as last read.
-pub fn definition(server: pg_sys::Oid, table: &TableName) -> Option<TableDef> {
-    read(
-        "SELECT definition FROM servicenow.dictionary WHERE server = $1 AND remote_table = $2",
-        &[server.into(), table.as_str().into()],
+/// What the dictionary says about a table, as last read by the worker or by this session.
+pub fn definition(server: pg_sys::Oid, table: &TableName) -> Option<Rc<TableDef>> {
+    let own = DEFINITIONS.with_borrow(|own| own.get(&(server, table.clone())).cloned());
+    let since = own.as_ref().map(|(at, _)| timestamp(*at));
+    let workers = read(
+        "SELECT definition FROM servicenow.dictionary
+         WHERE server = $1 AND remote_table = $2 AND ($3 IS NULL OR fetched_at > $3)",
+        &[server.into(), table.as_str().into(), since.into()],
         |mut rows| rows.next().and_then(|row| get::<JsonB>(&row, 1)),
-    )
-    .and_then(|json| serde_json::from_value(json.0).ok())
+    );
+    let workers = workers.and_then(|json| serde_json::from_value(json.0).ok());
+    workers.map(Rc::new).or(own.map(|(_, def)| def))
 }
 
-/// Keeps what the dictionary says about a table.
+/// Has this session remember what it has read in the dictionary.
+pub fn remember_definition(server: pg_sys::Oid, def: TableDef) -> Rc<TableDef> {
+    let def = Rc::new(def);
+    let kept = (SystemTime::now(), def.clone());
+    DEFINITIONS.with_borrow_mut(|own| own.insert((server, def.name.clone()), kept));
+    def
+}
+
+/// Keeps what the dictionary says about a table, for everybody. By the worker only: sessions would wait for each
+/// other.
 pub fn keep_definition(server: pg_sys::Oid, def: &TableDef) {
     let json = serde_json::to_value(def).expect("a description is plain data");
     write(
         "INSERT INTO servicenow.dictionary (server, remote_table, definition) VALUES ($1, $2, $3)
-         ON CONFLICT (server, remote_table) DO UPDATE SET definition = excluded.definition, fetched_at = now()",
+         ON CONFLICT (server, remote_table) DO UPDATE SET definition = excluded.definition, fetched_at = clock_timestamp()",
         &[server.into(), def.name.as_str().into(), JsonB(json).into()],
     );
 }
@@ -552,6 +629,8 @@ pub struct Progress {
     pub filled: bool,
     /// How long ago the last poll began, as Postgres writes an interval.
     pub age: Option<String>,
+    /// Records that have changed over there and that somebody has locked here.
+    pub waiting: i64,
 }
 
 impl Progress {
@@ -565,6 +644,9 @@ impl Progress {
             ),
             ("backfill" | "resync", _) => format!("{} rows read", self.rows_filled),
             ("pending", _) => "reading has not begun".to_owned(),
+            (_, _) if self.waiting > 0 => {
+                format!("{} changed records are locked by other transactions", self.waiting)
+            }
             _ => "reading changes".to_owned(),
         }
     }
@@ -575,12 +657,14 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
     read(
         "SELECT t.phase, t.rows_filled, t.rows_total,
                 t.phase = 'synced' AND t.last_poll_at >= $2
-                AND (v.last_deletes_at >= $2 OR v.last_error_at >= $2),
+                AND (v.last_deletes_at >= $2 OR v.last_error_at >= $2) AND r.waiting = 0,
                 coalesce(t.last_error, v.last_error), t.xmin::text, t.filled,
-                date_trunc('second', clock_timestamp() - t.last_poll_at)::text
+                date_trunc('second', clock_timestamp() - t.last_poll_at)::text, r.waiting
          FROM servicenow.sync_table t
               JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
-              JOIN servicenow.sync_server v ON v.server = f.ftserver
+              LEFT JOIN servicenow.sync_server v ON v.server = f.ftserver,
+              LATERAL (SELECT count(*) AS waiting FROM servicenow.recheck r
+                       WHERE r.foreign_table = t.foreign_table) r
          WHERE t.foreign_table = $1",
         &[relation.into(), since.into()],
         |mut rows| {
@@ -593,6 +677,7 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
                 uncommitted: get(&row, 6).is_some_and(|xid: String| pg::xact::is_own(&xid)),
                 filled: get(&row, 7).unwrap_or(false),
                 age: get(&row, 8),
+                waiting: get(&row, 9).unwrap_or_default(),
             })
         },
     )

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
-use pgrx::{PgSqlErrorCode as Sql, pg_sys};
+use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
 use servicenow::client::retry::Patience;
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 
 use crate::catalog;
-use crate::error::{Doing, error, raise, report};
+use crate::error::{Doing, error, raise, report, unknown_outcome};
 use crate::option::{self, Login, ServerOptions};
 use crate::pg;
 
@@ -107,19 +107,32 @@ impl Connection {
         F: Future<Output = servicenow::Result<R>> + Send + 'static,
         R: Send + 'static,
     {
-        match self.try_call(call) {
+        match self.try_call(what, writing, call) {
             Ok(result) => result,
             Err(e) => raise(report(&e, Doing { server: &self.server, what, writing })),
         }
     }
 
     /// As [`Self::call`], but gives the client's failure back.
-    pub fn try_call<F, R>(&self, call: impl FnOnce(HttpClient) -> F) -> servicenow::Result<R>
+    pub fn try_call<F, R>(
+        &self,
+        what: &str,
+        writing: bool,
+        call: impl FnOnce(HttpClient) -> F,
+    ) -> servicenow::Result<R>
     where
         F: Future<Output = servicenow::Result<R>> + Send + 'static,
         R: Send + 'static,
     {
-        match pg::io::block_on(call(self.client.clone())) {
+        let running = call(self.client.clone());
+        let answer = match writing {
+            false => pg::io::block_on(running),
+            true => pg::xact::when_interrupted(
+                || pg::io::block_on(running),
+                || unknown_outcome(what, &self.server, "it was interrupted").report(PgLogLevel::WARNING),
+            ),
+        };
+        match answer {
             Ok(answer) => answer,
             Err(e) => raise(error(Sql::ERRCODE_SYSTEM_ERROR, e.to_string())),
         }

@@ -26,12 +26,7 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
     let could_not = |reason: &str| format!("could not {what} on server \"{server}\": {reason}");
     let plain = |code, reason: &str, hint: &str| ErrorReport::new(code, could_not(reason), "").set_hint(hint);
     if writing && error.leaves_outcome_unknown() {
-        return ErrorReport::new(
-            Sql::ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN,
-            format!("outcome of the attempt to {what} on server \"{server}\" is unknown: {error}"),
-            "",
-        )
-        .set_hint("The record is read again; look at it before you repeat the statement.");
+        return unknown_outcome(what, server, &error.to_string());
     }
     match error {
         Error::Connect { reason, .. } => plain(
@@ -93,7 +88,10 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             "Open the instance's address in a browser: it may be asleep, or a login page may stand before it.",
         ),
         Error::Rejected { status, words }
-            if *status == 413 || words.message.contains("large REST payload") =>
+            if *status == 413
+                || std::iter::once(&words.message)
+                    .chain(&words.detail)
+                    .any(|text| text.contains("large REST payload")) =>
         {
             spoken(
                 Sql::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
@@ -126,6 +124,15 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             plain(Sql::ERRCODE_INVALID_PARAMETER_VALUE, &error.to_string(), "Check the server's options.")
         }
     }
+}
+
+/// The instance may or may not have done what it was asked for.
+pub fn unknown_outcome(what: &str, server: &str, why: &str) -> ErrorReport {
+    error(
+        Sql::ERRCODE_TRANSACTION_RESOLUTION_UNKNOWN,
+        format!("outcome of the attempt to {what} on server \"{server}\" is unknown: {why}"),
+    )
+    .set_hint("The record is read again; look at it before you repeat the statement.")
 }
 
 /// What the instance says, in its own words.

@@ -1,6 +1,7 @@
 //! Whether a query may read caches as they are: settings `incomplete_reads` and `max_staleness`. In backends,
 //! from the executor's hook, for both ways of reading.
 
+use std::cell::Cell;
 use std::time::{Duration, SystemTime};
 
 use pgrx::pg_sys::panic::ErrorReport;
@@ -14,9 +15,21 @@ use crate::setting::{self, IncompleteReads};
 use crate::wait::{self, Wait};
 use crate::worker;
 
+thread_local! {
+    static FIRST: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The library has been loaded by a session: maybe while planning, and that plan knows of foreign scans only.
+pub fn plans_may_be_older() {
+    FIRST.set(true);
+}
+
 /// Checks every foreign table a query is about to read, and makes sure that somebody keeps it up to date. Costs a
 /// lookup in memory for each once it is filled, if `max_staleness` is off.
 pub fn check(start: &Start) {
+    if FIRST.replace(false) {
+        pg::session::forget_plans();
+    }
     let (incomplete, limit) = (setting::incomplete_reads(), setting::max_staleness());
     let mut waited = false;
     for relation in start.reads() {

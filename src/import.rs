@@ -84,7 +84,7 @@ pub fn import(import: Import) -> Vec<String> {
     for (table, (_, def)) in wanted.iter().zip(described) {
         match def {
             Ok(def) => {
-                catalog::keep_definition(import.server, &def);
+                let def = catalog::remember_definition(import.server, def);
                 statements.push(create_statement(table, &def, options, connection.server()));
             }
             // Without LIMIT TO nobody asked for this very table.

@@ -54,6 +54,8 @@ pub extern "C-unwind" fn _PG_init() {
     pg::catalog::listen_for_changes();
     if pg::worker::is_preloading() {
         pg::worker::register_launcher("servicenow_fdw launcher", "servicenow_fdw_launcher");
+    } else {
+        freshness::plans_may_be_older();
     }
 }
 

@@ -284,7 +284,8 @@ impl ServerOptions {
         let hint = "Set it to the address of the instance, such as https://acme.service-now.com.";
         let url = find(options, "instance_url").ok_or_else(|| OptionError::missing("instance_url", hint))?;
         let instance_url = parse_url("instance_url", url)?;
-        if !matches!(instance_url.path(), "" | "/") || instance_url.query().is_some() {
+        let is_bare = matches!(instance_url.path(), "" | "/");
+        if !is_bare || instance_url.query().is_some() || instance_url.fragment().is_some() {
             return Err(OptionError::value("instance_url", url, "The address must not have a path."));
         }
         let time = |name, default: &str| parse_time(name, find(options, name).unwrap_or(default), 1);

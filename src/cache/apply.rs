@@ -42,6 +42,16 @@ pub struct Outcome {
     pub unsettled: Vec<String>,
 }
 
+/// What came of the answer to a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// Whether the row was added.
+    pub added: bool,
+    /// Whether the answer is the latest there is. The worker may have brought a later version before; then it
+    /// has to look again.
+    pub is_clear: bool,
+}
+
 /// A cache opened for writing. What cannot be written is an ERROR.
 pub struct CacheWriter {
     mirror: Rc<Mirror>,
@@ -60,15 +70,17 @@ impl CacheWriter {
         }
     }
 
-    /// Writes the answer to a write, waiting for whoever is changing the row; gives back whether it was added.
-    pub fn put(&mut self, rows: &Rows, row: usize) -> bool {
+    /// Writes the answer to a write, waiting for whoever is changing the row.
+    pub fn put(&mut self, rows: &Rows, row: usize) -> Put {
         let found = self.table.find(rows.id(row));
+        let mut is_clear = true;
         if found {
+            is_clear = rows.version(row).order(self.found_version()) != Order::Unclear;
             self.update(rows, row);
         } else {
             self.insert(rows, row);
         }
-        !found
+        Put { added: !found, is_clear }
     }
 
     /// Locks a row and gives back its values, in the order of the mirror's columns.
@@ -157,6 +169,8 @@ impl CacheWriter {
         match added {
             Ok(()) => true,
             Err(caught) if caught.is_conflict() => false,
+            // Added since the first look; else it is a unique index of the DBA's that is in the way.
+            Err(caught) if caught.is_duplicate() && is_there_now(&mirror, rows.id(row)) => false,
             Err(caught) => raise(error(caught.sqlstate, caught.message)),
         }
     }
@@ -327,6 +341,11 @@ pub fn versions<'i>(mirror: &Mirror, ids: impl Iterator<Item = &'i str>) -> Hash
         &[ids.into()],
         |rows| rows.filter_map(|row| Some((get(&row, 1)?, version(&row)))).collect(),
     )
+}
+
+/// Whether a record has been put into the cache by now.
+fn is_there_now(mirror: &Mirror, id: &str) -> bool {
+    pg::xact::with_latest_snapshot(|| !versions(mirror, std::iter::once(id)).is_empty())
 }
 
 /// The rows of a range of `sys_id`s, compared by bytes as the instance sorts them, with their versions.

@@ -3,6 +3,8 @@
 //! Called from event triggers, in the transaction of the user's DDL and as the extension's owner: without
 //! network, so that a dump can be restored anywhere.
 
+use std::ffi::CStr;
+
 use pgrx::spi::quote_identifier;
 use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
 use serde::{Deserialize, Serialize};
@@ -51,7 +53,7 @@ impl FollowedColumn {
 
 /// Makes or changes the cache of a relation, if it is one of our foreign tables.
 pub fn follow(relation: pg_sys::Oid) {
-    let Some((server, options)) = pg::catalog::foreign_table(relation, WRAPPER) else { return };
+    let Some((_, options)) = pg::catalog::foreign_table(relation, WRAPPER) else { return };
     let name = pg::catalog::relation_name(relation).unwrap_or_default();
     let options = TableOptions::parse(&options).unwrap_or_else(|e| raise(e));
     let table = options.table.unwrap_or_else(|| catalog::default_table(&name));
@@ -75,7 +77,7 @@ pub fn follow(relation: pg_sys::Oid) {
     match catalog::followed(relation) {
         None => {
             let cache = create(&name, &mut columns);
-            catalog::insert_followed(relation, server, wanted(cache, &columns));
+            catalog::insert_followed(relation, wanted(cache, &columns));
         }
         Some(before) if pg::catalog::relation_kind(before.cache).is_none() => {
             // Somebody has dropped it by hand.
@@ -235,9 +237,9 @@ fn create(name: &str, columns: &mut [FollowedColumn]) -> pg_sys::Oid {
     let table = format!("{SCHEMA}.{}", quote_identifier(&name));
     run(&format!("CREATE TABLE {table} ({})", definitions.join(", ")));
     // A member of the extension is left out of dumps: a restored database refills its caches.
-    run(&format!("ALTER EXTENSION servicenow_fdw ADD TABLE {table}"));
-    run(&format!("COMMENT ON TABLE {table} IS 'cache of a foreign table; do not write to it'"));
     let cache = pg::catalog::relation_in(SCHEMA, &name).expect("the table was just made");
+    pg::catalog::join_extension(cache, EXTENSION);
+    run(&format!("COMMENT ON TABLE {table} IS 'cache of a foreign table; do not write to it'"));
     index(cache, &[], columns);
     cache
 }
@@ -266,9 +268,17 @@ fn index(cache: pg_sys::Oid, old: &[FollowedColumn], new: &mut [FollowedColumn])
     }
 }
 
+/// Whose members caches are.
+const EXTENSION: &CStr = c"servicenow_fdw";
+/// The first key of the locks on names of caches that transactions are about to make: `snoy` in ASCII.
+const NAME_CLASS: i32 = 0x736e_6f79;
+
 /// The foreign table's own name if it is free among the caches, else with a number behind it.
 fn free_name(name: &str) -> String {
-    let taken = |name: &str| pg::catalog::relation_in(SCHEMA, name).is_some();
+    // One that a transaction is about to make would have to be waited for.
+    let taken = |name: &str| {
+        pg::catalog::relation_in(SCHEMA, name).is_some() || !pg::xact::try_lock_name(NAME_CLASS, name)
+    };
     let mut end = name.len().min(pg::catalog::NAME_LENGTH - 5);
     while !name.is_char_boundary(end) {
         end -= 1;
@@ -338,8 +348,17 @@ fn rename(cache: pg_sys::Oid, name: &str) {
 fn drop_cache(cache: pg_sys::Oid) {
     if pg::catalog::relation_kind(cache).is_some() {
         let table = catalog::qualified(cache);
-        run(&format!("ALTER EXTENSION servicenow_fdw DROP TABLE {table}"));
-        run(&format!("DROP TABLE {table}"));
+        pg::catalog::leave_extension(cache);
+        let drop = format!("DROP TABLE {table}");
+        match pg::xact::subtransaction(|| run(&drop)) {
+            Ok(()) => {}
+            Err(caught) if caught.sqlstate == Sql::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST => {
+                raise(error(caught.sqlstate, caught.message).set_hint(format!(
+                    "Somebody has made an object on the cache; drop it first: \\d+ {table}."
+                )))
+            }
+            Err(caught) => raise(error(caught.sqlstate, caught.message)),
+        }
     }
 }
 

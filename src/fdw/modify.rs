@@ -14,7 +14,7 @@ use servicenow::page::{Layout, Rows};
 use servicenow::value::{Kind, Show, SysId, TableName};
 
 use super::body::{Draft, Sent, json};
-use crate::cache::apply::{CacheWriter, to_scalar, to_value};
+use crate::cache::apply::{CacheWriter, Put, to_scalar, to_value};
 use crate::catalog::{self, Mirror};
 use crate::connection::{Connection, connection};
 use crate::error::{Doing, error, raise, report};
@@ -74,7 +74,7 @@ impl Writer {
             return def.clone();
         }
         match catalog::definition(self.mirror.server, &self.mirror.table) {
-            Some(known) => self.def.insert(Rc::new(known)).clone(),
+            Some(known) => self.def.insert(known).clone(),
             None => self.fetch_def(),
         }
     }
@@ -86,9 +86,9 @@ impl Writer {
             let mut described = dictionary::fetch(&client, std::slice::from_ref(&table)).await?;
             described.pop().map(|(_, def)| def).unwrap_or(Err(servicenow::Error::NoTable(Default::default())))
         });
-        catalog::keep_definition(self.mirror.server, &def);
+        let def = catalog::remember_definition(self.mirror.server, def);
         self.def_is_fresh = true;
-        self.def.insert(Rc::new(def)).clone()
+        self.def.insert(def).clone()
     }
 
     /// The fields to send for the given columns of a row.
@@ -137,7 +137,10 @@ impl Writer {
                 ),
             )
             .set_detail("The instance reported success, but the record does not have the new value.")
-            .set_hint("The field may be read-only for this user, or a business rule may set it."),
+            .set_hint(match sent.iter().filter(was_dropped).all(|sent| sent.value.is_empty()) {
+                true => "A choice field cannot be emptied through ServiceNow's REST interface; other fields may be read-only for this user.",
+                false => "The field may be read-only for this user, or a business rule may set it.",
+            }),
         )
     }
 
@@ -149,10 +152,10 @@ impl Writer {
 
     /// Puts the answer into the cache and gives the row back by attribute number.
     fn keep(&mut self, rows: &Rows) -> Written {
-        let added = self.cache.put(rows, 0);
+        let Put { added, is_clear } = self.cache.put(rows, 0);
         self.delta += i64::from(added);
         self.done.insert(rows.id(0).to_owned());
-        if !self.connection.is_workers() {
+        if !self.connection.is_workers() || !is_clear {
             self.to_recheck.push(rows.id(0).to_owned());
         }
         self.written(|position| to_scalar(rows.value(0, position)).to_owned())
@@ -199,6 +202,10 @@ impl RowWriter for Writer {
         // No value is not sent: the instance's default applies, as DEFAULT would.
         let given: Vec<usize> = (0..self.mirror.columns.len()).filter(is_given).collect();
         let identity = match row.get(number(self.mirror.key)) {
+            OwnedScalar::Text(key) if matches!(key.as_str(), "." | "..") => raise(error(
+                Sql::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("sys_id \"{key}\" cannot be the identity of a record"),
+            )),
             OwnedScalar::Text(key) if !key.is_empty() => Identity::Given(SysId::new(key)),
             _ => Identity::Fresh(new_sys_id()),
         };
@@ -212,9 +219,9 @@ impl RowWriter for Writer {
         let ((table, layout), fields) = (self.record(), json(&sent));
         pg::xact::forbid_prepare();
         let what = format!("insert a record into table \"{table}\"");
-        let inserted = self
-            .connection
-            .try_call(|client| async move { client.insert(&table, &identity, &fields, &layout).await });
+        let inserted = self.connection.try_call(&what, true, |client| async move {
+            client.insert(&table, &identity, &fields, &layout).await
+        });
         let rows = match inserted {
             Ok(rows) => rows,
             Err(servicenow::Error::Refused { refusal: Refusal::Unique, .. }) if self.skip_duplicates => {

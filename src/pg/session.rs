@@ -1,5 +1,7 @@
 //! Who the session acts as.
 
+use std::ffi::CStr;
+
 use pgrx::pg_sys;
 
 /// The role the current statement runs as.
@@ -78,13 +80,28 @@ pub fn may_read_server_files() -> bool {
     }
 }
 
-/// Whether the role may read the relation.
-pub fn may_select(relation: pg_sys::Oid) -> bool {
+/// Whether the role may read a column of the relation at least.
+pub fn may_select_some_of(relation: pg_sys::Oid) -> bool {
+    let select = pg_sys::ACL_SELECT as pg_sys::AclMode;
     // SAFETY: syscache lookups.
     unsafe {
-        pg_sys::pg_class_aclcheck(relation, pg_sys::GetUserId(), pg_sys::ACL_SELECT as pg_sys::AclMode)
-            == pg_sys::AclResult::ACLCHECK_OK
+        let user = pg_sys::GetUserId();
+        pg_sys::pg_class_aclcheck(relation, user, select) == pg_sys::AclResult::ACLCHECK_OK
+            || pg_sys::pg_attribute_aclcheck_all(relation, user, select, pg_sys::AclMaskHow::ACLMASK_ANY)
+                == pg_sys::AclResult::ACLCHECK_OK
     }
+}
+
+/// An ERROR on a standby.
+pub fn refuse_during_recovery(command: &CStr) {
+    // SAFETY: the text is copied into the message.
+    unsafe { pg_sys::PreventCommandDuringRecovery(command.as_ptr()) };
+}
+
+/// Has every kept plan made anew at its next use.
+pub fn forget_plans() {
+    // SAFETY: marks plans in this process; those being executed go on.
+    unsafe { pg_sys::ResetPlanCache() };
 }
 
 /// Whether text in this database is UTF-8.
@@ -94,13 +111,13 @@ pub fn database_is_utf8() -> bool {
 }
 
 /// Has Postgres refuse settings that begin with `prefix` and a dot and are not defined.
-pub fn reserve_settings(prefix: &'static std::ffi::CStr) {
+pub fn reserve_settings(prefix: &'static CStr) {
     // SAFETY: the prefix is a constant; placeholders that nobody defined go away with a WARNING.
     unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) };
 }
 
 /// A setting as SHOW prints it.
-pub fn setting(name: &'static std::ffi::CStr) -> String {
+pub fn setting(name: &'static CStr) -> String {
     // SAFETY: gives back NULL for an unknown setting (`missing_ok`), else a palloc'd string.
     unsafe {
         super::catalog::text(pg_sys::GetConfigOptionByName(name.as_ptr(), std::ptr::null_mut(), true))

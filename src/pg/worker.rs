@@ -12,6 +12,13 @@ const LIBRARY: &str = "servicenow_fdw";
 /// The pause before Postgres starts a worker again that has failed.
 const RESTART: Duration = Duration::from_secs(5);
 
+/// The first number of an ordinary transaction.
+const FIRST_XID: u32 = 3;
+
+fn xid(transaction: pg_sys::TransactionId) -> u32 {
+    transaction.into_inner()
+}
+
 /// No worker process could be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoSlot;
@@ -28,18 +35,42 @@ pub fn register_launcher(name: &str, function: &str) {
         .load();
 }
 
-/// Starts a worker for a database. It is started again when it fails, until it ends by itself.
+/// Starts a worker for a database. It is started again when it fails, until it ends by itself. See
+/// [`wait_for_starter`] for what it may have to wait for.
 pub fn launch(name: &str, function: &str, database: pg_sys::Oid) -> Result<(), NoSlot> {
+    // SAFETY: reads a variable of this process.
+    let transaction = unsafe { pg_sys::GetTopTransactionIdIfAny() };
     BackgroundWorkerBuilder::new(name)
         .set_library(LIBRARY)
         .set_function(function)
         .set_start_time(BgWorkerStartTime::RecoveryFinished)
         .set_restart_time(Some(RESTART))
         .set_argument(database.into_datum())
+        .set_extra(&xid(transaction).to_string())
         .enable_spi_access()
         .load_dynamic()
         .map(|_| ())
         .map_err(|_| NoSlot)
+}
+
+/// Waits until the transaction that has started this worker has ended, if it was one that writes: what it has done
+/// may be what the worker is for.
+pub fn wait_for_starter() {
+    // SAFETY: set by the postmaster before the process begins, and terminated by `set_extra`.
+    let extra = unsafe { std::ffi::CStr::from_ptr((*pg_sys::MyBgworkerEntry).bgw_extra.as_ptr()) };
+    let starter: u32 = extra.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let transaction = pg_sys::TransactionId::from(starter);
+    // SAFETY: inside a transaction; the wait ends with an ERROR if this process is told to end.
+    unsafe {
+        if starter >= FIRST_XID && pg_sys::TransactionIdIsInProgress(transaction) {
+            pg_sys::XactLockTableWait(
+                transaction,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                pg_sys::XLTW_Oper::XLTW_None,
+            );
+        }
+    }
 }
 
 /// Whether this process may start workers: it is an ordinary session of a server that accepts writes.
@@ -104,7 +135,8 @@ impl Drop for Sign {
     }
 }
 
-fn advisory(class: i32, object: i32) -> pg_sys::LOCKTAG {
+/// The tag of an advisory lock of two keys in this database.
+pub(super) fn advisory(class: i32, object: i32) -> pg_sys::LOCKTAG {
     pg_sys::LOCKTAG {
         locktag_field1: database().to_u32(),
         locktag_field2: class as u32,

@@ -1,6 +1,7 @@
 //! Transactions and subtransactions.
 
 use std::cell::Cell;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, UnwindSafe};
 
 use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
@@ -23,12 +24,14 @@ impl Caught {
             PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
                 | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
                 | PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE
-                | PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION
         )
     }
-}
 
-impl Caught {
+    /// Whether a row is there already, by some unique index.
+    pub fn is_duplicate(&self) -> bool {
+        self.sqlstate == PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION
+    }
+
     /// Whether it is about a value (SQLSTATE class 22); its message may quote it.
     pub fn is_about_data(&self) -> bool {
         let class = self.sqlstate as i32 & 0xfff; // two characters of six bits each
@@ -121,6 +124,18 @@ pub fn subtransaction<R>(f: impl FnOnce() -> R + UnwindSafe) -> Result<R, Caught
     )
 }
 
+/// Runs `f`; if an interrupt ends it, `tell` is called before the interrupt's ERROR goes on.
+pub fn when_interrupted<R>(f: impl FnOnce() -> R, tell: impl FnOnce()) -> R {
+    let result =
+        PgTryBuilder::new(AssertUnwindSafe(|| Ok(f()))).catch_others(|error| Err(Box::new(error))).execute();
+    result.unwrap_or_else(|error| {
+        if caught(&error).sqlstate == PgSqlErrorCode::ERRCODE_QUERY_CANCELED {
+            tell();
+        }
+        error.rethrow()
+    })
+}
+
 /// Runs `f` with a snapshot of this moment.
 pub fn with_latest_snapshot<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: inside a transaction; an ERROR in `f` pops the snapshot with the (sub)transaction.
@@ -131,11 +146,30 @@ pub fn with_latest_snapshot<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Takes an advisory lock on a name until the transaction ends, if nobody else has it.
+pub fn try_lock_name(class: i32, name: &str) -> bool {
+    // The same in every process: this hasher has no random keys.
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    let tag = super::worker::advisory(class, hasher.finish() as i32);
+    // SAFETY: the tag is a live local, and this does not wait.
+    unsafe {
+        pg_sys::LockAcquire(&tag, pg_sys::ExclusiveLock as pg_sys::LOCKMODE, false, true)
+            != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+}
+
 /// Whether a transaction number, as text, is the current transaction's or one of its subtransactions'.
 pub fn is_own(xid: &str) -> bool {
     let Ok(xid) = xid.parse::<u32>() else { return false };
     // SAFETY: looks into this process's own state.
     unsafe { pg_sys::TransactionIdIsCurrentTransactionId(pg_sys::TransactionId::from(xid)) }
+}
+
+/// When the current transaction began, in microseconds.
+pub fn started() -> i64 {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::GetCurrentTransactionStartTimestamp() }
 }
 
 /// Whether the transaction sees the same data from beginning to end.

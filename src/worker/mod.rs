@@ -11,10 +11,11 @@ mod tasks;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, ereport, pg_sys};
+use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
 use tokio::sync::mpsc;
 
 use crate::catalog;
+use crate::error::error;
 use crate::pg;
 use crate::pg::io::Bell;
 use crate::pg::worker::End;
@@ -56,10 +57,13 @@ pub fn main(database: pg_sys::Datum) {
         return; // another one is running
     }
     pg::worker::set_application_name("servicenow_fdw worker");
+    pg::worker::set("lock_timeout", "0");
+    let starter = pg::xact::transaction(pg::worker::wait_for_starter);
     for (name, value) in SETTINGS {
         pg::worker::set(name, value);
     }
-    let Ok(true) = pg::xact::transaction(may_run) else { return };
+    // A transaction of its own, as the one before may not see what it has waited for.
+    let Ok(true) = starter.and_then(|()| pg::xact::transaction(may_run)) else { return };
     pg::worker::log("servicenow_fdw worker started");
     let how = match run() {
         Ok((reason, how)) => {
@@ -133,12 +137,23 @@ pub fn ensure() {
     let launched =
         pg::worker::launch("servicenow_fdw worker", "servicenow_fdw_worker", pg::worker::database());
     if launched.is_err() {
-        ereport!(
-            PgLogLevel::WARNING,
+        warn_of_missing_slot();
+    }
+}
+
+/// Once per transaction: a session that waits looks every second.
+fn warn_of_missing_slot() {
+    thread_local! {
+        static WARNED: Cell<i64> = const { Cell::new(0) };
+    }
+    let now = pg::xact::started();
+    if WARNED.replace(now) != now {
+        error(
             Sql::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             "could not start the worker that keeps foreign tables up to date: no background worker slot is free",
-            "Raise max_worker_processes and restart the server."
-        );
+        )
+        .set_hint("Raise max_worker_processes, one for each database with foreign tables, and restart the server.")
+        .report(PgLogLevel::WARNING);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
 use servicenow::page::Rows;
@@ -22,6 +22,8 @@ use crate::pg::xact::Caught;
 
 /// The pause before a request is repeated that met somebody's lock.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
+/// How long to go on with that before it is said. What then fails is tried again as a whole.
+const BUSY_LIMIT: Duration = Duration::from_secs(10);
 /// Records looked up between two polls, so that many of them do not keep a table from being polled.
 const RECHECKED_AT_A_TIME: usize = 1_000;
 
@@ -61,8 +63,8 @@ enum Done {
 }
 
 enum Undone {
-    /// Somebody holds a lock; the work comes back.
-    Busy(Work),
+    /// Somebody holds a lock, as the text says; the work comes back.
+    Busy(Work, String),
     Store(StoreError),
 }
 
@@ -80,6 +82,7 @@ impl PgStore {
     }
 
     async fn ask(&self, table: Option<Table>, mut work: Work) -> Result<Done, StoreError> {
+        let began = Instant::now();
         loop {
             let (reply, answer) = oneshot::channel();
             let request = Request { server: self.server, table, work, reply };
@@ -89,7 +92,10 @@ impl PgStore {
             match answer.await.map_err(|_| StoreError::Stale)? {
                 Ok(done) => return Ok(done),
                 Err(Undone::Store(e)) => return Err(e),
-                Err(Undone::Busy(again)) => {
+                Err(Undone::Busy(_, why)) if began.elapsed() > BUSY_LIMIT => {
+                    return Err(StoreError::Failed(format!("somebody holds a lock on the cache: {why}")));
+                }
+                Err(Undone::Busy(again, _)) => {
                     work = again;
                     tokio::time::sleep(BUSY_PAUSE).await;
                 }
@@ -151,7 +157,7 @@ pub fn carry_out(request: Request) {
     }
     let attempt = |careful| pg::xact::transaction(|| execute(server, table, &work, careful));
     let mut outcome = attempt(false);
-    if matches!(&outcome, Err(caught) if caught.is_conflict()) {
+    if matches!(&outcome, Err(caught) if caught.is_conflict() || caught.is_duplicate()) {
         outcome = attempt(true);
     }
     if matches!(&outcome, Ok(Ok(Done::Applied)))
@@ -163,7 +169,7 @@ pub fn carry_out(request: Request) {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(e)) => Err(Undone::Store(e)),
         Err(caught) if caught.is_conflict() || caught.sqlstate == Sql::ERRCODE_QUERY_CANCELED => {
-            Err(Undone::Busy(work))
+            Err(Undone::Busy(work, caught.message))
         }
         Err(caught) => Err(Undone::Store(StoreError::Failed(describe(&caught, table, &work)))),
     };

@@ -1,6 +1,7 @@
 //! What runs: a mirror per foreign table and a reader of deletions per server, kept in line with the catalogs.
 
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -195,6 +196,10 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
         let user = sync_user(&description, &options)?;
         let mapping = pg::catalog::user_mapping(user, server);
         let login = option::credentials(&mapping.options).map_err(|e| e.to_string())?;
+        let (instance, who) = (options.instance_url.as_str().to_owned(), login.credentials.identity());
+        if pg::xact::subtransaction(|| catalog::note_source(server, &instance, &who)).is_err() {
+            catalog::keep_work_changed(); // somebody is changing one of its tables at this very moment
+        }
         Ok(Plan { options, login, tables: Vec::new(), unclear: HashSet::new() })
     };
     pg::xact::subtransaction(read).unwrap_or_else(|caught| Err(caught.message))
@@ -214,6 +219,6 @@ fn table(plan: &Plan, work: &catalog::Work) -> Option<PlannedTable> {
         table: Table { relation: work.foreign_table, generation: mirror.generation },
         spec,
         position: catalog::position(work.foreign_table)?,
-        known: catalog::definition(mirror.server, &mirror.table),
+        known: catalog::definition(mirror.server, &mirror.table).map(Rc::unwrap_or_clone),
     })
 }

@@ -377,6 +377,66 @@ async fn another_instances_rows_take_the_place_of_the_first_ones() {
     world.until("SELECT short_description = 'another one' FROM incident WHERE number = 'INC0012345'").await;
 }
 
+/// Records of long ago, which no poll would find; and nobody is told that the table is in sync before they are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_instance_is_read_from_the_beginning() {
+    let world = with_good().await;
+    world.import(&["incident"]).await;
+    let other =
+        Simulator::builder().dataset(Dataset::Incidents(700)).seed(7).start().await.expect("a simulator");
+    world.db.run(&format!("ALTER SERVER acme OPTIONS (SET instance_url '{}')", other.url())).await;
+    world.sync("incident").await;
+    let there = other.truth("incident", world::INTEGRATION).expect("a table").len() as i64;
+    assert!(there >= 700);
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident").await, there);
+    let counted =
+        "SELECT rows = (SELECT count(*) FROM incident) AND rows_hidden = 0 FROM servicenow.sync_status
+                   WHERE foreign_table = 'incident'::regclass";
+    assert!(world.db.value::<bool>(counted).await);
+}
+
+/// The cache shows what the worker's login may see, and no other's.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_login_sees_other_rows() {
+    let world = with_good().await;
+    world.import(&["incident"]).await;
+    let shown = |user: &str| world.sim.truth("incident", user).expect("a table").len() as i64;
+    let logins = [
+        (
+            "ess.user",
+            "ALTER USER MAPPING FOR PUBLIC SERVER acme OPTIONS (SET auth 'basic', DROP client_id, DROP client_secret, ADD username 'ess.user', ADD password 'ess-secret')",
+        ),
+        (
+            "admin",
+            "CREATE USER MAPPING FOR CURRENT_USER SERVER acme OPTIONS (auth 'basic', username 'admin', password 'admin')",
+        ),
+        (
+            "ess.user",
+            "ALTER USER MAPPING FOR CURRENT_USER SERVER acme OPTIONS (SET username 'ess.user', SET password 'ess-secret')",
+        ),
+        (
+            "admin",
+            "ALTER USER MAPPING FOR CURRENT_USER SERVER acme OPTIONS (SET username 'admin', SET password 'admin')",
+        ),
+    ];
+    for (user, statement) in logins {
+        world.db.run(statement).await;
+        world.sync("incident").await;
+        assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident").await, shown(user), "{user}");
+    }
+    assert!(shown("ess.user") < shown("admin"));
+    // A new password is not another user: nothing is read again.
+    let fills = world.sim.requests().len();
+    world.sim.edit().set_password("admin", "new");
+    world.db.run("ALTER USER MAPPING FOR CURRENT_USER SERVER acme OPTIONS (SET password 'new')").await;
+    world.sync("incident").await;
+    let is_fill = |r: &servicenow_sim::LoggedRequest| {
+        r.table.as_deref() == Some("incident")
+            && !r.parameter("sysparm_query").unwrap_or_default().contains("sys_updated_on")
+    };
+    assert_eq!(world.sim.requests().iter().skip(fills).filter(|r| is_fill(r)).count(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn options_of_a_server_take_effect_by_themselves() {
     let world = with_good().await;

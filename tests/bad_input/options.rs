@@ -95,8 +95,6 @@ async fn an_option_without_an_effect_yet_is_refused() {
         let statement = format!("ALTER USER MAPPING FOR PUBLIC SERVER there OPTIONS (ADD {name} 'x')");
         assert_eq!(world.db.error(&statement).await.code().code(), "HV00D", "{name}");
     }
-    let statement = "ALTER FOREIGN TABLE t ALTER sys_id OPTIONS (ADD index 'true')";
-    assert_eq!(world.db.error(statement).await.code().code(), "HV00D");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ mod index;
 mod locks;
 mod partitions;
 mod rights;
+mod statements;
 
 use servicenow_sim::Dataset;
 use world::World;

@@ -130,6 +130,86 @@ async fn sync_polls_at_once_however_long_the_interval_is() {
     assert!(lists(&world, "incident", from).len() <= 2, "a poll, not a fill");
 }
 
+/// What a DBA's own index does not let in is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unique_index_on_a_cache_that_is_in_the_way_is_said() {
+    let world = followed().await;
+    world.db.run("CREATE UNIQUE INDEX mine ON servicenow_cache.incident (number)").await;
+    let id = world.find("incident", "number=INC0010002");
+    for change in ["insert", "update"] {
+        if change == "insert" {
+            world.sim.edit().insert("incident", &[("number", "INC0012345")]).expect("a record");
+        } else {
+            world.sim.edit().update("incident", &id, &[("number", "INC0012345")]).expect("it is there");
+        }
+        world
+            .until("SELECT last_error LIKE '%unique constraint \"mine\"%' FROM servicenow.sync_status")
+            .await;
+        let error = world.db.error("SELECT servicenow.wait_for_sync('incident', '1 s')").await;
+        assert!(error.detail().is_some_and(|detail| detail.contains("mine")), "{:?}", error.detail());
+        world.db.run("DROP INDEX servicenow_cache.mine").await;
+        world.sync("incident").await;
+        world.until_like_the_instance("incident", COLUMNS).await;
+        world
+            .sim
+            .edit()
+            .update_where("incident", "number=INC0012345", &[("number", "INC9")])
+            .expect("a query");
+        world.sim.edit().update("incident", &id, &[("number", "INC8")]).expect("it is there");
+        world.sync("incident").await;
+        world.sim.edit().insert("incident", &[("number", "INC0012345")]).expect("a record");
+        world.sync("incident").await;
+        world
+            .db
+            .run(
+                "DELETE FROM servicenow_cache.incident i USING servicenow_cache.incident j
+                 WHERE i.number = j.number AND i.sys_id > j.sys_id;
+                 CREATE UNIQUE INDEX mine ON servicenow_cache.incident (number)",
+            )
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_on_a_whole_cache_is_said_and_nothing_is_lost() {
+    let world = followed().await;
+    let other = world.session().await;
+    other.run("BEGIN; LOCK TABLE servicenow_cache.incident").await;
+    world.sim.edit().insert("incident", &[("short_description", "new")]).expect("a record");
+    world.until("SELECT last_error LIKE '%holds a lock%' FROM servicenow.sync_status").await;
+    other.run("COMMIT").await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+    world.until("SELECT last_error IS NULL FROM servicenow.sync_status").await;
+}
+
+/// A record that somebody here has locked is not in the cache yet as it is over there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_includes_records_that_are_locked() {
+    let world = followed().await;
+    let id = world.find("incident", "number=INC0012345");
+    let other = world.session().await;
+    other.run("BEGIN; SELECT FROM incident WHERE number = 'INC0012345' FOR UPDATE").await;
+    world.sim.edit().update("incident", &id, &[("short_description", "changed")]).expect("it is there");
+    let error = world.db.error("SELECT servicenow.wait_for_sync('incident', '1500 ms')").await;
+    assert_eq!(error.code().code(), "55000");
+    assert!(error.message().contains("1 changed records are locked"), "{}", error.message());
+    other.run("COMMIT").await;
+    world.sync("incident").await;
+    let text = "SELECT short_description FROM incident WHERE number = 'INC0012345'";
+    assert_eq!(world.db.value::<String>(text).await, "changed");
+}
+
+/// How old the rows are is told while they wait for a column that cannot be filled, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refill_that_cannot_begin_shows_the_lag() {
+    let world = followed().await;
+    world.db.run("ALTER FOREIGN TABLE incident ADD COLUMN typo text").await;
+    world.until("SELECT last_error IS NOT NULL AND phase = 'pending' AND lag > interval '0' FROM servicenow.sync_status").await;
+    world.db.run("ALTER FOREIGN TABLE incident DROP COLUMN typo").await;
+    assert!(world.db.value::<bool>("SELECT last_error IS NULL FROM servicenow.sync_status").await);
+    world.sync("incident").await;
+}
+
 /// Rights to read deletions come late; what was deleted until then leaves nevertheless.
 #[tokio::test(flavor = "multi_thread")]
 async fn deletions_from_before_they_could_be_read_are_read() {

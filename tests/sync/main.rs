@@ -48,6 +48,10 @@ async fn until_under_way(world: &World) {
 /// After a crash: waits until the cluster takes sessions again, and opens the world's anew.
 async fn reconnect(world: &mut World) {
     let began = Instant::now();
+    while world.db.client().simple_query("").await.is_ok() {
+        assert!(began.elapsed() < PATIENCE, "every session breaks");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let config = world.cluster.config(&world.database);
     while config.connect(tokio_postgres::NoTls).await.is_err() {
         assert!(began.elapsed() < PATIENCE, "the cluster comes back");

@@ -51,6 +51,28 @@ async fn there_is_one_worker_however_many_sessions_start_it() {
     assert_eq!(world.db.value::<i64>(&workers(&world.database)).await, 1);
 }
 
+/// The worker cannot see what has not been committed, and is there when it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_started_by_a_long_transaction_waits_for_its_end() {
+    let world = World::bare(servicenow_sim::Dataset::Small).await;
+    world.db.run("BEGIN").await;
+    world.set_up("").await;
+    world.db.run(INCIDENT).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    world.db.run("COMMIT").await;
+    world.until("SELECT phase = 'synced' FROM servicenow.sync_status").await;
+    world.stop_worker().await;
+    world.db.run("BEGIN; SELECT servicenow.start_worker()").await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    world.db.run("COMMIT").await;
+    pid(&world).await;
+    world.stop_worker().await;
+    world.db.run("BEGIN; SELECT servicenow.start_worker()").await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    world.db.run("ROLLBACK").await;
+    world.until(&format!("SELECT n = 0 FROM ({}) w (n)", workers(&world.database))).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_is_dropped_while_its_worker_fills_a_table() {
     let world = slow("").await;

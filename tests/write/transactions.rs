@@ -278,6 +278,67 @@ async fn many_sessions_and_the_worker_add_rows_side_by_side() {
     world.until_like_the_instance("incident", COLUMNS).await;
 }
 
+/// What a session has learned of the dictionary is its own until it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_transaction_keeps_nobody_from_imports_and_writes() {
+    let world = incidents().await;
+    let other = world.session().await;
+    world.db.run("CREATE SCHEMA a; CREATE SCHEMA b").await;
+    let import = |schema| {
+        format!("IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident) FROM SERVER acme INTO {schema}")
+    };
+    world.db.run(&format!("BEGIN; {}", import("a"))).await;
+    other.run("SET statement_timeout = '10s'; SET lock_timeout = '2s'").await;
+    other.run(&import("b")).await;
+    let error = other.error(&format!("UPDATE incident SET state = 'no such state' WHERE {KNOWN}")).await;
+    assert_eq!(error.code().code(), "23514");
+    world
+        .db
+        .run(&format!(
+            "ROLLBACK; CREATE SERVER second FOREIGN DATA WRAPPER servicenow_fdw OPTIONS (instance_url '{}')",
+            world.sim.url()
+        ))
+        .await;
+    world
+        .db
+        .run("BEGIN; CREATE FOREIGN TABLE a.one (sys_id text) SERVER second OPTIONS (\"table\" 'incident')")
+        .await;
+    other.run("CREATE FOREIGN TABLE b.two (sys_id text) SERVER second OPTIONS (\"table\" 'incident')").await;
+    world.db.run("COMMIT").await;
+}
+
+/// A statement that is cancelled while its write is under way does not know what became of it, and says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_write_warns_that_its_outcome_is_unknown() {
+    use servicenow_sim::{Effect, Fault};
+    let world = incidents().await;
+    for statement in [
+        format!("UPDATE incident SET impact_value = 3 WHERE {KNOWN}"),
+        "INSERT INTO incident (short_description) VALUES ('cancelled')".to_owned(),
+        format!("DELETE FROM incident WHERE {KNOWN}"),
+    ] {
+        let method = statement.split(' ').next().map(|word| match word {
+            "UPDATE" => "PATCH",
+            "INSERT" => "POST",
+            _ => "DELETE",
+        });
+        let hang = Fault::new(Effect::HangAfter).table("incident").method(method.expect("a word")).times(1);
+        let fault = world.sim.fault(hang);
+        let warned = world.cluster.log().matches("is unknown: it was interrupted").count();
+        world.db.run("SET statement_timeout = '500ms'").await;
+        let error = world.db.error(&statement).await;
+        assert_eq!(error.code().code(), "57014", "{statement}");
+        world.db.run("RESET statement_timeout").await;
+        world.sim.remove_fault(fault);
+        assert_eq!(
+            world.cluster.log().matches("is unknown: it was interrupted").count(),
+            warned + 1,
+            "{statement}"
+        );
+        world.until_like_the_instance("incident", COLUMNS).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_has_written_cannot_be_prepared() {
     let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("max_prepared_transactions = 2")));

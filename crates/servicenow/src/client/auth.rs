@@ -83,6 +83,19 @@ pub enum Credentials {
     },
 }
 
+impl Credentials {
+    /// Whose they are, without any secret: what the instance shows may differ from one identity to another.
+    pub fn identity(&self) -> String {
+        match self {
+            Credentials::Basic { username, .. } => format!("user {username}"),
+            Credentials::Password { client_id, username, .. } => {
+                format!("client {client_id} user {username}")
+            }
+            Credentials::ClientCredentials { client_id, .. } => format!("client {client_id}"),
+        }
+    }
+}
+
 /// A token in use.
 struct Token {
     header: HeaderValue,

@@ -187,7 +187,11 @@ impl<T: Transport> Client<T> {
             match (until, left) {
                 (Some(moment), Some(left)) if !left.is_zero() => {
                     if left > self.inner.patience.longest_wait {
-                        let words = Words { message: "Rate limit exceeded".to_owned(), detail: None };
+                        let seconds = left.as_secs().max(1);
+                        let detail = format!(
+                            "No call was made: the instance has asked to wait for {seconds} more seconds."
+                        );
+                        let words = Words { message: "Rate limit exceeded".to_owned(), detail: Some(detail) };
                         return Err(Error::RateLimited { retry_after: Some(left), words });
                     }
                     sleep_until(moment).await;
@@ -249,10 +253,12 @@ fn refusal(words: &Words) -> Refusal {
         Refusal::Mandatory
     } else if says("Unique Key violation") || says("Duplicate entry") {
         Refusal::Unique
-    } else if says("ACL") || says("User Not Authorized") || says("insufficient rights") {
+    } else if says("ACL") || says("insufficient rights") {
         Refusal::Acl
-    } else {
+    } else if says("aborted") || says("Operation Failed") {
         Refusal::Aborted
+    } else {
+        Refusal::Acl
     }
 }
 
