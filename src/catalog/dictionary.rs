@@ -1,0 +1,58 @@
+//! What ServiceNow's dictionary says about tables: `servicenow.dictionary`, and what this session has read itself.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use pgrx::{JsonB, pg_sys};
+use servicenow::dictionary::TableDef;
+use servicenow::value::TableName;
+
+use super::{get, read, timestamp, write};
+
+/// Descriptions of tables, by server and name, with the moment they were read.
+type Definitions = HashMap<(pg_sys::Oid, TableName), (SystemTime, Rc<TableDef>)>;
+
+thread_local! {
+    /// What this session has read.
+    static DEFINITIONS: RefCell<Definitions> = RefCell::new(HashMap::new());
+}
+
+/// Forgets what this session has read: a server or login has changed.
+pub(super) fn forget() {
+    DEFINITIONS.with_borrow_mut(HashMap::clear);
+}
+
+/// What the dictionary says about a table, as last read by the worker or by this session.
+pub fn definition(server: pg_sys::Oid, table: &TableName) -> Option<Rc<TableDef>> {
+    let own = DEFINITIONS.with_borrow(|own| own.get(&(server, table.clone())).cloned());
+    let since = own.as_ref().map(|(at, _)| timestamp(*at));
+    let workers = read(
+        "SELECT definition FROM servicenow.dictionary
+         WHERE server = $1 AND remote_table = $2 AND ($3 IS NULL OR fetched_at > $3)",
+        &[server.into(), table.as_str().into(), since.into()],
+        |mut rows| rows.next().and_then(|row| get::<JsonB>(&row, 1)),
+    );
+    let workers = workers.and_then(|json| serde_json::from_value(json.0).ok());
+    workers.map(Rc::new).or(own.map(|(_, def)| def))
+}
+
+/// Has this session remember what it has read in the dictionary.
+pub fn remember_definition(server: pg_sys::Oid, def: TableDef) -> Rc<TableDef> {
+    let def = Rc::new(def);
+    let kept = (SystemTime::now(), def.clone());
+    DEFINITIONS.with_borrow_mut(|own| own.insert((server, def.name.clone()), kept));
+    def
+}
+
+/// Keeps what the dictionary says about a table, for everybody. By the worker only: sessions would wait for each
+/// other.
+pub fn keep_definition(server: pg_sys::Oid, def: &TableDef) {
+    let json = serde_json::to_value(def).expect("a description is plain data");
+    write(
+        "INSERT INTO servicenow.dictionary (server, remote_table, definition) VALUES ($1, $2, $3)
+         ON CONFLICT (server, remote_table) DO UPDATE SET definition = excluded.definition, fetched_at = clock_timestamp()",
+        &[server.into(), def.name.as_str().into(), JsonB(json).into()],
+    );
+}

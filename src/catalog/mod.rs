@@ -1,0 +1,336 @@
+//! The extension's own tables as structs, and all SQL on them; and the mirror behind a foreign table, put
+//! together from them and Postgres's catalogs, remembered per process until something changes.
+//!
+//! Called in backends and in the worker, inside a transaction.
+
+mod dictionary;
+mod follow;
+mod progress;
+mod rows;
+mod work;
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pgrx::datum::DatumWithOid;
+use pgrx::spi::{Spi, SpiTupleTable};
+use pgrx::{PgSqlErrorCode as Sql, pg_sys};
+use servicenow::page::{Column, Layout};
+use servicenow::query::Query;
+use servicenow::value::{Kind, Show, TableName};
+
+use crate::cache::type_map;
+use crate::error::{error, raise};
+use crate::option::{ColumnOptions, TableOptions};
+use crate::pg;
+use crate::pg::expand::Template;
+use crate::pg::session::AsOwner;
+
+pub use dictionary::{definition, keep_definition, remember_definition};
+pub use follow::{
+    Follow, Refill, delete_followed, followed, insert_followed, note_source, orphans, start_over, tidy,
+    touch_server, update_followed,
+};
+pub use progress::{Progress, enable_worker, lock_holder, locked_objects, progress, worker_enabled};
+pub use rows::{ask_to_recheck, count_rows, leave_to_recheck, rechecked, to_recheck};
+pub use work::{Work, deletes_since, position, work};
+
+/// The foreign-data wrapper's name.
+pub const WRAPPER: &CStr = c"servicenow_fdw";
+
+/// A mirrored foreign table.
+pub struct Mirror {
+    /// The foreign table.
+    pub foreign_table: pg_sys::Oid,
+    /// Its cache table.
+    pub cache: pg_sys::Oid,
+    /// The cache table's owner, as whom it is read.
+    pub owner: pg_sys::Oid,
+    /// The server.
+    pub server: pg_sys::Oid,
+    /// The table in ServiceNow.
+    pub table: TableName,
+    /// Which records are mirrored.
+    pub query: Query,
+    /// The time between two polls, if it is not the server's.
+    pub poll_interval: Option<Duration>,
+    /// Its columns, dropped ones left out.
+    pub columns: Vec<MirrorColumn>,
+    /// The columns as the client decodes them, in the same order.
+    pub layout: Arc<Layout>,
+    /// The position in `columns` of the `sys_id`.
+    pub key: usize,
+    /// Attribute numbers in use or dropped: 1 to this.
+    pub width: i16,
+    /// See `servicenow.sync_table.generation`.
+    pub generation: i64,
+    /// Whether its first fill is known to be complete.
+    pub filled: Cell<bool>,
+    /// What stands for the table in a query; made at first use.
+    pub template: OnceCell<Option<Rc<Template>>>,
+}
+
+/// A column of a mirrored foreign table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorColumn {
+    /// Attribute number in the foreign table.
+    pub number: i16,
+    /// Its name there and in the cache.
+    pub name: String,
+    /// The field.
+    pub field: String,
+    /// Which side of the field.
+    pub show: Show,
+    /// What a value is decoded as.
+    pub kind: Kind,
+}
+
+impl Mirror {
+    /// A column by attribute number.
+    pub fn column(&self, number: i16) -> Option<&MirrorColumn> {
+        self.columns.iter().find(|column| column.number == number)
+    }
+}
+
+thread_local! {
+    static MIRRORS: RefCell<HashMap<pg_sys::Oid, Option<Rc<Mirror>>>> = RefCell::new(HashMap::new());
+    /// Set when a server or mapping has changed since somebody asked.
+    static SERVERS_CHANGED: Cell<bool> = const { Cell::new(true) };
+    /// `servicenow.sync_table`, in the worker.
+    static WORK_TABLE: Cell<Option<pg_sys::Oid>> = const { Cell::new(None) };
+    /// Set when that table was announced as changed.
+    static WORK_CHANGED: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Forgets what has changed; gives back whether anything has.
+pub fn forget_changed() -> bool {
+    let changes = pg::catalog::take_changes();
+    if changes.servers {
+        dictionary::forget();
+    }
+    if changes.servers || changes.all {
+        SERVERS_CHANGED.set(true);
+    }
+    if changes.all || changes.relations.iter().any(|relation| Some(*relation) == WORK_TABLE.get()) {
+        WORK_CHANGED.set(true);
+    }
+    MIRRORS.with_borrow_mut(|mirrors| {
+        if changes.all {
+            mirrors.clear();
+        } else {
+            for relation in &changes.relations {
+                mirrors.remove(relation);
+                mirrors.retain(|_, mirror| mirror.as_ref().is_none_or(|m| m.cache != *relation));
+            }
+        }
+    });
+    changes.all || changes.servers || !changes.relations.is_empty()
+}
+
+/// Whether servers or mappings have changed since the last call.
+pub fn take_servers_changed() -> bool {
+    forget_changed();
+    SERVERS_CHANGED.replace(false)
+}
+
+/// Whether what is to be mirrored, or from where, has changed since the last call. For the worker.
+pub fn take_work_changed() -> bool {
+    forget_changed();
+    let servers = SERVERS_CHANGED.replace(false);
+    WORK_CHANGED.replace(false) || servers
+}
+
+/// Has [`take_work_changed`] say so once more: what it said could not be dealt with.
+pub fn keep_work_changed() {
+    WORK_CHANGED.set(true);
+}
+
+/// Has [`take_work_changed`] notice changes of `servicenow.sync_table`; gives back whether the extension is
+/// there.
+pub fn watch_work() -> bool {
+    let table = pg::catalog::relation_in("servicenow", "sync_table");
+    WORK_TABLE.set(table);
+    table.is_some()
+}
+
+/// Tells every process, at commit, that a foreign table's mirror has changed, and the worker that there is
+/// something to do.
+pub fn announce(relation: pg_sys::Oid) {
+    if pg::catalog::relation_kind(relation).is_some() {
+        pg::catalog::announce_change(relation);
+    }
+    if let Some(table) = pg::catalog::relation_in("servicenow", "sync_table") {
+        pg::catalog::announce_change(table);
+    }
+}
+
+/// The mirror behind a relation; `None` if it is not one of our foreign tables. An ERROR if it is one and its
+/// cache is missing or does not fit.
+pub fn mirror(relation: pg_sys::Oid) -> Option<Rc<Mirror>> {
+    forget_changed();
+    if let Some(known) = MIRRORS.with_borrow(|mirrors| mirrors.get(&relation).cloned()) {
+        return known;
+    }
+    // Loading reads catalogs, which may bring news about this very relation: then it is loaded again next time.
+    let mirror = load(relation).map(Rc::new);
+    let changes_meanwhile = forget_changed();
+    if !changes_meanwhile {
+        MIRRORS.with_borrow_mut(|mirrors| mirrors.insert(relation, mirror.clone()));
+    }
+    mirror
+}
+
+/// The mirror behind a relation a user named; an ERROR if it is not one of our foreign tables.
+pub fn mirror_or_error(relation: pg_sys::Oid) -> Rc<Mirror> {
+    mirror(relation).unwrap_or_else(|| raise(not_ours(relation)))
+}
+
+/// The ERROR for a foreign table whose cache is not as it should be.
+pub fn damaged(relation: pg_sys::Oid, what: &str) -> pg_sys::panic::ErrorReport {
+    let name = qualified(relation);
+    error(
+        Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("cache table of foreign table {name} {what}"),
+    )
+    .set_hint(format!("Run SELECT servicenow.resync('{name}')."))
+}
+
+/// The ERROR for a relation that is not one of our foreign tables.
+pub fn not_ours(relation: pg_sys::Oid) -> pg_sys::panic::ErrorReport {
+    let name = pg::catalog::relation_name(relation).unwrap_or_else(|| relation.to_u32().to_string());
+    error(Sql::ERRCODE_WRONG_OBJECT_TYPE, format!("\"{name}\" is not a foreign table of servicenow_fdw"))
+}
+
+fn load(relation: pg_sys::Oid) -> Option<Mirror> {
+    let (server, options) = pg::catalog::foreign_table(relation, WRAPPER)?;
+    let name = pg::catalog::relation_name(relation)?;
+    let options = TableOptions::parse(&options).unwrap_or_else(|e| raise(e));
+    // The statement's snapshot may be older than what has just been announced as changed.
+    let row = pg::xact::with_latest_snapshot(|| {
+        read(
+            "SELECT cache_table, generation FROM servicenow.sync_table WHERE foreign_table = $1",
+            &[relation.into()],
+            |rows| rows.map(|row| (get(&row, 1), get(&row, 2))).next(),
+        )
+    });
+    let Some((Some(cache), Some(generation))): Option<(Option<pg_sys::Oid>, Option<i64>)> = row else {
+        raise(damaged(relation, "does not exist"))
+    };
+    let Some(owner) = pg::catalog::relation_owner(cache) else { raise(damaged(relation, "does not exist")) };
+    let attributes = pg::catalog::attributes(relation);
+    let in_cache = pg::catalog::attributes(cache);
+    let width = attributes.len() as i16;
+    let mut columns = Vec::new();
+    for attribute in attributes.iter().filter(|attribute| !attribute.dropped) {
+        let twin = in_cache.iter().find(|cached| cached.name == attribute.name);
+        let same = |cached: &&pg::catalog::Attribute| {
+            (cached.type_oid, cached.typmod, cached.collation)
+                == (attribute.type_oid, attribute.typmod, attribute.collation)
+        };
+        if twin.filter(same).is_none() {
+            raise(damaged(relation, &format!("does not have its column \"{}\"", attribute.name)));
+        }
+        if !pg::catalog::is_plain_type(attribute.type_oid) {
+            raise(damaged(relation, &format!("cannot have its column \"{}\"", attribute.name)));
+        }
+        let options = ColumnOptions::parse(&pg::catalog::column_options(relation, attribute.number));
+        columns.push(MirrorColumn {
+            number: attribute.number,
+            field: options.field.unwrap_or_else(|| attribute.name.clone()),
+            name: attribute.name.clone(),
+            show: options.show,
+            kind: match options.show {
+                Show::Label => Kind::Text,
+                Show::Value => type_map::kind_of(attribute.type_oid),
+            },
+        });
+    }
+    let key = columns.iter().position(is_key).unwrap_or_else(|| raise(no_key(&name)));
+    let layout = columns.iter().map(|column| Column {
+        field: column.field.clone(),
+        show: column.show,
+        kind: column.kind,
+    });
+    Some(Mirror {
+        foreign_table: relation,
+        cache,
+        owner,
+        server,
+        table: options.table.unwrap_or_else(|| default_table(&name)),
+        query: options.query,
+        poll_interval: options.poll_interval,
+        layout: Arc::new(Layout::new(layout.collect())),
+        columns,
+        key,
+        width,
+        generation,
+        filled: Cell::new(false),
+        template: OnceCell::new(),
+    })
+}
+
+/// The table in ServiceNow that a foreign table without the option mirrors: the one of the same name.
+pub fn default_table(name: &str) -> TableName {
+    TableName::new(name).unwrap_or_else(|_| {
+        raise(
+            error(
+                Sql::ERRCODE_FDW_TABLE_NOT_FOUND,
+                format!("\"{name}\" cannot be the name of a table in ServiceNow"),
+            )
+            .set_hint("Set the foreign table's option \"table\" to the name it has there."),
+        )
+    })
+}
+
+/// Whether a column is the record's identity.
+pub fn is_key(column: &MirrorColumn) -> bool {
+    column.field == "sys_id" && column.show == Show::Value
+}
+
+/// The ERROR for a foreign table without its key.
+pub fn no_key(name: &str) -> pg_sys::panic::ErrorReport {
+    error(
+        Sql::ERRCODE_FDW_COLUMN_NAME_NOT_FOUND,
+        format!("foreign table \"{name}\" must have a column for field \"sys_id\""),
+    )
+    .set_hint("Add a column \"sys_id\" of type text.")
+}
+
+/// A relation's name for messages and statements.
+pub fn qualified(relation: pg_sys::Oid) -> String {
+    pg::catalog::qualified_name(relation).unwrap_or_else(|| relation.to_u32().to_string())
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// SQL on the state tables. They belong to the extension's owner: everything here runs as the bootstrap
+// superuser, on qualified names only.
+
+/// Runs a query that changes nothing; it sees what the current statement sees.
+pub fn read<R>(sql: &str, args: &[DatumWithOid<'_>], f: impl FnOnce(SpiTupleTable<'_>) -> R) -> R {
+    let _owner = AsOwner::begin();
+    Spi::connect(|client| f(client.select(sql, None, args).expect("a valid use of SPI")))
+}
+
+/// Runs a statement that changes something; gives back how many rows.
+pub fn write(sql: &str, args: &[DatumWithOid<'_>]) -> usize {
+    let _owner = AsOwner::begin();
+    Spi::connect_mut(|client| client.update(sql, None, args).expect("a valid use of SPI").len())
+}
+
+/// A column of a result row, from 1.
+pub fn get<T: pgrx::FromDatum + pgrx::IntoDatum>(
+    row: &pgrx::spi::SpiHeapTupleData<'_>,
+    column: usize,
+) -> Option<T> {
+    row.get(column).expect("a column of the query, read as its type")
+}
+
+/// A moment of the local clock as Postgres's type.
+pub fn timestamp(at: SystemTime) -> pgrx::datum::TimestampWithTimeZone {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+    pgrx::datum::to_timestamp(seconds)
+}

@@ -1,0 +1,54 @@
+//! What statements and worker tell each other about rows: `servicenow.row_delta` and `recheck`.
+
+use pgrx::pg_sys;
+
+use super::{get, read, write};
+
+/// Counts rows that a statement added to or took from a cache.
+pub fn count_rows(relation: pg_sys::Oid, delta: i64) {
+    if delta != 0 {
+        write(
+            "INSERT INTO servicenow.row_delta (foreign_table, delta) VALUES ($1, $2)",
+            &[relation.into(), delta.into()],
+        );
+    }
+}
+
+/// Has the worker look records up that a statement has put into a cache.
+pub fn ask_to_recheck(relation: pg_sys::Oid, ids: &[String]) {
+    if !ids.is_empty() {
+        write(
+            "INSERT INTO servicenow.recheck (foreign_table, sys_id) SELECT $1, unnest($2)",
+            &[relation.into(), ids.to_vec().into()],
+        );
+    }
+}
+
+/// As [`ask_to_recheck`], by the worker: nobody else takes requests back, so that one is enough.
+pub fn leave_to_recheck(relation: pg_sys::Oid, ids: &[String]) {
+    if !ids.is_empty() {
+        write(
+            "INSERT INTO servicenow.recheck (foreign_table, sys_id)
+             SELECT $1, unnest($2)
+             EXCEPT SELECT foreign_table, sys_id FROM servicenow.recheck WHERE foreign_table = $1",
+            &[relation.into(), ids.to_vec().into()],
+        );
+    }
+}
+
+/// Records to be looked up, each once.
+pub fn to_recheck(relation: pg_sys::Oid) -> Vec<String> {
+    read(
+        "SELECT DISTINCT sys_id FROM servicenow.recheck WHERE foreign_table = $1",
+        &[relation.into()],
+        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+    )
+}
+
+/// Records have been looked up.
+pub fn rechecked(relation: pg_sys::Oid, ids: Vec<&str>) {
+    write(
+        "DELETE FROM servicenow.recheck WHERE foreign_table = $1 AND sys_id = ANY ($2)",
+        &[relation.into(), ids.into()],
+    );
+}
