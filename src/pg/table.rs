@@ -468,3 +468,95 @@ unsafe fn primary_key(relation: pg_sys::Relation) -> pg_sys::Oid {
         return pg_sys::RelationGetPrimaryKeyIndex(relation, false);
     }
 }
+
+#[cfg(any(test, feature = "pg_test"))]
+#[pgrx::pg_schema]
+mod tests {
+    use pgrx::prelude::*;
+
+    use super::{MisfitAt, TableWriter, Triggers};
+    use crate::pg::tuple::{OwnedScalar, Scalar};
+
+    fn open(table: &str) -> TableWriter {
+        let oid = Spi::get_one::<pg_sys::Oid>(&format!("SELECT '{table}'::regclass::oid"));
+        let oid = oid.expect("a valid use of SPI").expect("the table");
+        TableWriter::open(oid, &["id", "n"], "id", Triggers::Own).expect("it fits")
+    }
+
+    fn row<'r>(id: &'r str, n: i64) -> impl Fn(usize) -> Scalar<'r> {
+        move |column| if column == 0 { Scalar::Text(id) } else { Scalar::Integer(n) }
+    }
+
+    fn contents(table: &str) -> String {
+        let all = format!(
+            "SELECT coalesce(string_agg(id || '=' || coalesce(n::text, '-'), ' ' ORDER BY id), '') FROM {table}"
+        );
+        Spi::get_one(&all).expect("a valid use of SPI").expect("a text")
+    }
+
+    #[pg_test]
+    fn rows_are_added_found_changed_and_deleted() {
+        Spi::run("CREATE TABLE t (gone int, n int, id text PRIMARY KEY); ALTER TABLE t DROP gone")
+            .expect("a table");
+        let mut writer = open("t");
+        let ids = ["a", "b", "c"];
+        writer
+            .insert_many(3, |row_number, column| row(ids[row_number], row_number as i64)(column))
+            .expect("they fit");
+        assert!(writer.find("b") && !writer.find("x"));
+        assert!(writer.find("b"));
+        assert_eq!(writer.found_value(1), OwnedScalar::Plain(Scalar::Integer(1)));
+        writer.update(row("b", 7)).expect("it fits");
+        assert!(writer.find("a"));
+        writer.delete();
+        writer.insert(row("d", 9)).expect("it fits");
+        writer.close();
+        assert_eq!(contents("t"), "b=7 c=2 d=9");
+        Spi::run("SET enable_seqscan = off").expect("a setting");
+        let by_index = Spi::get_one::<i32>("SELECT n FROM t WHERE id = 'c'");
+        assert_eq!(by_index.expect("a valid use of SPI"), Some(2));
+    }
+
+    /// More than a batch, and with everything that needs rows one by one.
+    #[pg_test]
+    fn triggers_checks_and_defaults_of_a_table_are_kept() {
+        Spi::run(
+            "CREATE TABLE t (id text PRIMARY KEY, n int CHECK (n < 5000), twice int GENERATED ALWAYS AS (n * 2) STORED);
+             CREATE TABLE log (n int);
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO log VALUES (NEW.n); RETURN NULL; END';
+             CREATE TRIGGER note AFTER INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION note()",
+        )
+        .expect("tables");
+        let mut writer = open("t");
+        let ids: Vec<String> = (0..1_200).map(|n| format!("{n:05}")).collect();
+        writer.insert_many(ids.len(), |r, column| row(&ids[r], r as i64)(column)).expect("they fit");
+        writer.close();
+        let sums = "SELECT (SELECT count(*) FROM log) = 1200 AND (SELECT sum(twice) FROM t) = 2 * (SELECT sum(n) FROM log)";
+        assert_eq!(Spi::get_one::<bool>(sums).expect("a valid use of SPI"), Some(true));
+    }
+
+    #[pg_test(error = "new row for relation \"t\" violates check constraint \"t_n_check\"")]
+    fn what_a_check_refuses_is_an_error() {
+        Spi::run("CREATE TABLE t (id text PRIMARY KEY, n int CHECK (n < 5))").expect("a table");
+        let _misfit = open("t").insert(row("a", 5));
+    }
+
+    #[pg_test]
+    fn a_value_that_does_not_fit_is_named_by_its_place() {
+        Spi::run("CREATE TABLE t (id text PRIMARY KEY, n smallint)").expect("a table");
+        let mut writer = open("t");
+        let put = writer.insert_many(2, |r, column| row("a", if r == 0 { 1 } else { 70_000 })(column));
+        assert_eq!(put, Err(MisfitAt { row: 1, column: 1 }));
+    }
+
+    #[pg_test]
+    fn a_table_that_does_not_fit_is_not_opened() {
+        Spi::run("CREATE TABLE other (id text, n int); CREATE TABLE short (id text PRIMARY KEY)")
+            .expect("tables");
+        for table in ["other", "short"] {
+            let oid = Spi::get_one::<pg_sys::Oid>(&format!("SELECT '{table}'::regclass::oid"));
+            let oid = oid.expect("a valid use of SPI").expect("the table");
+            assert!(TableWriter::open(oid, &["id", "n"], "id", Triggers::Own).is_none(), "{table}");
+        }
+    }
+}

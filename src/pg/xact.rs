@@ -233,3 +233,44 @@ unsafe extern "C-unwind" fn on_xact_event(event: pg_sys::XactEvent::Type, _argum
         _ => {}
     }
 }
+
+#[cfg(any(test, feature = "pg_test"))]
+#[pgrx::pg_schema]
+mod tests {
+    use pgrx::PgSqlErrorCode as Sql;
+    use pgrx::prelude::*;
+
+    #[pg_test]
+    fn what_fails_in_a_subtransaction_leaves_nothing_behind() {
+        Spi::run("CREATE TABLE t (n int PRIMARY KEY)").expect("a table");
+        let put =
+            |n: i32| move || Spi::run(&format!("INSERT INTO t VALUES ({n})")).expect("a valid use of SPI");
+        assert!(super::subtransaction(put(1)).is_ok());
+        let caught = super::subtransaction(put(1)).expect_err("it is there already");
+        assert_eq!(caught.sqlstate, Sql::ERRCODE_UNIQUE_VIOLATION);
+        assert!(caught.is_duplicate() && !caught.is_conflict());
+        let caught = super::subtransaction(|| {
+            put(2)();
+            Spi::run("SELECT 1 / 0").expect("a valid use of SPI");
+        });
+        assert!(caught.expect_err("it cannot be divided").is_about_data());
+        let panicked = super::subtransaction::<()>(|| panic!("a bug"));
+        assert_eq!(panicked.expect_err("it panics").sqlstate, Sql::ERRCODE_INTERNAL_ERROR);
+        assert_eq!(Spi::get_one::<i64>("SELECT count(*) FROM t").expect("a valid use of SPI"), Some(1));
+    }
+
+    #[pg_test(error = "canceling statement due to user request")]
+    fn an_interrupt_is_not_caught() {
+        let cancel = "SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(10)";
+        let _caught = super::subtransaction(|| Spi::run(cancel));
+    }
+
+    #[pg_test]
+    fn a_name_is_locked_by_the_transaction_that_wants_it() {
+        assert!(super::try_lock_name(17, "incident"));
+        assert!(super::try_lock_name(17, "incident"), "its own lock is not in the way");
+        let held =
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 17 AND objsubid = 3";
+        assert_eq!(Spi::get_one::<i64>(held).expect("a valid use of SPI"), Some(1));
+    }
+}
