@@ -103,7 +103,7 @@ async fn recursion_windows_sets_and_whole_rows() {
         "SELECT * FROM incident NATURAL JOIN (SELECT sys_id, number FROM incident) x",
         "SELECT i.number, x.* FROM incident i, LATERAL (SELECT p.name FROM person p WHERE p.sys_id = i.caller_id LIMIT 1) x",
         "SELECT count(*) FROM incident a JOIN incident b ON a.caller_id = b.caller_id AND a.sys_id < b.sys_id",
-        "SELECT number FROM incident WHERE (state, priority) NOT IN (SELECT state, priority FROM problem WHERE state IS NOT NULL AND priority IS NOT NULL)",
+        "SELECT number FROM incident WHERE (state, priority) IN (SELECT state, priority FROM incident WHERE active)",
         "SELECT number FROM incident WHERE state = ANY (ARRAY(SELECT state FROM problem))",
         "SELECT DISTINCT ON (state) state, number FROM incident ORDER BY state, number",
         "SELECT i.ctid IS NOT NULL, i.tableoid IS NOT NULL, count(*) FROM incident i GROUP BY 1, 2",
