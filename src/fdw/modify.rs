@@ -212,7 +212,7 @@ impl RowWriter for Writer {
         let sent = self.fields(&given, row, None);
         if self.skip_duplicates
             && let Identity::Given(id) = &identity
-            && self.cache.lock(id.as_str()).is_some()
+            && (self.done.contains(id.as_str()) || self.cache.lock(id.as_str()).is_some())
         {
             return None;
         }

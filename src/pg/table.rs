@@ -503,6 +503,7 @@ mod tests {
         writer
             .insert_many(3, |row_number, column| row(ids[row_number], row_number as i64)(column))
             .expect("they fit");
+        Spi::run("SELECT").expect("the next command"); // which sees what the one before has done
         assert!(writer.find("b") && !writer.find("x"));
         assert!(writer.find("b"));
         assert_eq!(writer.found_value(1), OwnedScalar::Plain(Scalar::Integer(1)));

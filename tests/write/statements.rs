@@ -101,6 +101,10 @@ async fn on_conflict_do_nothing_passes_over_records_that_are_there() {
         .await;
     assert_eq!(rows.iter().map(|row| row.get::<_, &str>(0)).collect::<Vec<_>>(), ["new"]);
     assert_eq!(world.sim.record("incident", &id), before);
+    let twice = "INSERT INTO incident (sys_id, short_description)
+                 SELECT 'abc0', n::text FROM generate_series(1, 3) n ON CONFLICT DO NOTHING RETURNING short_description";
+    let rows = world.db.rows(twice).await;
+    assert_eq!(rows.iter().map(|row| row.get::<_, &str>(0)).collect::<Vec<_>>(), ["1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
