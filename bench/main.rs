@@ -19,7 +19,7 @@ struct Bench {
 
 #[tokio::main]
 async fn main() {
-    let cluster = Cluster::start("shared_buffers = 512MB\nmax_wal_size = 4GB\n");
+    let cluster = Cluster::start("shared_buffers = 10GB\nmax_wal_size = 4GB\n");
     let sim = Simulator::builder().dataset(Dataset::EventLog).start().await.expect("a simulator");
     let db = connect(&cluster, "postgres").await;
     db.run("CREATE EXTENSION servicenow_fdw").await;
