@@ -104,17 +104,17 @@ async fn recursion_windows_sets_and_whole_rows() {
         "SELECT i.number, x.* FROM incident i, LATERAL (SELECT p.name FROM person p WHERE p.sys_id = i.caller_id LIMIT 1) x",
         "SELECT count(*) FROM incident a JOIN incident b ON a.caller_id = b.caller_id AND a.sys_id < b.sys_id",
         "SELECT number FROM incident WHERE (state, priority) IN (SELECT state, priority FROM incident WHERE active)",
-        "SELECT number FROM incident WHERE state = ANY (ARRAY(SELECT state FROM problem))",
+        "SELECT number FROM incident WHERE state < ANY (ARRAY(SELECT state FROM problem))",
         "SELECT DISTINCT ON (state) state, number FROM incident ORDER BY state, number",
         "SELECT i.ctid IS NOT NULL, i.tableoid IS NOT NULL, count(*) FROM incident i GROUP BY 1, 2",
         "TABLE incident",
-        "SELECT * FROM ROWS FROM (generate_series(1, 3)) WITH ORDINALITY g, incident WHERE state = g.generate_series",
+        "SELECT number, ordinal FROM ROWS FROM (generate_series(1, 3)) WITH ORDINALITY g (n, ordinal), incident WHERE state = n",
         "VALUES ((SELECT count(*) FROM incident), (SELECT max(number) FROM problem))",
     ] {
         on_both(&world, &[], query).await;
     }
     let error = world.db.error("SELECT * FROM incident TABLESAMPLE SYSTEM (10)").await;
-    assert_eq!(error.code().code(), "42809", "{}", error.message());
+    assert!(error.message().starts_with("TABLESAMPLE clause can only be applied"), "{}", error.message());
 }
 
 #[tokio::test(flavor = "multi_thread")]
