@@ -15,7 +15,7 @@ use crate::catalog::{self, Follow, Refill, WRAPPER};
 use crate::error::{error, raise};
 use crate::option::{ColumnOptions, TableOptions};
 use crate::pg;
-use crate::pg::catalog::Attribute;
+use crate::pg::catalog::{AsExtension, Attribute};
 
 /// The schema of cache tables.
 const SCHEMA: &str = "servicenow_cache";
@@ -235,10 +235,12 @@ fn create(name: &str, columns: &mut [FollowedColumn]) -> pg_sys::Oid {
         definitions.push(format!("PRIMARY KEY ({})", quote_identifier(&key.name)));
     }
     let table = format!("{SCHEMA}.{}", quote_identifier(&name));
-    run(&format!("CREATE TABLE {table} ({})", definitions.join(", ")));
-    // A member of the extension is left out of dumps: a restored database refills its caches.
+    {
+        // A member of the extension is left out of dumps: a restored database refills its caches.
+        let _member = AsExtension::begin(EXTENSION);
+        run(&format!("CREATE TABLE {table} ({})", definitions.join(", ")));
+    }
     let cache = pg::catalog::relation_in(SCHEMA, &name).expect("the table was just made");
-    pg::catalog::join_extension(cache, EXTENSION);
     run(&format!("COMMENT ON TABLE {table} IS 'cache of a foreign table; do not write to it'"));
     index(cache, &[], columns);
     cache
@@ -348,9 +350,11 @@ fn rename(cache: pg_sys::Oid, name: &str) {
 fn drop_cache(cache: pg_sys::Oid) {
     if pg::catalog::relation_kind(cache).is_some() {
         let table = catalog::qualified(cache);
-        pg::catalog::leave_extension(cache);
-        let drop = format!("DROP TABLE {table}");
-        match pg::xact::subtransaction(|| run(&drop)) {
+        let drop = || {
+            let _member = AsExtension::begin(EXTENSION);
+            run(&format!("DROP TABLE {table}"));
+        };
+        match pg::xact::subtransaction(drop) {
             Ok(()) => {}
             Err(caught) if caught.sqlstate == Sql::ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST => {
                 raise(error(caught.sqlstate, caught.message).set_hint(format!(

@@ -374,34 +374,33 @@ pub fn announce_change(relation: pg_sys::Oid) {
     unsafe { pg_sys::CacheInvalidateRelcacheByRelid(relation) };
 }
 
-/// Makes a table a member of an extension, as ALTER EXTENSION ADD does, but without the lock by which that keeps every
-/// other transaction from doing the same until this one ends.
-pub fn join_extension(table: pg_sys::Oid, extension: &CStr) {
-    let share = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-    // SAFETY: both addresses are live locals; an ERROR is raised if there is no such extension.
-    unsafe {
-        let oid = pg_sys::get_extension_oid(extension.as_ptr(), false);
-        // It must not be dropped meanwhile.
-        pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, oid, 0, share);
-        let member =
-            pg_sys::ObjectAddress { classId: pg_sys::RelationRelationId, objectId: table, objectSubId: 0 };
-        let owner =
-            pg_sys::ObjectAddress { classId: pg_sys::ExtensionRelationId, objectId: oid, objectSubId: 0 };
-        pg_sys::recordDependencyOn(&member, &owner, pg_sys::DependencyType::DEPENDENCY_EXTENSION);
-        pg_sys::CommandCounterIncrement();
+/// While it lives, what is created belongs to an extension and what belongs to it can be dropped, as in the extension's
+/// own scripts. ALTER EXTENSION would lock out every other transaction that makes or drops a member.
+#[must_use]
+pub struct AsExtension;
+
+impl AsExtension {
+    /// Begins; an ERROR if there is no such extension.
+    pub fn begin(extension: &CStr) -> Self {
+        let share = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        // SAFETY: sets variables of this process, which the end of a failed transaction resets too.
+        unsafe {
+            let oid = pg_sys::get_extension_oid(extension.as_ptr(), false);
+            // It must not be dropped meanwhile.
+            pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, oid, 0, share);
+            pg_sys::creating_extension = true;
+            pg_sys::CurrentExtensionObject = oid;
+        }
+        Self
     }
 }
 
-/// Ends the membership again, so that the table can be dropped by itself.
-pub fn leave_extension(table: pg_sys::Oid) {
-    // SAFETY: changes pg_depend, inside a transaction.
-    unsafe {
-        pg_sys::deleteDependencyRecordsForClass(
-            pg_sys::RelationRelationId,
-            table,
-            pg_sys::ExtensionRelationId,
-            pg_sys::DependencyType::DEPENDENCY_EXTENSION as std::ffi::c_char,
-        );
-        pg_sys::CommandCounterIncrement();
+impl Drop for AsExtension {
+    fn drop(&mut self) {
+        // SAFETY: sets variables of this process.
+        unsafe {
+            pg_sys::creating_extension = false;
+            pg_sys::CurrentExtensionObject = pg_sys::InvalidOid;
+        }
     }
 }

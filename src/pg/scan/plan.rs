@@ -121,7 +121,7 @@ unsafe fn add_path(
             rel,
             none.cast(),
             rows,
-            0,
+            (*inner).disabled_nodes,
             startup,
             total,
             none,
