@@ -1,58 +1,23 @@
-//! SQL files against their expected output, with Postgres's own pg_regress.
-//!
-//! `SNFDW_ACCEPT=1` takes the output over as expected; look at the difference before you commit it. Where another major
-//! prints something else, `SNFDW_ACCEPT=_1` takes it over as another file that is as good.
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
+//! What psql prints, compared with files: `pg_test/sql` by pg_regress, `pg_test/specs` by the isolation tester. See
+//! [`world::regress`] for how to take a new output over.
 
 use servicenow_sim::{Dataset, Simulator};
 use world::cluster::Cluster;
+use world::regress::compare;
+
+async fn simulator() -> Simulator {
+    Simulator::builder().dataset(Dataset::Small).seed(42).start().await.expect("a simulator")
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn golden_files_are_what_psql_prints() {
-    let sim = Simulator::builder().dataset(Dataset::Small).seed(42).start().await.expect("a simulator");
-    let cluster = Cluster::start("");
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pg_test");
-    let output = std::env::temp_dir().join(format!("snfdw-golden-{}", std::process::id()));
-    let mut names: Vec<String> = std::fs::read_dir(golden.join("sql"))
-        .expect("golden files")
-        .map(|entry| {
-            entry.expect("an entry").path().file_stem().expect("a name").to_string_lossy().into_owned()
-        })
-        .collect();
-    names.sort();
-    let accept = std::env::var("SNFDW_ACCEPT").ok();
-    let suffix = accept.as_deref().filter(|accept| accept.starts_with('_')).unwrap_or_default();
-    let expected = |name: &str| golden.join("expected").join(format!("{name}{suffix}.out"));
-    for name in names.iter().filter(|name| accept.is_some() && !expected(name).exists()) {
-        // Without a file to compare with, pg_regress stops.
-        std::fs::write(expected(name), "").expect("a new file");
-    }
-    let run = Command::new(pg_regress())
-        .args(["--host", &cluster.socket().display().to_string(), "--user", "postgres", "--dbname", "golden"])
-        .args(["--bindir", &cluster.bin().display().to_string()])
-        .args(["--inputdir", &golden.display().to_string(), "--outputdir", &output.display().to_string()])
-        .args(&names)
-        .env("SNFDW_URL", sim.url())
-        .env_remove("RUST_BACKTRACE")
-        .output()
-        .expect("pg_regress");
-    if accept.is_some() {
-        for name in &names {
-            let result = output.join("results").join(format!("{name}.out"));
-            std::fs::copy(result, expected(name)).expect("a result");
-        }
-    } else if !run.status.success() {
-        let diffs = std::fs::read_to_string(output.join("regression.diffs")).unwrap_or_default();
-        panic!("{}\n{diffs}", String::from_utf8_lossy(&run.stdout));
-    }
-    let _gone = std::fs::remove_dir_all(output);
+    let sim = simulator().await;
+    compare(&Cluster::start(""), "regress/pg_regress", "sql", ("SNFDW_URL", sim.url().to_owned()));
 }
 
-fn pg_regress() -> PathBuf {
-    let pg_config = std::env::var("PG_CONFIG").unwrap_or_else(|_| "pg_config".to_owned());
-    let output = Command::new(pg_config).arg("--pgxs").output().expect("pg_config");
-    let makefile = PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim());
-    makefile.parent().expect("a directory").join("../test/regress/pg_regress")
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_of_several_sessions_come_out_as_expected() {
+    let sim = simulator().await;
+    let url = format!("-c test.url={}", sim.url());
+    compare(&Cluster::start(""), "isolation/pg_isolation_regress", "specs", ("PGOPTIONS", url));
 }
