@@ -377,30 +377,60 @@ pub fn announce_change(relation: pg_sys::Oid) {
 /// While it lives, what is created belongs to an extension and what belongs to it can be dropped, as in the extension's
 /// own scripts. ALTER EXTENSION would lock out every other transaction that makes or drops a member.
 #[must_use]
-pub struct AsExtension;
+pub struct AsExtension {
+    /// Another extension's script may be what makes a foreign table.
+    before: (bool, pg_sys::Oid),
+}
 
 impl AsExtension {
     /// Begins; an ERROR if there is no such extension.
     pub fn begin(extension: &CStr) -> Self {
         let share = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-        // SAFETY: sets variables of this process, which the end of a failed transaction resets too.
+        // SAFETY: sets variables of this process, which are set back when this value is dropped, by an ERROR too.
         unsafe {
             let oid = pg_sys::get_extension_oid(extension.as_ptr(), false);
             // It must not be dropped meanwhile.
             pg_sys::LockDatabaseObject(pg_sys::ExtensionRelationId, oid, 0, share);
+            let before = (pg_sys::creating_extension, pg_sys::CurrentExtensionObject);
             pg_sys::creating_extension = true;
             pg_sys::CurrentExtensionObject = oid;
+            Self { before }
         }
-        Self
     }
 }
 
 impl Drop for AsExtension {
     fn drop(&mut self) {
-        // SAFETY: sets variables of this process.
-        unsafe {
-            pg_sys::creating_extension = false;
-            pg_sys::CurrentExtensionObject = pg_sys::InvalidOid;
-        }
+        // SAFETY: sets variables of this process to what they were.
+        unsafe { (pg_sys::creating_extension, pg_sys::CurrentExtensionObject) = self.before };
+    }
+}
+
+#[cfg(any(test, feature = "pg_test"))]
+#[pgrx::pg_schema]
+mod tests {
+    use pgrx::prelude::*;
+
+    use super::AsExtension;
+
+    #[pg_test]
+    fn an_extension_whose_script_is_running_goes_on_afterwards() {
+        let current = || {
+            // SAFETY: reads variables of this process.
+            unsafe { (pg_sys::creating_extension, pg_sys::CurrentExtensionObject) }
+        };
+        let outside = current();
+        let outer = AsExtension::begin(c"plpgsql");
+        let of_outer = current();
+        drop(AsExtension::begin(c"servicenow_fdw"));
+        assert_eq!(current(), of_outer);
+        let failed = crate::pg::xact::subtransaction(|| {
+            let _inner = AsExtension::begin(c"servicenow_fdw");
+            Spi::run("SELECT 1 / 0")
+        });
+        assert!(failed.is_err());
+        assert_eq!(current(), of_outer);
+        drop(outer);
+        assert_eq!(current(), outside);
     }
 }
