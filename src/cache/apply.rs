@@ -9,7 +9,7 @@ use servicenow::page::{Order, Rows, Version};
 use servicenow::sync::store::StoredRecords;
 use servicenow::value::Value;
 
-use super::{MOD_COUNT, UPDATED_ON};
+use super::{MOD_COUNT, UPDATED_ON, VersionPart};
 use crate::catalog::{self, Mirror, get};
 use crate::error::{error, raise};
 use crate::pg;
@@ -62,7 +62,7 @@ impl CacheWriter {
     /// Opens a mirror's cache.
     pub fn open(mirror: &Rc<Mirror>, triggers: Triggers) -> Self {
         let mut names: Vec<&str> = mirror.columns.iter().map(|column| column.name.as_str()).collect();
-        names.extend([UPDATED_ON, MOD_COUNT]);
+        names.extend(hidden(mirror).map(|part| part.hidden_column));
         let key = &mirror.columns[mirror.key].name;
         match TableWriter::open(mirror.cache, &names, key, triggers) {
             Some(table) => Self { mirror: mirror.clone(), table },
@@ -109,7 +109,8 @@ impl CacheWriter {
         // A record that comes twice in a batch counts as it came last.
         let last: HashMap<&str, usize> = rows.ids().zip(0..).collect();
         if there.is_empty() && !careful && last.len() == rows.len() {
-            let added = self.table.insert_many(rows.len(), |row, column| scalar(rows, row, column));
+            let mirror = self.mirror.clone();
+            let added = self.table.insert_many(rows.len(), |row, column| scalar(&mirror, rows, row, column));
             added.unwrap_or_else(|at| self.misfit(rows, at));
             outcome.inserted = rows.len() as i64;
             return outcome;
@@ -193,24 +194,29 @@ impl CacheWriter {
     }
 
     fn insert(&mut self, rows: &Rows, row: usize) {
-        let added = self.table.insert(|column| scalar(rows, row, column));
+        let mirror = self.mirror.clone();
+        let added = self.table.insert(|column| scalar(&mirror, rows, row, column));
         added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
     }
 
     fn update(&mut self, rows: &Rows, row: usize) {
-        let changed = self.table.update(|column| scalar(rows, row, column));
+        let mirror = self.mirror.clone();
+        let changed = self.table.update(|column| scalar(&mirror, rows, row, column));
         changed.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
     }
 
     /// The version of the row last found.
     fn found_version(&self) -> Version {
-        let width = self.mirror.columns.len();
+        let mirror = &self.mirror;
+        let mut hidden = mirror.columns.len()..;
+        let updated_on = mirror.updated_on.or_else(|| hidden.next()).unwrap_or_default();
+        let mod_count = mirror.mod_count.or_else(|| hidden.next()).unwrap_or_default();
         Version {
-            updated_on: match self.table.found_value(width) {
+            updated_on: match self.table.found_value(updated_on) {
                 OwnedScalar::Plain(Scalar::Micros(us)) => Some(us.div_euclid(SECOND)),
                 _ => None,
             },
-            mod_count: match self.table.found_value(width + 1) {
+            mod_count: match self.table.found_value(mod_count) {
                 OwnedScalar::Plain(Scalar::Integer(count)) => Some(count),
                 _ => None,
             },
@@ -226,7 +232,7 @@ impl CacheWriter {
 }
 
 fn describe_misfit(mirror: &Mirror, rows: &Rows, at: MisfitAt) -> String {
-    let column = mirror.columns.get(at.column).map_or(UPDATED_ON, |column| column.name.as_str());
+    let column = mirror.columns.get(at.column).map_or(UPDATED_ON.field, |column| column.name.as_str());
     let sys_id = rows.id(at.row);
     format!("value for column \"{column}\" of record \"{sys_id}\" does not fit the column's type")
 }
@@ -234,7 +240,7 @@ fn describe_misfit(mirror: &Mirror, rows: &Rows, at: MisfitAt) -> String {
 /// Says which value of a batch its column's type refuses; the batch itself has failed.
 pub fn find_misfit(mirror: &Rc<Mirror>, rows: &Rows) -> Option<String> {
     let mut writer = CacheWriter::open(mirror, Triggers::Own);
-    let found = writer.table.find_misfit(rows.len(), |row, column| scalar(rows, row, column));
+    let found = writer.table.find_misfit(rows.len(), |row, column| scalar(mirror, rows, row, column));
     writer.close();
     found.map(|at| describe_misfit(mirror, rows, at))
 }
@@ -273,15 +279,23 @@ impl<'r> Rule<'r> {
     }
 }
 
-/// A batch's value for a column of the writer: the mirror's columns, then the row's version.
-fn scalar(rows: &Rows, row: usize, column: usize) -> Scalar<'_> {
+/// The parts of the version that the mirror's own columns do not show, in the order of the writer's columns.
+fn hidden(mirror: &Mirror) -> impl Iterator<Item = VersionPart> {
+    let updated_on = mirror.updated_on.is_none().then_some(UPDATED_ON);
+    updated_on.into_iter().chain(mirror.mod_count.is_none().then_some(MOD_COUNT))
+}
+
+/// A batch's value for a column of the writer: the mirror's columns, then what they do not show of the version.
+fn scalar<'r>(mirror: &Mirror, rows: &'r Rows, row: usize, column: usize) -> Scalar<'r> {
     let width = rows.layout().columns().len();
     if column < width {
         return to_scalar(rows.value(row, column));
     }
     let version = rows.version(row);
     match column - width {
-        0 => version.updated_on.map_or(Scalar::Null, |s| Scalar::Micros(s.saturating_mul(SECOND))),
+        0 if mirror.updated_on.is_none() => {
+            version.updated_on.map_or(Scalar::Null, |s| Scalar::Micros(s.saturating_mul(SECOND)))
+        }
         _ => version.mod_count.map_or(Scalar::Null, Scalar::Integer),
     }
 }
@@ -316,16 +330,21 @@ pub fn to_value(scalar: &OwnedScalar) -> Value<'_> {
     }
 }
 
-/// The columns of a row's identity and version, for queries on a cache.
+/// A row's identity and version, for queries on a cache.
 struct KeyColumns {
     table: String,
     key: String,
+    /// The expressions [`version`] reads, from the second column on.
+    version: String,
 }
 
 impl KeyColumns {
     fn of(mirror: &Mirror) -> Self {
         let key = pgrx::spi::quote_identifier(&mirror.columns[mirror.key].name);
-        Self { table: catalog::qualified(mirror.cache), key }
+        let [updated_on, mod_count] =
+            [mirror.updated_on_column(), mirror.mod_count_column()].map(pgrx::spi::quote_identifier);
+        let version = format!("extract(epoch FROM {updated_on})::bigint, {mod_count}::bigint");
+        Self { table: catalog::qualified(mirror.cache), key, version }
     }
 }
 
@@ -335,9 +354,9 @@ pub fn versions<'i>(mirror: &Mirror, ids: impl Iterator<Item = &'i str>) -> Hash
     if ids.is_empty() {
         return HashMap::new();
     }
-    let KeyColumns { table, key } = KeyColumns::of(mirror);
+    let KeyColumns { table, key, version: parts } = KeyColumns::of(mirror);
     catalog::read(
-        &format!("SELECT {key}::text, {VERSION} FROM {table} WHERE {key} = ANY ($1)"),
+        &format!("SELECT {key}::text, {parts} FROM {table} WHERE {key} = ANY ($1)"),
         &[ids.into()],
         |rows| rows.filter_map(|row| Some((get(&row, 1)?, version(&row)))).collect(),
     )
@@ -355,10 +374,10 @@ pub fn versions_in_range(
     upper: Option<&str>,
     mut each: impl FnMut(String, Version),
 ) {
-    let KeyColumns { table, key } = KeyColumns::of(mirror);
+    let KeyColumns { table, key, version: parts } = KeyColumns::of(mirror);
     catalog::read(
         &format!(
-            "SELECT {key}::text, {VERSION} FROM {table}
+            "SELECT {key}::text, {parts} FROM {table}
              WHERE ($1 IS NULL OR {key} COLLATE \"C\" >= $1) AND ($2 IS NULL OR {key} COLLATE \"C\" < $2)"
         ),
         &[lower.into(), upper.into()],
@@ -372,9 +391,6 @@ pub fn versions_in_range(
     );
 }
 
-/// The expressions [`version`] reads, from the second column on.
-const VERSION: &str = "extract(epoch FROM _sn_updated_on)::bigint, _sn_mod_count";
-
 fn version(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Version {
     Version { updated_on: get(row, 2), mod_count: get(row, 3) }
 }
@@ -385,7 +401,7 @@ pub fn lock_free<'i>(mirror: &Mirror, ids: impl Iterator<Item = &'i str>) -> Has
     if ids.is_empty() {
         return HashSet::new();
     }
-    let KeyColumns { table, key } = KeyColumns::of(mirror);
+    let KeyColumns { table, key, .. } = KeyColumns::of(mirror);
     let _owner = pg::session::AsOwner::begin();
     pgrx::Spi::connect_mut(|client| {
         let sql = format!("SELECT {key}::text FROM {table} WHERE {key} = ANY ($1) FOR UPDATE SKIP LOCKED");

@@ -8,9 +8,9 @@ use std::ffi::CStr;
 use pgrx::spi::quote_identifier;
 use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
 use serde::{Deserialize, Serialize};
-use servicenow::value::Show;
+use servicenow::value::{Kind, Show};
 
-use super::{MOD_COUNT, UPDATED_ON};
+use super::{VERSION, VersionPart, type_map};
 use crate::catalog::{self, Follow, Refill, WRAPPER};
 use crate::error::{error, raise};
 use crate::option::{ColumnOptions, TableOptions};
@@ -31,6 +31,9 @@ struct FollowedColumn {
     type_: String,
     field: String,
     show: Show,
+    /// What its values are decoded as; known while the foreign table is looked at.
+    #[serde(skip)]
+    kind: Option<Kind>,
     /// Whether it is to have an index.
     #[serde(default)]
     index: bool,
@@ -49,6 +52,15 @@ impl FollowedColumn {
     fn same_content(&self, other: &Self) -> bool {
         (&self.type_, &self.field, self.show) == (&other.type_, &other.field, other.show)
     }
+}
+
+/// The parts of a row's version that the cache has columns of its own for.
+fn hidden(columns: &[FollowedColumn]) -> impl Iterator<Item = &'static VersionPart> {
+    let shows = |part: &VersionPart| {
+        let kinds = columns.iter().map(|c| (c.field.as_str(), c.show, c.kind.unwrap_or(Kind::Text)));
+        part.position(kinds).is_some()
+    };
+    VERSION.iter().filter(move |part| !shows(part))
 }
 
 /// Makes or changes the cache of a relation, if it is one of our foreign tables.
@@ -139,8 +151,7 @@ fn fits(cache: pg_sys::Oid, columns: &[FollowedColumn]) -> bool {
     let attributes = pg::catalog::attributes(cache);
     let has = |name: &str, type_: &str| attributes.iter().any(|a| a.name == name && type_of(a) == type_);
     columns.iter().all(|column| has(&column.name, &column.type_))
-        && has(UPDATED_ON, "timestamp with time zone")
-        && has(MOD_COUNT, "bigint")
+        && hidden(columns).all(|part| has(part.hidden_column, type_map::sql_type(part.kind)))
         && columns.iter().find(|c| c.is_key()).is_some_and(|c| {
             let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
             let writer = pg::table::TableWriter::open(cache, &names, &c.name, pg::table::Triggers::Query);
@@ -162,7 +173,7 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
     let mut columns = Vec::new();
     for attribute in pg::catalog::attributes(relation).iter().filter(|attribute| !attribute.dropped) {
         let options = ColumnOptions::parse(&pg::catalog::column_options(relation, attribute.number));
-        if attribute.name == UPDATED_ON || attribute.name == MOD_COUNT {
+        if VERSION.iter().any(|part| part.hidden_column == attribute.name) {
             raise(error(
                 Sql::ERRCODE_RESERVED_NAME,
                 format!("column name \"{}\" is reserved in foreign table \"{name}\"", attribute.name),
@@ -193,6 +204,7 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
             type_: type_of(attribute),
             field: options.field.unwrap_or_else(|| attribute.name.clone()),
             show: options.show,
+            kind: (options.show == Show::Value).then(|| type_map::kind_of(attribute.type_oid)),
             name: attribute.name.clone(),
             index: options.index,
             index_oid: None,
@@ -229,8 +241,9 @@ fn create(name: &str, columns: &mut [FollowedColumn]) -> pg_sys::Oid {
     let name = free_name(name);
     let mut definitions: Vec<String> =
         columns.iter().map(|column| format!("{} {}", quote_identifier(&column.name), column.type_)).collect();
-    definitions.push(format!("{UPDATED_ON} timestamp with time zone"));
-    definitions.push(format!("{MOD_COUNT} bigint"));
+    definitions.extend(
+        hidden(columns).map(|part| format!("{} {}", part.hidden_column, type_map::sql_type(part.kind))),
+    );
     if let Some(key) = columns.iter().find(|column| column.is_key()) {
         definitions.push(format!("PRIMARY KEY ({})", quote_identifier(&key.name)));
     }
@@ -328,7 +341,28 @@ fn alter(cache: pg_sys::Oid, old: &[FollowedColumn], new: &[FollowedColumn]) -> 
             run(&format!("ALTER TABLE {table} ADD PRIMARY KEY ({name})"));
         }
     }
-    !to_add.is_empty()
+    let lost_versions = alter_hidden(cache, new);
+    lost_versions || !to_add.is_empty()
+}
+
+/// Brings the cache's own columns in line; gives back whether one was added, which knows nothing of the rows yet.
+fn alter_hidden(cache: pg_sys::Oid, columns: &[FollowedColumn]) -> bool {
+    let table = catalog::qualified(cache);
+    let attributes = pg::catalog::attributes(cache);
+    let mut added = false;
+    for part in &VERSION {
+        let name = part.hidden_column;
+        let is_there = attributes.iter().any(|attribute| attribute.name == name);
+        match (is_there, hidden(columns).any(|hidden| hidden.field == part.field)) {
+            (false, true) => {
+                run(&format!("ALTER TABLE {table} ADD COLUMN {name} {}", type_map::sql_type(part.kind)));
+                added = true;
+            }
+            (true, false) => run(&format!("ALTER TABLE {table} DROP COLUMN {name}")),
+            _ => {}
+        }
+    }
+    added
 }
 
 fn rename_column(table: &str, from: &str, to: &str) {

@@ -4,7 +4,32 @@ pub mod apply;
 pub mod ddl;
 pub mod type_map;
 
-/// Cache column that holds a row's `sys_updated_on`, whatever columns the foreign table has.
-pub const UPDATED_ON: &str = "_sn_updated_on";
-/// Cache column that holds a row's `sys_mod_count`.
-pub const MOD_COUNT: &str = "_sn_mod_count";
+use servicenow::value::{Kind, Show};
+
+/// A part of a row's version, which every cache has a column for. It is the foreign table's own where that shows
+/// the field as it is: then a whole row is read as it is stored. Else it is one more column of the cache.
+#[derive(Debug)]
+pub struct VersionPart {
+    /// The field.
+    pub field: &'static str,
+    /// What its values are decoded as.
+    pub kind: Kind,
+    /// The cache's column where the foreign table has none.
+    pub hidden_column: &'static str,
+}
+
+/// When the record was last changed.
+pub const UPDATED_ON: VersionPart =
+    VersionPart { field: "sys_updated_on", kind: Kind::Instant, hidden_column: "_sn_updated_on" };
+/// How often it was.
+pub const MOD_COUNT: VersionPart =
+    VersionPart { field: "sys_mod_count", kind: Kind::Integer, hidden_column: "_sn_mod_count" };
+/// Both.
+pub const VERSION: [VersionPart; 2] = [UPDATED_ON, MOD_COUNT];
+
+impl VersionPart {
+    /// The first of these columns that shows the part as it is.
+    pub fn position<'c>(&self, columns: impl IntoIterator<Item = (&'c str, Show, Kind)>) -> Option<usize> {
+        columns.into_iter().position(|column| column == (self.field, Show::Value, self.kind))
+    }
+}

@@ -23,7 +23,7 @@ use servicenow::page::{Column, Layout};
 use servicenow::query::Query;
 use servicenow::value::{Kind, Show, TableName};
 
-use crate::cache::type_map;
+use crate::cache::{MOD_COUNT, UPDATED_ON, VersionPart, type_map};
 use crate::error::{error, raise};
 use crate::option::{ColumnOptions, TableOptions};
 use crate::pg;
@@ -64,6 +64,10 @@ pub struct Mirror {
     pub layout: Arc<Layout>,
     /// The position in `columns` of the `sys_id`.
     pub key: usize,
+    /// The position in `columns` of what shows [`UPDATED_ON`], if any does.
+    pub updated_on: Option<usize>,
+    /// The position in `columns` of what shows [`MOD_COUNT`], if any does.
+    pub mod_count: Option<usize>,
     /// Attribute numbers in use or dropped: 1 to this.
     pub width: i16,
     /// See `servicenow.sync_table.generation`.
@@ -90,6 +94,16 @@ pub struct MirrorColumn {
 }
 
 impl Mirror {
+    /// The name of the cache's column for [`UPDATED_ON`].
+    pub fn updated_on_column(&self) -> &str {
+        self.updated_on.map_or(UPDATED_ON.hidden_column, |i| &self.columns[i].name)
+    }
+
+    /// The name of the cache's column for [`MOD_COUNT`].
+    pub fn mod_count_column(&self) -> &str {
+        self.mod_count.map_or(MOD_COUNT.hidden_column, |i| &self.columns[i].name)
+    }
+
     /// A column by attribute number.
     pub fn column(&self, number: i16) -> Option<&MirrorColumn> {
         self.columns.iter().find(|column| column.number == number)
@@ -250,6 +264,8 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
         });
     }
     let key = columns.iter().position(is_key).unwrap_or_else(|| raise(no_key(&name)));
+    let shown = |part: VersionPart| part.position(columns.iter().map(|c| (c.field.as_str(), c.show, c.kind)));
+    let (updated_on, mod_count) = (shown(UPDATED_ON), shown(MOD_COUNT));
     let layout = columns.iter().map(|column| Column {
         field: column.field.clone(),
         show: column.show,
@@ -266,6 +282,8 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
         layout: Arc::new(Layout::new(layout.collect())),
         columns,
         key,
+        updated_on,
+        mod_count,
         width,
         generation,
         filled: Cell::new(false),

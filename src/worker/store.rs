@@ -398,10 +398,10 @@ fn changed(relation: pg_sys::Oid, rows: &Rows, outcome: &Outcome, deleted: i64) 
 /// A fill is over: from here on rows are counted by what changes.
 fn complete(mirror: &Mirror, watermark: i64) {
     let (table, key) = (catalog::qualified(mirror.cache), mirror.foreign_table);
+    let updated_on = pgrx::spi::quote_identifier(mirror.updated_on_column());
     write(
         &format!(
-            "WITH counted AS (SELECT count(*) AS rows, to_timestamp(max(extract(epoch FROM _sn_updated_on))) AS latest
-                              FROM {table}),
+            "WITH counted AS (SELECT count(*) AS rows, max({updated_on}) AS latest FROM {table}),
                   forgotten AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1)
              UPDATE servicenow.sync_table t
              SET phase = 'catchup', refill = false, filled = true, watermark = $2, fill_ended_at = clock_timestamp(),

@@ -128,7 +128,7 @@ async fn a_cache_that_was_dropped_or_changed_by_hand_is_said_and_made_anew() {
         "ALTER TABLE servicenow_cache.incident DROP COLUMN number",
         "ALTER TABLE servicenow_cache.incident ALTER number TYPE varchar(50)",
         "ALTER TABLE servicenow_cache.incident DROP CONSTRAINT incident_pkey",
-        "ALTER TABLE servicenow_cache.incident DROP COLUMN _sn_updated_on",
+        "ALTER TABLE servicenow_cache.incident DROP COLUMN sys_mod_count",
     ] {
         world.db.run(damage).await;
         let statement = "UPDATE incident SET impact_value = 2 WHERE number = 'INC0012345'";

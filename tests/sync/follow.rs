@@ -61,6 +61,37 @@ async fn a_session_always_reads_its_own_writes() {
     }
 }
 
+/// Versions are kept in the foreign table's own columns if it has them, and in hidden ones if not.
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_keep_the_version_may_come_and_go() {
+    let world = followed().await;
+    let id = world.find("incident", "number=INC0012345");
+    let hidden = "SELECT coalesce(string_agg(attname, ' '), '') FROM pg_attribute
+                  WHERE attrelid = 'servicenow_cache.incident'::regclass AND attname LIKE E'\\_sn%'";
+    for (n, (change, expected)) in [
+        ("ADD sys_updated_on timestamptz OPTIONS (field 'sys_updated_on'), ADD sys_mod_count bigint", ""),
+        ("RENAME sys_updated_on TO changed", ""),
+        ("ALTER sys_mod_count TYPE text", "_sn_mod_count"),
+        ("DROP changed", "_sn_mod_count _sn_updated_on"),
+        ("ADD changed timestamp OPTIONS (field 'sys_updated_on')", "_sn_mod_count _sn_updated_on"),
+        ("ALTER sys_mod_count TYPE integer", "_sn_updated_on"),
+        ("ALTER changed TYPE timestamptz(0)", ""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        world.db.run(&format!("ALTER FOREIGN TABLE incident {change}")).await;
+        assert_eq!(world.db.value::<String>(hidden).await, expected, "{change}");
+        world.sync("incident").await;
+        let n = n.to_string();
+        world.sim.edit().update("incident", &id, &[("short_description", &n)]).expect("it is there");
+        world.until(&format!("SELECT short_description = '{n}' FROM incident WHERE sys_id = '{id}'")).await;
+        world.db.run(&format!("UPDATE incident SET short_description = 'mine' WHERE sys_id = '{id}'")).await;
+        world.sync("incident").await;
+        world.until_like_the_instance("incident", COLUMNS).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_changes_within_a_second_all_arrive() {
     let world = followed().await;
