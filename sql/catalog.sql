@@ -13,6 +13,8 @@ CREATE TABLE servicenow.sync_table (
     query           text NOT NULL DEFAULT '',
     -- What the cache was made for: an array of {number, name, type, field, show}, see cache/ddl.rs.
     columns         jsonb NOT NULL,
+    -- When its columns were last made or changed.
+    followed_at     timestamptz NOT NULL DEFAULT now(),
     -- Changes whenever what is mirrored changes; work begun before is discarded.
     generation      bigint NOT NULL DEFAULT 1,
     phase           text NOT NULL DEFAULT 'pending'
@@ -68,8 +70,29 @@ CREATE TABLE servicenow.sync_server (
     deletes_watermark bigint,
     last_deletes_at   timestamptz,
     last_error        text,
-    last_error_at     timestamptz
+    last_error_at     timestamptz,
+    -- From when on changes of the dictionary, of choices and of names of referenced records have not been read.
+    metadata_watermark bigint,
+    metadata_error    text,
+    metadata_error_at timestamptz
 );
+
+-- One row per change of a cache after its first fill. Holds values of rows: nobody may read it unless it is granted.
+CREATE TABLE servicenow._sync_cdc (
+    seq             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at              timestamptz NOT NULL DEFAULT clock_timestamp(),
+    server          text NOT NULL,
+    foreign_table   regclass NOT NULL,
+    sys_id          text NOT NULL,
+    op              text NOT NULL CHECK (op IN ('insert', 'update', 'delete')),
+    source          text NOT NULL CHECK (source IN ('backfill', 'poll', 'capture', 'reconcile', 'write')),
+    -- Column to {"before": …, "after": …}; columns that stayed as they were, or empty, are left out.
+    changed         jsonb NOT NULL,
+    sys_updated_on  timestamptz,
+    sys_updated_by  text
+);
+CREATE INDEX ON servicenow._sync_cdc (at);
+COMMENT ON TABLE servicenow._sync_cdc IS 'every change of a foreign table''s rows, from either side';
 
 -- What ServiceNow's dictionary says about tables.
 CREATE TABLE servicenow.dictionary (
@@ -78,6 +101,17 @@ CREATE TABLE servicenow.dictionary (
     definition      jsonb NOT NULL,
     fetched_at      timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (server, remote_table)
+);
+
+-- What has changed in ServiceNow's dictionary since its description above was read for the first time.
+CREATE TABLE servicenow.drift (
+    server          oid NOT NULL,
+    remote_table    text NOT NULL,
+    field           text NOT NULL,
+    change          text NOT NULL CHECK (change IN ('added', 'removed', 'changed')),
+    detail          text NOT NULL,
+    noticed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (server, remote_table, field)
 );
 
 -- Whether the worker of this database may run: one row.

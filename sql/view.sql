@@ -19,8 +19,11 @@ SELECT s.srvname AS server,
        t.last_poll_at,
        NULL::timestamptz AS last_reconcile_at,
        NULL::bigint AS pending_writes,
-       coalesce(t.last_error, v.last_error) AS last_error,
-       CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at ELSE v.last_error_at END AS last_error_at
+       coalesce(t.last_error, v.last_error, v.metadata_error) AS last_error,
+       CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at
+            WHEN v.last_error IS NOT NULL THEN v.last_error_at
+            ELSE v.metadata_error_at
+       END AS last_error_at
 FROM servicenow.sync_table t
      JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
      JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver
@@ -35,3 +38,25 @@ WHERE pg_catalog.has_any_column_privilege(t.foreign_table, 'SELECT')
 COMMENT ON VIEW servicenow.sync_status IS 'how far each foreign table''s cache is behind ServiceNow';
 
 GRANT SELECT ON servicenow.sync_status TO PUBLIC;
+
+CREATE VIEW servicenow.schema_drift AS
+SELECT s.srvname AS server,
+       t.foreign_table::regclass AS foreign_table,
+       d.field,
+       d.change,
+       d.detail,
+       d.noticed_at
+FROM servicenow.sync_table t
+     JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+     JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver
+     JOIN servicenow.drift d ON d.server = f.ftserver AND d.remote_table = t.remote_table,
+     LATERAL (SELECT EXISTS (SELECT FROM jsonb_array_elements(t.columns) c WHERE c ->> 'field' = d.field) AS shown) c
+WHERE CASE d.change WHEN 'added' THEN NOT c.shown AND d.noticed_at > t.followed_at
+                    WHEN 'removed' THEN c.shown
+                    ELSE c.shown AND d.noticed_at > t.followed_at END
+  AND (pg_catalog.has_any_column_privilege(t.foreign_table, 'SELECT')
+       OR pg_catalog.pg_has_role('pg_monitor', 'USAGE'));
+
+COMMENT ON VIEW servicenow.schema_drift IS 'how ServiceNow''s fields differ by now from the foreign tables'' columns';
+
+GRANT SELECT ON servicenow.schema_drift TO PUBLIC;

@@ -60,8 +60,11 @@ const OPTIONS: &[(&str, Context, Kind)] = &[
     ("allow_http", Context::Server, Kind::Boolean),
     ("sync_user", Context::Server, Kind::Text),
     ("poll_interval", Context::Server, Kind::Time(100)),
+    ("reconcile_interval", Context::Server, Kind::Time(1_000)),
+    ("scrub_interval", Context::Server, Kind::Time(1_000)),
     ("page_size", Context::Server, Kind::Integer(1, 10_000)),
     ("max_concurrency", Context::Server, Kind::Integer(1, 64)),
+    ("max_calls_per_hour", Context::Server, Kind::Integer(1, 100_000_000)),
     ("connect_timeout", Context::Server, Kind::Time(1)),
     ("request_timeout", Context::Server, Kind::Time(1)),
     ("ca_file", Context::Server, Kind::Text),
@@ -76,6 +79,7 @@ const OPTIONS: &[(&str, Context, Kind)] = &[
     ("mode", Context::Table, Kind::OneOf(&["cached"])),
     ("updatable", Context::Table, Kind::Boolean),
     ("poll_interval", Context::Table, Kind::Time(100)),
+    ("cdc", Context::Table, Kind::Boolean),
     ("field", Context::Column, Kind::Field),
     ("show", Context::Column, Kind::OneOf(&["value", "label"])),
     ("index", Context::Column, Kind::Boolean),
@@ -266,8 +270,14 @@ pub struct ServerOptions {
     pub sync_user: Option<String>,
     /// The time between two polls of a table.
     pub poll_interval: Duration,
+    /// The time between two comparisons of a table with the instance.
+    pub reconcile_interval: Duration,
+    /// The time within which every record is read again once.
+    pub scrub_interval: Duration,
     /// Rows asked for at a time.
     pub page_size: u32,
+    /// The most calls in an hour, if there is a limit.
+    pub max_calls_per_hour: Option<u32>,
     /// Calls under way at a time.
     pub max_concurrency: usize,
     /// The longest wait for a connection.
@@ -296,7 +306,12 @@ impl ServerOptions {
             instance_url,
             sync_user: find(options, "sync_user").map(str::to_owned),
             poll_interval: time("poll_interval", "10s")?,
+            reconcile_interval: time("reconcile_interval", "1h")?,
+            scrub_interval: time("scrub_interval", "7d")?,
             page_size: integer("page_size", "1000", 1, 10_000)?,
+            max_calls_per_hour: find(options, "max_calls_per_hour")
+                .map(|value| parse_integer("max_calls_per_hour", value, 1, 100_000_000))
+                .transpose()?,
             max_concurrency: integer("max_concurrency", "8", 1, 64)? as usize,
             connect_timeout: time("connect_timeout", "10s")?,
             request_timeout: time("request_timeout", "90s")?,
@@ -363,6 +378,8 @@ pub struct TableOptions {
     pub updatable: bool,
     /// The time between two polls, if it is not the server's.
     pub poll_interval: Option<Duration>,
+    /// Whether changes are logged.
+    pub cdc: bool,
 }
 
 impl TableOptions {
@@ -379,6 +396,7 @@ impl TableOptions {
             poll_interval: find(options, "poll_interval")
                 .map(|v| parse_time("poll_interval", v, 1))
                 .transpose()?,
+            cdc: find(options, "cdc").map_or(Ok(true), |v| parse_boolean("cdc", v))?,
         })
     }
 }

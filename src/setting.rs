@@ -23,6 +23,7 @@ pub enum IncompleteReads {
 }
 
 static MAX_STALENESS: GucSetting<i32> = GucSetting::<i32>::new(0);
+static CDC_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3_600);
 static INCOMPLETE_READS: GucSetting<IncompleteReads> =
     GucSetting::<IncompleteReads>::new(IncompleteReads::Warn);
 
@@ -46,6 +47,16 @@ pub fn define() {
         GucContext::Userset,
         GucFlags::default(),
     );
+    GucRegistry::define_int_guc(
+        c"servicenow_fdw.cdc_retention",
+        c"How long changes stay in servicenow._sync_cdc.",
+        c"-1 keeps them for ever.",
+        &CDC_RETENTION,
+        -1,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_S,
+    );
     crate::pg::session::reserve_settings(PREFIX);
 }
 
@@ -63,6 +74,11 @@ pub fn max_staleness() -> Option<Duration> {
 /// The same as SHOW prints it.
 pub fn max_staleness_text() -> String {
     crate::pg::session::setting(MAX_STALENESS_NAME)
+}
+
+/// How long changes stay in the log; `None` is for ever.
+pub fn cdc_retention() -> Option<Duration> {
+    u64::try_from(CDC_RETENTION.get()).ok().map(Duration::from_secs)
 }
 
 /// What reading an incomplete table does.

@@ -9,6 +9,7 @@ use servicenow::page::{Order, Rows, Version};
 use servicenow::sync::store::StoredRecords;
 use servicenow::value::Value;
 
+use super::change::{ChangeLog, Op, Source};
 use super::{MOD_COUNT, UPDATED_ON, VersionPart};
 use crate::catalog::{self, Mirror, get};
 use crate::error::{error, raise};
@@ -56,16 +57,21 @@ pub struct Put {
 pub struct CacheWriter {
     mirror: Rc<Mirror>,
     table: TableWriter,
+    /// The rows added are not worth a log, or nobody wants one: `None`.
+    log: Option<ChangeLog>,
 }
 
 impl CacheWriter {
-    /// Opens a mirror's cache.
-    pub fn open(mirror: &Rc<Mirror>, triggers: Triggers) -> Self {
+    /// Opens a mirror's cache. Changes are logged as from `source`, if the mirror keeps a log.
+    pub fn open(mirror: &Rc<Mirror>, triggers: Triggers, source: Option<Source>) -> Self {
         let mut names: Vec<&str> = mirror.columns.iter().map(|column| column.name.as_str()).collect();
         names.extend(hidden(mirror).map(|part| part.hidden_column));
         let key = &mirror.columns[mirror.key].name;
         match TableWriter::open(mirror.cache, &names, key, triggers) {
-            Some(table) => Self { mirror: mirror.clone(), table },
+            Some(table) => {
+                let log = source.filter(|_| mirror.cdc).map(ChangeLog::new);
+                Self { mirror: mirror.clone(), table, log }
+            }
             None => raise(catalog::damaged(mirror.foreign_table, "has been changed by hand")),
         }
     }
@@ -92,12 +98,21 @@ impl CacheWriter {
 
     /// Deletes the row last locked.
     pub fn delete_locked(&mut self) {
+        if let Some(log) = &mut self.log {
+            let (table, mirror) = (&self.table, &self.mirror);
+            let OwnedScalar::Text(id) = table.found_value(mirror.key) else { return };
+            let columns = (0..mirror.columns.len()).map(|i| (i, table.found_value(i), OwnedScalar::Null));
+            log.add(mirror, Op::Delete, &id, columns, |i| table.found_value(i));
+        }
         self.table.delete();
     }
 
     /// Ends the writing.
-    pub fn close(self) {
+    pub fn close(mut self) {
         self.table.close();
+        if let Some(log) = &mut self.log {
+            log.write(&self.mirror);
+        }
     }
 
     /// Puts a batch into the cache. Rows that somebody is writing are left unsettled. With `careful`, rows that
@@ -108,13 +123,6 @@ impl CacheWriter {
         let mut outcome = Outcome::default();
         // A record that comes twice in a batch counts as it came last.
         let last: HashMap<&str, usize> = rows.ids().zip(0..).collect();
-        if there.is_empty() && !careful && last.len() == rows.len() {
-            let mirror = self.mirror.clone();
-            let added = self.table.insert_many(rows.len(), |row, column| scalar(&mirror, rows, row, column));
-            added.unwrap_or_else(|at| self.misfit(rows, at));
-            outcome.inserted = rows.len() as i64;
-            return outcome;
-        }
         let mut last: Vec<usize> = last.into_values().collect();
         last.sort_unstable();
         let (old, new): (Vec<usize>, Vec<usize>) =
@@ -138,19 +146,18 @@ impl CacheWriter {
                 false => Verdict::Unclear,
             };
             match verdict {
-                Verdict::Replace => {
-                    self.update(rows, row);
-                    outcome.updated += 1;
-                }
+                Verdict::Replace => outcome.updated += i64::from(self.update(rows, row)),
                 Verdict::Keep => {}
                 Verdict::Unclear => outcome.unsettled.push(id.to_owned()),
             }
         }
+        if !careful {
+            self.insert_many(rows, &new);
+            outcome.inserted = new.len() as i64;
+            return outcome;
+        }
         for row in new {
-            if !careful {
-                self.insert(rows, row);
-                outcome.inserted += 1;
-            } else if self.insert_alone(rows, row) {
+            if self.insert_alone(rows, row) {
                 outcome.inserted += 1;
             } else {
                 outcome.unsettled.push(rows.id(row).to_owned());
@@ -162,8 +169,9 @@ impl CacheWriter {
     /// Adds a row in a subtransaction; `false` if somebody else is adding it.
     fn insert_alone(&mut self, rows: &Rows, row: usize) -> bool {
         let mirror = self.mirror.clone();
+        let source = self.log.as_ref().map(ChangeLog::source);
         let added = pg::xact::subtransaction(std::panic::AssertUnwindSafe(|| {
-            let mut alone = CacheWriter::open(&mirror, Triggers::Own);
+            let mut alone = CacheWriter::open(&mirror, Triggers::Own, source);
             alone.insert(rows, row);
             alone.close();
         }));
@@ -184,7 +192,7 @@ impl CacheWriter {
         let (mut deleted, mut kept) = (0, Vec::new());
         for (id, version) in records.iter().filter(|(id, _)| there.contains_key(*id)) {
             if free.contains(*id) && self.table.find(id) && self.found_version() == *version {
-                self.table.delete();
+                self.delete_locked();
                 deleted += 1;
             } else {
                 kept.push((*id).to_owned());
@@ -194,15 +202,43 @@ impl CacheWriter {
     }
 
     fn insert(&mut self, rows: &Rows, row: usize) {
-        let mirror = self.mirror.clone();
-        let added = self.table.insert(|column| scalar(&mirror, rows, row, column));
+        self.log_insert(rows, row);
+        let mirror = &self.mirror;
+        let added = self.table.insert(|column| scalar(mirror, rows, row, column));
         added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
     }
 
-    fn update(&mut self, rows: &Rows, row: usize) {
-        let mirror = self.mirror.clone();
-        let changed = self.table.update(|column| scalar(&mirror, rows, row, column));
-        changed.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
+    fn insert_many(&mut self, rows: &Rows, which: &[usize]) {
+        which.iter().for_each(|row| self.log_insert(rows, *row));
+        let mirror = &self.mirror;
+        let added = self.table.insert_many(which.len(), |i, column| scalar(mirror, rows, which[i], column));
+        added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row: which[at.row], ..at }));
+    }
+
+    fn log_insert(&mut self, rows: &Rows, row: usize) {
+        if let Some(log) = &mut self.log {
+            let value = |column| scalar(&self.mirror, rows, row, column).to_owned();
+            let columns = (0..self.mirror.columns.len()).map(|i| (i, OwnedScalar::Null, value(i)));
+            log.add(&self.mirror, Op::Insert, rows.id(row), columns, value);
+        }
+    }
+
+    /// Changes the row last found; gives back whether it was another.
+    fn update(&mut self, rows: &Rows, row: usize) -> bool {
+        let (mirror, table) = (&self.mirror, &mut self.table);
+        let staged = table.stage(|column| scalar(mirror, rows, row, column));
+        let changed = staged.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
+        if changed.is_empty() {
+            self.table.keep();
+            return false;
+        }
+        if let Some(log) = &mut self.log {
+            let (mirror, table) = (&self.mirror, &self.table);
+            let columns = changed.into_iter().map(|i| (i, table.found_value(i), table.staged_value(i)));
+            log.add(mirror, Op::Update, rows.id(row), columns, |i| table.staged_value(i));
+        }
+        self.table.update();
+        true
     }
 
     /// The version of the row last found.
@@ -239,7 +275,7 @@ fn describe_misfit(mirror: &Mirror, rows: &Rows, at: MisfitAt) -> String {
 
 /// Says which value of a batch its column's type refuses; the batch itself has failed.
 pub fn find_misfit(mirror: &Rc<Mirror>, rows: &Rows) -> Option<String> {
-    let mut writer = CacheWriter::open(mirror, Triggers::Own);
+    let mut writer = CacheWriter::open(mirror, Triggers::Own, None);
     let found = writer.table.find_misfit(rows.len(), |row, column| scalar(mirror, rows, row, column));
     writer.close();
     found.map(|at| describe_misfit(mirror, rows, at))

@@ -65,7 +65,7 @@ fn hidden(columns: &[FollowedColumn]) -> impl Iterator<Item = &'static VersionPa
 
 /// Makes or changes the cache of a relation, if it is one of our foreign tables.
 pub fn follow(relation: pg_sys::Oid) {
-    let Some((_, options)) = pg::catalog::foreign_table(relation, WRAPPER) else { return };
+    let Some((server, options)) = pg::catalog::foreign_table(relation, WRAPPER) else { return };
     let name = pg::catalog::relation_name(relation).unwrap_or_default();
     let options = TableOptions::parse(&options).unwrap_or_else(|e| raise(e));
     let table = options.table.unwrap_or_else(|| catalog::default_table(&name));
@@ -99,6 +99,9 @@ pub fn follow(relation: pg_sys::Oid) {
         Some(before) => {
             let old: Vec<FollowedColumn> = serde_json::from_value(before.columns.clone()).unwrap_or_default();
             let read_differently = alter(before.cache, &old, &columns);
+            let is_new = |column: &&FollowedColumn| !old.iter().any(|before| before.same_content(column));
+            let fields: Vec<String> = columns.iter().filter(is_new).map(|c| c.field.clone()).collect();
+            catalog::settle_drift(server, &table, fields);
             index(before.cache, &old, &mut columns);
             rename(before.cache, &name);
             let after = wanted(before.cache, &columns);

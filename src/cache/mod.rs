@@ -1,6 +1,7 @@
 //! Cache tables: the local copies behind foreign tables.
 
 pub mod apply;
+pub mod change;
 pub mod ddl;
 pub mod type_map;
 

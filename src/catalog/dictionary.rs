@@ -38,6 +38,16 @@ pub fn definition(server: pg_sys::Oid, table: &TableName) -> Option<Rc<TableDef>
     workers.map(Rc::new).or(own.map(|(_, def)| def))
 }
 
+/// What the dictionary said about a table when the worker read it.
+pub fn kept_definition(server: pg_sys::Oid, table: &TableName) -> Option<TableDef> {
+    let kept = read(
+        "SELECT definition FROM servicenow.dictionary WHERE server = $1 AND remote_table = $2",
+        &[server.into(), table.as_str().into()],
+        |mut rows| rows.next().and_then(|row| get::<JsonB>(&row, 1)),
+    );
+    kept.and_then(|json| serde_json::from_value(json.0).ok())
+}
+
 /// Has this session remember what it has read in the dictionary.
 pub fn remember_definition(server: pg_sys::Oid, def: TableDef) -> Rc<TableDef> {
     let def = Rc::new(def);

@@ -98,6 +98,7 @@ pub fn delete_followed(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
     write("DELETE FROM servicenow.row_delta WHERE foreign_table = $1", &[relation.into()]);
     write("DELETE FROM servicenow.recheck WHERE foreign_table = $1", &[relation.into()]);
     write("DELETE FROM servicenow.sync_table WHERE foreign_table = $1", &[relation.into()]);
+    super::forget_changes_of(relation);
     Some(cache)
 }
 
@@ -141,6 +142,7 @@ pub fn note_source(server: pg_sys::Oid, instance: &str, login: &str) {
             "UPDATE servicenow.sync_server
              SET source_instance = $2, source_login = $3,
                  deletes_watermark = CASE WHEN $4 THEN NULL ELSE deletes_watermark END,
+                 metadata_watermark = CASE WHEN $4 THEN NULL ELSE metadata_watermark END,
                  last_deletes_at = CASE WHEN $4 THEN NULL ELSE last_deletes_at END
              WHERE server = $1",
             &[server.into(), instance.into(), login.into(), moved.into()],

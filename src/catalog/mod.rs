@@ -3,8 +3,11 @@
 //!
 //! Called in backends and in the worker, inside a transaction.
 
+mod change_log;
 mod dictionary;
+mod drift;
 mod follow;
+mod notice;
 mod progress;
 mod rows;
 mod work;
@@ -30,14 +33,17 @@ use crate::pg;
 use crate::pg::expand::Template;
 use crate::pg::session::AsOwner;
 
-pub use dictionary::{definition, keep_definition, remember_definition};
+pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
+pub use dictionary::{definition, keep_definition, kept_definition, remember_definition};
+pub use drift::{Drift, DriftKind, note_drift, settle_drift};
 pub use follow::{
     Follow, Refill, delete_followed, followed, insert_followed, note_source, orphans, start_over, tidy,
     touch_server, update_followed,
 };
+pub use notice::notify;
 pub use progress::{Progress, enable_worker, lock_holder, locked_objects, progress, worker_enabled};
 pub use rows::{ask_to_recheck, count_rows, leave_to_recheck, rechecked, to_recheck};
-pub use work::{Work, deletes_since, position, work};
+pub use work::{Work, deletes_since, metadata_since, position, work};
 
 /// The foreign-data wrapper's name.
 pub const WRAPPER: &CStr = c"servicenow_fdw";
@@ -68,6 +74,10 @@ pub struct Mirror {
     pub updated_on: Option<usize>,
     /// The position in `columns` of what shows [`MOD_COUNT`], if any does.
     pub mod_count: Option<usize>,
+    /// The position in `columns` of what shows `sys_updated_by`, if any does.
+    pub updated_by: Option<usize>,
+    /// Whether changes are logged.
+    pub cdc: bool,
     /// Attribute numbers in use or dropped: 1 to this.
     pub width: i16,
     /// See `servicenow.sync_table.generation`.
@@ -266,6 +276,9 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
     let key = columns.iter().position(is_key).unwrap_or_else(|| raise(no_key(&name)));
     let shown = |part: VersionPart| part.position(columns.iter().map(|c| (c.field.as_str(), c.show, c.kind)));
     let (updated_on, mod_count) = (shown(UPDATED_ON), shown(MOD_COUNT));
+    let updated_by = columns.iter().position(|column| {
+        (column.field.as_str(), column.show, column.kind) == ("sys_updated_by", Show::Value, Kind::Text)
+    });
     let layout = columns.iter().map(|column| Column {
         field: column.field.clone(),
         show: column.show,
@@ -284,6 +297,8 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
         key,
         updated_on,
         mod_count,
+        updated_by,
+        cdc: options.cdc,
         width,
         generation,
         filled: Cell::new(false),

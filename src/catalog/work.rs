@@ -78,3 +78,12 @@ pub fn deletes_since(server: pg_sys::Oid) -> Option<i64> {
         |mut rows| rows.next().and_then(|row| get(&row, 1)),
     )
 }
+
+/// The second from which on changes of a server's metadata have not been read.
+pub fn metadata_since(server: pg_sys::Oid) -> Option<i64> {
+    read(
+        "SELECT metadata_watermark FROM servicenow.sync_server WHERE server = $1",
+        &[server.into()],
+        |mut rows| rows.next().and_then(|row| get(&row, 1)),
+    )
+}

@@ -15,6 +15,7 @@ use servicenow::value::{Kind, Show, SysId, TableName};
 
 use super::body::{Draft, Sent, json};
 use crate::cache::apply::{CacheWriter, Put, to_scalar, to_value};
+use crate::cache::change::Source;
 use crate::catalog::{self, Mirror};
 use crate::connection::{Connection, connection};
 use crate::error::{Doing, error, raise, report};
@@ -50,7 +51,7 @@ impl Writer {
     pub fn begin(target: Target) -> Self {
         let mirror = catalog::mirror_or_error(target.relation);
         let connection = connection(mirror.server, target.user);
-        let cache = CacheWriter::open(&mirror, Triggers::Query);
+        let cache = CacheWriter::open(&mirror, Triggers::Query, Some(Source::Write));
         worker::ensure_now_and_then();
         debug_assert!(target.operation == Operation::Update || target.assigned.is_empty());
         Self {

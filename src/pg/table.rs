@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 
 use pgrx::{PgMemoryContexts, pg_sys};
 
-use super::tuple::{DatumWriter, Misfit, OwnedScalar, Scalar, read};
+use super::tuple::{DatumWriter, Misfit, OwnedScalar, Scalar, read, same_image};
 use super::xact::subtransaction;
 
 /// Rows handed to the table's access method at a time; COPY takes up to 1,000.
@@ -203,24 +203,62 @@ impl TableWriter {
 
     /// The value of a column (by its position in the writer) of the row found.
     pub fn found_value(&self, column: usize) -> OwnedScalar {
+        self.value_of(self.found, column)
+    }
+
+    fn value_of(&self, slot: *mut pg_sys::TupleTableSlot, column: usize) -> OwnedScalar {
         let (place, writer) = &self.columns[column];
         let mut is_null = false;
-        // SAFETY: `found` holds a tuple of the relation after a successful `find`; the attribute exists.
+        // SAFETY: the callers' slots hold tuples of the relation; the attribute exists.
         unsafe {
-            let datum = pg_sys::slot_getattr(self.found, *place as i32 + 1, &mut is_null);
+            let datum = pg_sys::slot_getattr(slot, *place as i32 + 1, &mut is_null);
             if is_null { OwnedScalar::Null } else { read(datum, writer.type_oid()) }
         }
     }
 
-    /// Changes the row found.
-    pub fn update<'v>(&mut self, value: impl Fn(usize) -> Scalar<'v>) -> Result<(), MisfitAt> {
+    /// Makes the new version of the row found, which [`Self::update`] stores; gives back the columns whose value it
+    /// changes.
+    pub fn stage<'v>(&mut self, value: impl Fn(usize) -> Scalar<'v>) -> Result<Vec<usize>, MisfitAt> {
         self.fill(0, true, value).map_err(|column| MisfitAt { row: 0, column })?;
+        let (old, new, columns) = (self.found, self.slots[0], &self.columns);
+        // SAFETY: both slots hold tuples of the relation's descriptor, all attributes at hand. Copies that are made
+        // to compare live in `self.values`.
+        unsafe {
+            let tupdesc = pgrx::PgTupleDesc::from_pg_unchecked((*self.relation).rd_att);
+            let datum = |slot: *mut pg_sys::TupleTableSlot, place: usize| {
+                (!*(*slot).tts_isnull.add(place)).then(|| *(*slot).tts_values.add(place))
+            };
+            let differs = |column: &usize| {
+                let (place, _) = columns[*column];
+                match (datum(old, place), datum(new, place)) {
+                    (None, None) => false,
+                    (Some(old), Some(new)) => {
+                        tupdesc.get(place).is_none_or(|attribute| !same_image(old, new, attribute))
+                    }
+                    _ => true,
+                }
+            };
+            Ok(self.values.switch_to(|_| (0..columns.len()).filter(differs).collect()))
+        }
+    }
+
+    /// A value of the version staged, by the column's position in the writer.
+    pub fn staged_value(&self, column: usize) -> OwnedScalar {
+        self.value_of(self.slots[0], column)
+    }
+
+    /// Stores the version staged.
+    pub fn update(&mut self) {
         // SAFETY: slot 0 holds a virtual tuple of the relation's descriptor, `found` the locked old version.
         unsafe {
             pg_sys::ExecSimpleRelationUpdate(self.target, self.estate, self.epq, self.found, self.slots[0]);
         }
         self.done_with_row();
-        Ok(())
+    }
+
+    /// Leaves the row found as it is.
+    pub fn keep(&mut self) {
+        self.done_with_row();
     }
 
     /// Deletes the row found.
@@ -507,7 +545,12 @@ mod tests {
         assert!(writer.find("b") && !writer.find("x"));
         assert!(writer.find("b"));
         assert_eq!(writer.found_value(1), OwnedScalar::Plain(Scalar::Integer(1)));
-        writer.update(row("b", 7)).expect("it fits");
+        assert_eq!(writer.stage(row("b", 1)), Ok(vec![]));
+        writer.keep();
+        assert!(writer.find("b"));
+        assert_eq!(writer.stage(row("b", 7)), Ok(vec![1]));
+        assert_eq!(writer.staged_value(1), OwnedScalar::Plain(Scalar::Integer(7)));
+        writer.update();
         assert!(writer.find("a"));
         writer.delete();
         writer.insert(row("d", 9)).expect("it fits");

@@ -1,5 +1,7 @@
 //! Single values between Postgres's datums and plain Rust.
 
+use std::ffi::CStr;
+
 use pgrx::{FromDatum, pg_sys};
 
 /// Microseconds from 1970-01-01 to 2000-01-01, Postgres's own epoch.
@@ -226,6 +228,44 @@ pub(super) unsafe fn read(datum: pg_sys::Datum, type_oid: pg_sys::Oid) -> OwnedS
             _ => output(datum, type_oid).map_or(OwnedScalar::Null, OwnedScalar::Text),
         }
     }
+}
+
+/// Whether two datums of an attribute's type are stored alike, however they are compressed or moved out of line.
+///
+/// # Safety
+/// Both are valid, non-NULL datums of the type.
+pub(super) unsafe fn same_image(
+    a: pg_sys::Datum,
+    b: pg_sys::Datum,
+    attribute: &pg_sys::FormData_pg_attribute,
+) -> bool {
+    // SAFETY: by contract; a type's length says how its datums are laid out.
+    unsafe {
+        match (attribute.attbyval, attribute.attlen) {
+            (true, length) => {
+                let unused = 64 - 8 * u32::from(length.clamp(1, 8).unsigned_abs());
+                (a.value() as u64) << unused == (b.value() as u64) << unused
+            }
+            (false, length @ 1..) => {
+                bytes(a.cast_mut_ptr(), length as usize) == bytes(b.cast_mut_ptr(), length as usize)
+            }
+            (false, -1) => {
+                let a = pg_sys::pg_detoast_datum_packed(a.cast_mut_ptr());
+                let b = pg_sys::pg_detoast_datum_packed(b.cast_mut_ptr());
+                let contents =
+                    |varlena| bytes(pgrx::vardata_any(varlena).cast(), pgrx::varsize_any_exhdr(varlena));
+                contents(a) == contents(b)
+            }
+            (false, _) => CStr::from_ptr(a.cast_mut_ptr()) == CStr::from_ptr(b.cast_mut_ptr()),
+        }
+    }
+}
+
+/// # Safety
+/// There are so many bytes.
+unsafe fn bytes<'b>(start: *const u8, length: usize) -> &'b [u8] {
+    // SAFETY: by contract.
+    unsafe { std::slice::from_raw_parts(start, length) }
 }
 
 /// The text its type's output function gives a datum.

@@ -19,6 +19,7 @@ use crate::error::error;
 use crate::pg;
 use crate::pg::io::Bell;
 use crate::pg::worker::End;
+use crate::setting;
 use tasks::Tasks;
 
 /// The first key of this extension's advisory locks: `snow` in ASCII.
@@ -34,6 +35,8 @@ const TICK: Duration = Duration::from_secs(1);
 const QUEUE: usize = 16;
 /// The main thread looks up from requests after this long.
 const TURN: Duration = Duration::from_millis(200);
+/// How often the worker looks for changes that have been kept long enough.
+const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 /// How often a session that uses foreign tables looks whether there is a worker.
 const NOW_AND_THEN: Duration = Duration::from_secs(60);
 /// What must not differ, whatever the database's or the cluster's settings are. A row or table that somebody
@@ -87,6 +90,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
     let bell = Bell::new()?;
     let (requests, mut inbox) = mpsc::channel(QUEUE);
     let mut tasks = Tasks::new(requests, bell.clone());
+    let mut tidied: Option<Instant> = None;
     loop {
         let mut woken = pg::io::wait(Some(&bell), Some(TICK));
         let began = Instant::now();
@@ -110,6 +114,12 @@ fn run() -> std::io::Result<(&'static str, End)> {
                 Ok(false) => return Ok(("it was stopped, or the extension was dropped", End::ForGood)),
                 Err(_) => catalog::keep_work_changed(), // tried again at the next tick
             }
+        }
+        if tidied.is_none_or(|at| at.elapsed() > TIDY_INTERVAL) {
+            let more = setting::cdc_retention().is_some_and(|age| {
+                matches!(pg::xact::transaction(|| catalog::forget_old_changes(age)), Ok(true))
+            });
+            tidied = if more { None } else { Some(Instant::now()) };
         }
         if woken && let Ok(waiting) = pg::xact::transaction(|| catalog::locked_objects(WAIT_CLASS)) {
             tasks.nudge(&waiting);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use pgrx::pg_sys;
 use servicenow::dictionary::TableDef;
 use servicenow::sync::deletes::{self, Deletes};
+use servicenow::sync::metadata::{self, Metadata};
 use servicenow::sync::mirror::{self, Mirror, Spec};
 use servicenow::sync::store::Position;
 use tokio::sync::{Notify, mpsc};
@@ -22,6 +23,8 @@ use crate::pg::io::{AbortOnDrop, Bell};
 
 /// Threads for HTTP and decoding.
 const THREADS: usize = 2;
+/// Polls in the time between two readings of metadata, which change seldom and cost a call for each table referred to.
+const POLLS_PER_METADATA: u32 = 6;
 
 /// Everything that runs.
 pub struct Tasks {
@@ -36,14 +39,23 @@ struct Server {
     login: Login,
     client: HttpClient,
     mirrors: HashMap<Table, Task>,
-    /// The reader of deletions, and the tables it was started for.
-    deletes: Option<(HashSet<Table>, Task)>,
+    /// The readers of deletions and of metadata, and the tables they were started for.
+    readers: Option<(HashSet<Table>, [Task; 2])>,
 }
 
 /// A running task.
 struct Task {
     handle: AbortOnDrop,
     nudge: Arc<Notify>,
+}
+
+impl Task {
+    fn start<F: Future<Output = ()> + Send + 'static>(
+        run: impl FnOnce(Arc<Notify>) -> F,
+    ) -> std::io::Result<Self> {
+        let nudge = Arc::new(Notify::new());
+        Ok(Self { handle: pg::io::spawn(run(nudge.clone()), THREADS)?, nudge })
+    }
 }
 
 /// What should run for a server, as the catalogs say.
@@ -82,14 +94,16 @@ impl Tasks {
                 match new_client(&plan.options, plan.login.clone(), WORKER) {
                     Ok(client) => {
                         let (options, login) = (plan.options.clone(), plan.login.clone());
-                        let (mirrors, deletes) = (HashMap::new(), None);
-                        self.servers.insert(oid, Server { options, login, client, mirrors, deletes });
+                        let (mirrors, readers) = (HashMap::new(), None);
+                        self.servers.insert(oid, Server { options, login, client, mirrors, readers });
                     }
                     Err(e) => {
                         let text = e.to_string();
                         let tables: Vec<_> = plan.tables.iter().map(|t| t.table.relation).collect();
                         let _reported = pg::xact::transaction(|| {
-                            tables.iter().for_each(|relation| note_failure(*relation, &text));
+                            for relation in &tables {
+                                note_failure(*relation, &text);
+                            }
                         });
                         continue;
                     }
@@ -106,8 +120,8 @@ impl Tasks {
     /// Whether anything that should run does not run any more.
     pub fn have_ended(&self) -> bool {
         self.servers.values().any(|server| {
-            let deletes = server.deletes.iter().map(|(_, task)| task);
-            server.mirrors.values().chain(deletes).any(|task| task.handle.is_finished())
+            let readers = server.readers.iter().flat_map(|(_, tasks)| tasks);
+            server.mirrors.values().chain(readers).any(|task| task.handle.is_finished())
         })
     }
 
@@ -121,8 +135,8 @@ impl Tasks {
                     concerned = true;
                 }
             }
-            if let Some((_, task)) = server.deletes.as_ref().filter(|_| concerned) {
-                task.nudge.notify_one();
+            for (_, tasks) in server.readers.iter().filter(|_| concerned) {
+                tasks.iter().for_each(|task| task.nudge.notify_one());
             }
         }
     }
@@ -139,20 +153,21 @@ impl Server {
             if !self.mirrors.contains_key(&table) {
                 let (client, store) = (self.client.clone(), store.clone());
                 let mirror = Mirror::new(client, store, table, spec, position, known.as_ref());
-                let nudge = Arc::new(Notify::new());
-                let handle = pg::io::spawn(mirror::run(mirror, nudge.clone()), THREADS)?;
-                self.mirrors.insert(table, Task { handle, nudge });
+                self.mirrors.insert(table, Task::start(|nudge| mirror::run(mirror, nudge))?);
             }
         }
-        let is_current =
-            |(tables, task): &(HashSet<Table>, Task)| *tables == wanted && !task.handle.is_finished();
-        if plan.unclear.is_empty() && !self.deletes.as_ref().is_some_and(is_current) {
+        let is_current = |(tables, tasks): &(HashSet<Table>, [Task; 2])| {
+            *tables == wanted && !tasks.iter().any(|task| task.handle.is_finished())
+        };
+        if plan.unclear.is_empty() && !self.readers.as_ref().is_some_and(is_current) {
             let interval =
                 specs.values().map(|spec| spec.poll_interval).min().unwrap_or(Duration::from_secs(10));
+            let metadata = Metadata::new(self.client.clone(), store.clone(), &specs);
+            let metadata =
+                Task::start(|nudge| metadata::run(metadata, interval * POLLS_PER_METADATA, nudge))?;
             let deletes = Deletes::new(self.client.clone(), store.clone(), specs);
-            let nudge = Arc::new(Notify::new());
-            let handle = pg::io::spawn(deletes::run(deletes, interval, nudge.clone()), THREADS)?;
-            self.deletes = Some((wanted, Task { handle, nudge }));
+            let deletes = Task::start(|nudge| deletes::run(deletes, interval, nudge))?;
+            self.readers = Some((wanted, [deletes, metadata]));
         }
         Ok(())
     }
@@ -177,7 +192,9 @@ fn plans() -> HashMap<pg_sys::Oid, Plan> {
         };
         match pg::xact::subtransaction(std::panic::AssertUnwindSafe(|| table(plan, &work))) {
             Ok(Some(planned)) if planned.table.generation == work.generation => plan.tables.push(planned),
-            Err(caught) if !caught.is_conflict() => note_failure(relation, &caught.message),
+            Err(caught) if !caught.is_conflict() => {
+                note_failure(relation, &caught.message);
+            }
             // It is being changed at this very moment.
             _ => {
                 catalog::keep_work_changed();

@@ -1,8 +1,10 @@
 //! The worker: it fills and follows tables, whoever kills it, changes rows under its hands or sets clocks.
 
+mod changes;
 mod crash;
 mod fill;
 mod follow;
+mod labels;
 mod worker;
 
 use std::time::{Duration, Instant};

@@ -10,6 +10,7 @@
 use std::time::{Duration, SystemTime};
 
 pub mod deletes;
+pub mod metadata;
 pub mod mirror;
 pub mod store;
 pub mod sweep;

@@ -1,24 +1,28 @@
 //! The store behind the mirrors: requests from Tokio threads, carried out by the main thread.
 
 use std::collections::HashSet;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
-use servicenow::page::Rows;
+use pgrx::{PgSqlErrorCode as Sql, pg_sys};
+use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
+use servicenow::sync::metadata::MetadataStore;
 use servicenow::sync::store::{DeletesRead, Found, Step, Store, StoreError, StoredRecords};
 use servicenow::sync::sweep::Range;
-use servicenow::value::SysId;
+use servicenow::value::{SysId, TableName};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::cache::apply::{self, CacheWriter, Outcome, Replace};
+use crate::cache::apply;
 use crate::catalog::{self, Mirror, timestamp, write};
-use crate::error::{Doing, report};
 use crate::pg;
 use crate::pg::io::Bell;
-use crate::pg::table::Triggers;
 use crate::pg::xact::Caught;
+use step::current_mirror;
+
+pub use step::note_failure;
+
+mod metadata;
+mod step;
 
 /// The pause before a request is repeated that met somebody's lock.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
@@ -51,6 +55,10 @@ enum Work {
     ToRecheck,
     DeletesSince,
     NoteDeletes(Result<DeletesRead, Stop>),
+    MetadataSince,
+    Describe(Vec<TableDef>),
+    Relabel(TableName, Vec<(SysId, String)>),
+    NoteMetadata(Result<i64, Stop>),
 }
 
 enum Done {
@@ -58,7 +66,7 @@ enum Done {
     Missing(StoredRecords),
     Found(Found<Table>),
     ToRecheck(StoredRecords),
-    DeletesSince(Option<i64>),
+    Since(Option<i64>),
     Noted,
 }
 
@@ -139,13 +147,34 @@ impl Store for PgStore {
 
     async fn deletes_since(&self) -> Result<Option<i64>, StoreError> {
         match self.ask(None, Work::DeletesSince).await? {
-            Done::DeletesSince(since) => Ok(since),
+            Done::Since(since) => Ok(since),
             _ => Err(StoreError::Stale),
         }
     }
 
     async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {
         self.ask(None, Work::NoteDeletes(outcome)).await.map(|_| ())
+    }
+}
+
+impl MetadataStore for PgStore {
+    async fn metadata_since(&self) -> Result<Option<i64>, StoreError> {
+        match self.ask(None, Work::MetadataSince).await? {
+            Done::Since(since) => Ok(since),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn describe(&self, defs: Vec<TableDef>) -> Result<(), StoreError> {
+        self.ask(None, Work::Describe(defs)).await.map(|_| ())
+    }
+
+    async fn relabel(&self, table: TableName, labels: Vec<(SysId, String)>) -> Result<(), StoreError> {
+        self.ask(None, Work::Relabel(table, labels)).await.map(|_| ())
+    }
+
+    async fn note_metadata(&self, outcome: Result<i64, Stop>) -> Result<(), StoreError> {
+        self.ask(None, Work::NoteMetadata(outcome)).await.map(|_| ())
     }
 }
 
@@ -210,9 +239,9 @@ fn execute(
     careful: bool,
 ) -> Result<Done, StoreError> {
     match (work, table) {
-        (Work::Apply(step), Some(table)) => apply(table, step, careful).map(|()| Done::Applied),
+        (Work::Apply(step), Some(table)) => step::apply(table, step, careful).map(|()| Done::Applied),
         (Work::Missing(range, seen), Some(table)) => {
-            let mirror = current_mirror(table)?;
+            let (mirror, _) = current_mirror(table)?;
             let mut missing = Vec::new();
             let bound = |id: &Option<SysId>| id.as_ref().map(|id| id.as_str().to_owned());
             let (lower, upper) = (bound(&range.lower), bound(&range.upper));
@@ -225,10 +254,23 @@ fn execute(
             Ok(Done::Missing(missing))
         }
         (Work::ToRecheck, Some(table)) => {
-            let mirror = current_mirror(table)?;
+            let (mirror, _) = current_mirror(table)?;
             Ok(Done::ToRecheck(to_recheck(&mirror)))
         }
-        (Work::DeletesSince, _) => Ok(Done::DeletesSince(catalog::deletes_since(server))),
+        (Work::DeletesSince, _) => Ok(Done::Since(catalog::deletes_since(server))),
+        (Work::MetadataSince, _) => Ok(Done::Since(catalog::metadata_since(server))),
+        (Work::Describe(defs), _) => {
+            defs.iter().for_each(|def| metadata::describe(server, def));
+            Ok(Done::Noted)
+        }
+        (Work::Relabel(table, labels), _) => {
+            metadata::relabel(server, table, labels);
+            Ok(Done::Noted)
+        }
+        (Work::NoteMetadata(outcome), _) => {
+            metadata::note(server, outcome);
+            Ok(Done::Noted)
+        }
         (Work::Find(ids), _) => Ok(Done::Found(find(server, ids))),
         (Work::NoteDeletes(outcome), _) => {
             note_deletes(server, outcome);
@@ -236,123 +278,6 @@ fn execute(
         }
         (Work::Apply(_) | Work::Missing(..) | Work::ToRecheck, None) => Err(StoreError::Stale),
     }
-}
-
-/// The mirror a request is about, its row of `sync_table` locked; refused if what is mirrored has changed since
-/// the request was made.
-fn current_mirror(table: Table) -> Result<Rc<Mirror>, StoreError> {
-    let unchanged = {
-        let _owner = pg::session::AsOwner::begin();
-        Spi::connect_mut(|client| {
-            let sql = "SELECT FROM servicenow.sync_table WHERE foreign_table = $1 AND generation = $2
-                       FOR NO KEY UPDATE";
-            let args = [table.relation.into(), table.generation.into()];
-            !client.update(sql, None, &args).expect("a valid use of SPI").is_empty()
-        })
-    };
-    if !unchanged {
-        return Err(StoreError::Stale);
-    }
-    let mirror = catalog::mirror(table.relation).ok_or(StoreError::Stale)?;
-    if mirror.generation == table.generation { Ok(mirror) } else { Err(StoreError::Stale) }
-}
-
-fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError> {
-    let mirror = current_mirror(table)?;
-    let relation = table.relation;
-    match step {
-        Step::Described(def) => catalog::keep_definition(mirror.server, def),
-        Step::Begin { ranges, since, refill, total, at } => {
-            write("DELETE FROM servicenow.sync_range WHERE foreign_table = $1", &[relation.into()]);
-            for (range, number) in ranges.iter().zip(0i32..) {
-                let bound = |id: &Option<SysId>| id.as_ref().map(|id| id.as_str().to_owned());
-                write(
-                    "INSERT INTO servicenow.sync_range (foreign_table, number, lower_bound, upper_bound)
-                     VALUES ($1, $2, $3, $4)",
-                    &[relation.into(), number.into(), bound(&range.lower).into(), bound(&range.upper).into()],
-                );
-            }
-            write(
-                "UPDATE servicenow.sync_table
-                 SET phase = CASE WHEN $5 THEN 'resync' ELSE 'backfill' END, refill = $5, watermark = $2,
-                     rows_total = $3, rows_filled = 0, fill_started_at = $4, fill_ended_at = NULL
-                 WHERE foreign_table = $1",
-                &[
-                    relation.into(),
-                    (*since).into(),
-                    total.and_then(|total| i64::try_from(total).ok()).into(),
-                    timestamp(*at).into(),
-                    (*refill).into(),
-                ],
-            );
-            write(
-                "UPDATE servicenow.sync_server SET deletes_watermark = $2
-                 WHERE server = $1 AND deletes_watermark IS NULL",
-                &[mirror.server.into(), (*since).into()],
-            );
-        }
-        Step::Filled { number, rows, after } => {
-            let outcome = put(&mirror, rows, Replace::SameOrLater, careful);
-            catalog::leave_to_recheck(relation, &outcome.unsettled);
-            write(
-                "UPDATE servicenow.sync_range SET position = $3 WHERE foreign_table = $1 AND number = $2",
-                &[relation.into(), (*number).into(), after.as_ref().map(|id| id.as_str().to_owned()).into()],
-            );
-            write(
-                "UPDATE servicenow.sync_table SET rows = rows + $2, rows_filled = rows_filled + $3
-                 WHERE foreign_table = $1",
-                &[relation.into(), outcome.inserted.into(), (rows.len() as i64).into()],
-            );
-        }
-        Step::RangeDone { number } => {
-            write(
-                "DELETE FROM servicenow.sync_range WHERE foreign_table = $1 AND number = $2",
-                &[relation.into(), (*number).into()],
-            );
-        }
-        Step::Complete { watermark } => complete(&mirror, *watermark),
-        Step::Changed(rows) => {
-            let outcome = put(&mirror, rows, Replace::Later, careful);
-            catalog::leave_to_recheck(relation, &outcome.unsettled);
-            changed(relation, rows, &outcome, 0);
-        }
-        Step::Rechecked { looked_up, present } => {
-            let outcome = put(&mirror, present, Replace::Unchanged(looked_up), careful);
-            let there: HashSet<&str> = present.ids().collect();
-            let looked_up = looked_up.iter().map(|(id, version)| (id.as_str(), *version));
-            let absent: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
-            let mut writer = CacheWriter::open(&mirror, Triggers::Own);
-            let (deleted, kept) = writer.delete_unchanged(&absent);
-            writer.close();
-            catalog::rechecked(relation, looked_up.map(|(id, _)| id).collect());
-            catalog::leave_to_recheck(relation, &outcome.unsettled);
-            catalog::leave_to_recheck(relation, &kept);
-            changed(relation, present, &outcome, deleted);
-        }
-        Step::Polled { watermark, at } => {
-            let recovered = write(
-                "UPDATE servicenow.sync_table SET last_error = NULL, last_error_at = NULL
-                 WHERE foreign_table = $1 AND last_error IS NOT NULL",
-                &[relation.into()],
-            );
-            write(
-                "WITH delta AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1 RETURNING delta)
-                 UPDATE servicenow.sync_table
-                 SET phase = 'synced', watermark = $2, last_poll_at = $3,
-                     rows = rows + (SELECT coalesce(sum(delta), 0) FROM delta)
-                 WHERE foreign_table = $1",
-                &[relation.into(), (*watermark).into(), timestamp(*at).into()],
-            );
-            if recovered > 0 {
-                pg::worker::log(&format!(
-                    "foreign table {} is synchronized again",
-                    catalog::qualified(relation)
-                ));
-            }
-        }
-        Step::Failed(stop) => failed(&mirror, stop),
-    }
-    Ok(())
 }
 
 /// Some of the records that have to be looked up: those that nobody is writing.
@@ -365,95 +290,6 @@ fn to_recheck(mirror: &Mirror) -> StoredRecords {
     let ids: Vec<String> = ids.into_iter().filter(is_free).take(RECHECKED_AT_A_TIME).collect();
     let version = |id: String| (there.remove(&id).unwrap_or_default(), id);
     ids.into_iter().map(version).map(|(version, id)| (SysId::new(id), version)).collect()
-}
-
-fn put(mirror: &Rc<Mirror>, rows: &Rows, replace: Replace<'_>, careful: bool) -> Outcome {
-    if rows.is_empty() {
-        return Outcome::default();
-    }
-    let mut writer = CacheWriter::open(mirror, Triggers::Own);
-    let outcome = writer.put_all(rows, replace, careful);
-    writer.close();
-    outcome
-}
-
-/// Counts what a poll or recheck has done.
-fn changed(relation: pg_sys::Oid, rows: &Rows, outcome: &Outcome, deleted: i64) {
-    if outcome.inserted + outcome.updated + deleted == 0 {
-        return;
-    }
-    let latest = (0..rows.len()).filter_map(|row| rows.version(row).updated_on).max();
-    write(
-        "UPDATE servicenow.sync_table
-         SET rows = rows + $2, last_change_at = greatest(last_change_at, coalesce(to_timestamp($3), now()))
-         WHERE foreign_table = $1",
-        &[
-            relation.into(),
-            (outcome.inserted - deleted).into(),
-            latest.filter(|_| outcome.inserted + outcome.updated > 0).map(|s| s as f64).into(),
-        ],
-    );
-}
-
-/// A fill is over: from here on rows are counted by what changes.
-fn complete(mirror: &Mirror, watermark: i64) {
-    let (table, key) = (catalog::qualified(mirror.cache), mirror.foreign_table);
-    let updated_on = pgrx::spi::quote_identifier(mirror.updated_on_column());
-    write(
-        &format!(
-            "WITH counted AS (SELECT count(*) AS rows, max({updated_on}) AS latest FROM {table}),
-                  forgotten AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1)
-             UPDATE servicenow.sync_table t
-             SET phase = 'catchup', refill = false, filled = true, watermark = $2, fill_ended_at = clock_timestamp(),
-                 rows = c.rows, rows_hidden = greatest(0, t.rows_total - c.rows),
-                 last_change_at = greatest(t.last_change_at, c.latest)
-             FROM counted c WHERE t.foreign_table = $1"
-        ),
-        &[key.into(), watermark.into()],
-    );
-    let count = catalog::read(
-        "SELECT rows FROM servicenow.sync_table WHERE foreign_table = $1",
-        &[key.into()],
-        |mut rows| rows.next().and_then(|row| catalog::get::<i64>(&row, 1)),
-    );
-    pg::worker::log(&format!(
-        "foreign table {} is filled: {} rows",
-        catalog::qualified(key),
-        count.unwrap_or_default()
-    ));
-}
-
-/// Keeps what went wrong for `sync_status`; the log hears of it when it begins or changes.
-fn failed(mirror: &Mirror, stop: &Stop) {
-    let text = match stop {
-        Stop::Remote(e) => {
-            let server = pg::catalog::server(mirror.server).name;
-            let what = format!("synchronize table \"{}\"", mirror.table);
-            let report = report(e, Doing { server: &server, what: &what, writing: false });
-            match report.detail() {
-                Some(detail) => format!("{}: {detail}", report.message()),
-                None => report.message().to_owned(),
-            }
-        }
-        Stop::Store(e) => e.to_string(),
-    };
-    note_failure(mirror.foreign_table, &text);
-}
-
-/// As [`failed`], for what cannot even begin.
-pub fn note_failure(relation: pg_sys::Oid, text: &str) {
-    let news = write(
-        "UPDATE servicenow.sync_table SET last_error = $2
-         WHERE foreign_table = $1 AND last_error IS DISTINCT FROM $2",
-        &[relation.into(), text.into()],
-    );
-    write(
-        "UPDATE servicenow.sync_table SET last_error_at = clock_timestamp() WHERE foreign_table = $1",
-        &[relation.into()],
-    );
-    if news > 0 {
-        pg::worker::log(&format!("foreign table {}: {text}", catalog::qualified(relation)));
-    }
 }
 
 /// Which of these records the caches of a server have. A cache that somebody has locked is left out, and said

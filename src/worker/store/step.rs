@@ -1,0 +1,236 @@
+//! The steps of mirrors, each carried out in the transaction of its request.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use pgrx::{Spi, pg_sys};
+use servicenow::page::Rows;
+use servicenow::sync::Stop;
+use servicenow::sync::store::{Step, StoreError};
+use servicenow::value::SysId;
+
+use super::Table;
+use crate::cache::apply::{CacheWriter, Outcome, Replace};
+use crate::cache::change::Source;
+use crate::catalog::{self, Mirror, timestamp, write};
+use crate::error::{Doing, report};
+use crate::pg;
+use crate::pg::table::Triggers;
+
+/// The mirror a request is about, its row of `sync_table` locked, and whether it was filled; refused if what is
+/// mirrored has changed since the request was made.
+pub fn current_mirror(table: Table) -> Result<(Rc<Mirror>, bool), StoreError> {
+    let filled = {
+        let _owner = pg::session::AsOwner::begin();
+        Spi::connect_mut(|client| {
+            let sql = "SELECT filled FROM servicenow.sync_table WHERE foreign_table = $1 AND generation = $2
+                       FOR NO KEY UPDATE";
+            let args = [table.relation.into(), table.generation.into()];
+            let mut rows = client.update(sql, None, &args).expect("a valid use of SPI");
+            rows.next().and_then(|row| catalog::get(&row, 1))
+        })
+    };
+    let filled = filled.ok_or(StoreError::Stale)?;
+    let mirror = catalog::mirror(table.relation).ok_or(StoreError::Stale)?;
+    if mirror.generation == table.generation { Ok((mirror, filled)) } else { Err(StoreError::Stale) }
+}
+
+/// Carries out a step.
+pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError> {
+    let (mirror, filled) = current_mirror(table)?;
+    let relation = table.relation;
+    // Changes are logged from the first fill on.
+    let from = |source| filled.then_some(source);
+    match step {
+        Step::Described(def) => super::metadata::describe(mirror.server, def),
+        Step::Begin { ranges, since, refill, total, at } => {
+            write("DELETE FROM servicenow.sync_range WHERE foreign_table = $1", &[relation.into()]);
+            for (range, number) in ranges.iter().zip(0i32..) {
+                let bound = |id: &Option<SysId>| id.as_ref().map(|id| id.as_str().to_owned());
+                write(
+                    "INSERT INTO servicenow.sync_range (foreign_table, number, lower_bound, upper_bound)
+                     VALUES ($1, $2, $3, $4)",
+                    &[relation.into(), number.into(), bound(&range.lower).into(), bound(&range.upper).into()],
+                );
+            }
+            write(
+                "UPDATE servicenow.sync_table
+                 SET phase = CASE WHEN $5 THEN 'resync' ELSE 'backfill' END, refill = $5, watermark = $2,
+                     rows_total = $3, rows_filled = 0, fill_started_at = $4, fill_ended_at = NULL
+                 WHERE foreign_table = $1",
+                &[
+                    relation.into(),
+                    (*since).into(),
+                    total.and_then(|total| i64::try_from(total).ok()).into(),
+                    timestamp(*at).into(),
+                    (*refill).into(),
+                ],
+            );
+            let news = serde_json::json!({"rows_total": total, "resync": refill});
+            catalog::notify("backfill_started", &mirror, news);
+            write(
+                "UPDATE servicenow.sync_server SET deletes_watermark = $2
+                 WHERE server = $1 AND deletes_watermark IS NULL",
+                &[mirror.server.into(), (*since).into()],
+            );
+        }
+        Step::Filled { number, rows, after } => {
+            let outcome = put(&mirror, rows, Replace::SameOrLater, from(Source::Backfill), careful);
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
+            write(
+                "UPDATE servicenow.sync_range SET position = $3 WHERE foreign_table = $1 AND number = $2",
+                &[relation.into(), (*number).into(), after.as_ref().map(|id| id.as_str().to_owned()).into()],
+            );
+            write(
+                "UPDATE servicenow.sync_table SET rows = rows + $2, rows_filled = rows_filled + $3
+                 WHERE foreign_table = $1",
+                &[relation.into(), outcome.inserted.into(), (rows.len() as i64).into()],
+            );
+        }
+        Step::RangeDone { number } => {
+            write(
+                "DELETE FROM servicenow.sync_range WHERE foreign_table = $1 AND number = $2",
+                &[relation.into(), (*number).into()],
+            );
+        }
+        Step::Complete { watermark } => complete(&mirror, *watermark),
+        Step::Changed(rows) => {
+            let outcome = put(&mirror, rows, Replace::Later, from(Source::Poll), careful);
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
+            changed(relation, rows, &outcome, 0);
+        }
+        Step::Rechecked { looked_up, present } => {
+            let outcome = put(&mirror, present, Replace::Unchanged(looked_up), from(Source::Poll), careful);
+            let there: HashSet<&str> = present.ids().collect();
+            let looked_up = looked_up.iter().map(|(id, version)| (id.as_str(), *version));
+            let absent: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
+            let mut writer = CacheWriter::open(&mirror, Triggers::Own, from(Source::Poll));
+            let (deleted, kept) = writer.delete_unchanged(&absent);
+            writer.close();
+            catalog::rechecked(relation, looked_up.map(|(id, _)| id).collect());
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
+            catalog::leave_to_recheck(relation, &kept);
+            changed(relation, present, &outcome, deleted);
+        }
+        Step::Polled { watermark, at } => {
+            let recovered = write(
+                "UPDATE servicenow.sync_table SET last_error = NULL, last_error_at = NULL
+                 WHERE foreign_table = $1 AND last_error IS NOT NULL",
+                &[relation.into()],
+            );
+            write(
+                "WITH delta AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1 RETURNING delta)
+                 UPDATE servicenow.sync_table
+                 SET phase = 'synced', watermark = $2, last_poll_at = $3,
+                     rows = rows + (SELECT coalesce(sum(delta), 0) FROM delta)
+                 WHERE foreign_table = $1",
+                &[relation.into(), (*watermark).into(), timestamp(*at).into()],
+            );
+            if recovered > 0 {
+                catalog::notify("sync_recovered", &mirror, serde_json::json!({}));
+                pg::worker::log(&format!(
+                    "foreign table {} is synchronized again",
+                    catalog::qualified(relation)
+                ));
+            }
+        }
+        Step::Failed(stop) => failed(&mirror, stop),
+    }
+    Ok(())
+}
+
+fn put(
+    mirror: &Rc<Mirror>,
+    rows: &Rows,
+    replace: Replace<'_>,
+    source: Option<Source>,
+    careful: bool,
+) -> Outcome {
+    if rows.is_empty() {
+        return Outcome::default();
+    }
+    let mut writer = CacheWriter::open(mirror, Triggers::Own, source);
+    let outcome = writer.put_all(rows, replace, careful);
+    writer.close();
+    outcome
+}
+
+/// Counts what a poll or recheck has done.
+fn changed(relation: pg_sys::Oid, rows: &Rows, outcome: &Outcome, deleted: i64) {
+    if outcome.inserted + outcome.updated + deleted == 0 {
+        return;
+    }
+    let latest = (0..rows.len()).filter_map(|row| rows.version(row).updated_on).max();
+    write(
+        "UPDATE servicenow.sync_table
+         SET rows = rows + $2, last_change_at = greatest(last_change_at, coalesce(to_timestamp($3), now()))
+         WHERE foreign_table = $1",
+        &[
+            relation.into(),
+            (outcome.inserted - deleted).into(),
+            latest.filter(|_| outcome.inserted + outcome.updated > 0).map(|s| s as f64).into(),
+        ],
+    );
+}
+
+/// A fill is over: from here on rows are counted by what changes.
+fn complete(mirror: &Mirror, watermark: i64) {
+    let (table, key) = (catalog::qualified(mirror.cache), mirror.foreign_table);
+    let updated_on = pgrx::spi::quote_identifier(mirror.updated_on_column());
+    write(
+        &format!(
+            "WITH counted AS (SELECT count(*) AS rows, max({updated_on}) AS latest FROM {table}),
+                  forgotten AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1)
+             UPDATE servicenow.sync_table t
+             SET phase = 'catchup', refill = false, filled = true, watermark = $2, fill_ended_at = clock_timestamp(),
+                 rows = c.rows, rows_hidden = greatest(0, t.rows_total - c.rows),
+                 last_change_at = greatest(t.last_change_at, c.latest)
+             FROM counted c WHERE t.foreign_table = $1"
+        ),
+        &[key.into(), watermark.into()],
+    );
+    let count = catalog::read(
+        "SELECT rows FROM servicenow.sync_table WHERE foreign_table = $1",
+        &[key.into()],
+        |mut rows| rows.next().and_then(|row| catalog::get::<i64>(&row, 1)),
+    );
+    let count = count.unwrap_or_default();
+    catalog::notify("backfill_completed", mirror, serde_json::json!({"rows": count}));
+    pg::worker::log(&format!("foreign table {} is filled: {count} rows", catalog::qualified(key)));
+}
+
+/// Keeps what went wrong for `sync_status`; the log hears of it when it begins or changes.
+fn failed(mirror: &Mirror, stop: &Stop) {
+    let text = match stop {
+        Stop::Remote(e) => {
+            let server = pg::catalog::server(mirror.server).name;
+            let what = format!("synchronize table \"{}\"", mirror.table);
+            let report = report(e, Doing { server: &server, what: &what, writing: false });
+            match report.detail() {
+                Some(detail) => format!("{}: {detail}", report.message()),
+                None => report.message().to_owned(),
+            }
+        }
+        Stop::Store(e) => e.to_string(),
+    };
+    if note_failure(mirror.foreign_table, &text) {
+        catalog::notify("sync_failed", mirror, serde_json::json!({"error": text}));
+    }
+}
+
+/// As [`failed`], for what cannot even begin; gives back whether it is news.
+pub fn note_failure(relation: pg_sys::Oid, text: &str) -> bool {
+    let news = write(
+        "UPDATE servicenow.sync_table SET last_error = $2
+         WHERE foreign_table = $1 AND last_error IS DISTINCT FROM $2",
+        &[relation.into(), text.into()],
+    );
+    write(
+        "UPDATE servicenow.sync_table SET last_error_at = clock_timestamp() WHERE foreign_table = $1",
+        &[relation.into()],
+    );
+    if news > 0 {
+        pg::worker::log(&format!("foreign table {}: {text}", catalog::qualified(relation)));
+    }
+    news > 0
+}

@@ -1,0 +1,87 @@
+//! What changes the rows of a table without touching them: names of referenced records, choices, the dictionary.
+
+use world::World;
+
+const INCIDENT: &str = "CREATE FOREIGN TABLE incident (
+    sys_id text, number text, short_description text,
+    state text OPTIONS (show 'label'), state_value text OPTIONS (field 'state'),
+    caller_id text OPTIONS (show 'label'), caller_id_value text OPTIONS (field 'caller_id'),
+    assigned_to text OPTIONS (show 'label')) SERVER acme";
+
+async fn filled() -> World {
+    let world = World::new().await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_user_is_renamed_wherever_somebody_refers_to_them() {
+    let world = filled().await;
+    let (caller, name, count): (String, String, i64) = {
+        let row = &world
+            .db
+            .rows("SELECT caller_id_value, caller_id, count(*) FROM incident WHERE caller_id IS NOT NULL GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 1")
+            .await[0];
+        (row.get(0), row.get(1), row.get(2))
+    };
+    assert!(count > 1, "{name} has called once only");
+    // Somebody holds one of the rows: that one follows when they are done.
+    let holder = world.session().await;
+    holder.run(&format!(
+        "BEGIN; SELECT FROM incident WHERE sys_id = (SELECT min(sys_id) FROM incident WHERE caller_id_value = '{caller}') FOR UPDATE"
+    ))
+    .await;
+    world.sim.edit().update("sys_user", &caller, &[("name", "Somebody Else")]).expect("a user");
+    let renamed = format!(
+        "SELECT count(*) FROM incident WHERE caller_id_value = '{caller}' AND caller_id = 'Somebody Else'"
+    );
+    world.until(&format!("SELECT ({renamed}) = {count} - 1")).await;
+    holder.run("COMMIT").await;
+    world.until(&format!("SELECT ({renamed}) = {count}")).await;
+    let logged = "SELECT count(*) FROM servicenow._sync_cdc WHERE changed -> 'caller_id' ->> 'after' = 'Somebody Else'";
+    assert_eq!(world.db.value::<i64>(logged).await, count);
+    // An unnamed record is shown as nothing.
+    world.sim.edit().update("sys_user", &caller, &[("name", "")]).expect("a user");
+    world
+        .until(&format!(
+            "SELECT bool_and(caller_id IS NULL) FROM incident WHERE caller_id_value = '{caller}'"
+        ))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relabelled_choice_is_shown_by_its_new_label() {
+    let world = filled().await;
+    let count: i64 = world.db.value("SELECT count(*) FROM incident WHERE state = 'In Progress'").await;
+    assert!(count > 0);
+    world.sim.edit().relabel_choice("incident", "state", "2", "Under Way").expect("a choice");
+    world
+        .until(&format!(
+            "SELECT count(*) = {count} FROM incident WHERE state = 'Under Way' AND state_value = '2'"
+        ))
+        .await;
+    // The new label is what a write says.
+    world.db.run("UPDATE incident SET state = 'Under Way' WHERE number = 'INC0012345'").await;
+    let id = world.find("incident", "number=INC0012345");
+    assert_eq!(world.remote("incident", &id, "state").as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_that_come_and_go_are_told() {
+    let world = filled().await;
+    let drift =
+        "SELECT coalesce(string_agg(format('%s %s %s', field, change, detail), ', ' ORDER BY field), '')
+                 FROM servicenow.schema_drift WHERE foreign_table = 'incident'::regclass AND server = 'acme'";
+    world.until("SELECT metadata_watermark IS NOT NULL FROM servicenow.sync_server").await;
+    assert_eq!(world.db.value::<String>(drift).await, "");
+    world.sim.edit().add_column("incident", "u_site", "Site", "string").expect("a column");
+    world.until(&format!("SELECT ({drift}) = 'u_site added string (Site)'")).await;
+    world.db.run("ALTER FOREIGN TABLE incident ADD u_site text").await;
+    assert_eq!(world.db.value::<String>(drift).await, "");
+    world.sync("incident").await;
+    let id = world.sim.edit().insert("incident", &[("u_site", "here")]).expect("a record");
+    world
+        .until(&format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{id}' AND u_site = 'here'"))
+        .await;
+}
