@@ -9,8 +9,11 @@
 
 use std::time::{Duration, SystemTime};
 
+pub mod compare;
 pub mod deletes;
+pub mod memory;
 pub mod mirror;
+pub mod range;
 pub mod store;
 pub mod sweep;
 pub mod tail;
