@@ -33,6 +33,10 @@ CREATE TABLE servicenow.sync_table (
     fill_ended_at   timestamptz,
     last_change_at  timestamptz,
     last_poll_at    timestamptz,
+    last_reconcile_at timestamptz,
+    -- The full re-reading: when its round began, and the record up to which it has come.
+    scrub_began_at  timestamptz,
+    scrub_position  text,
     last_error      text,
     last_error_at   timestamptz
 ) WITH (fillfactor = 70);
@@ -46,6 +50,15 @@ CREATE TABLE servicenow.sync_range (
     position        text,
     PRIMARY KEY (foreign_table, number)
 ) WITH (fillfactor = 70);
+
+-- Records of ranges of sys_id that the instance counts and does not show.
+CREATE TABLE servicenow.hidden (
+    foreign_table   oid NOT NULL REFERENCES servicenow.sync_table ON DELETE CASCADE,
+    lower_bound     text,
+    upper_bound     text,
+    count           bigint NOT NULL
+);
+CREATE INDEX ON servicenow.hidden (foreign_table);
 
 -- Rows that user statements have added to or taken from a cache, until the worker adds them up.
 CREATE TABLE servicenow.row_delta (

@@ -17,7 +17,7 @@ SELECT s.srvname AS server,
        t.last_change_at,
        CASE WHEN t.filled THEN clock_timestamp() - t.last_poll_at END AS lag,
        t.last_poll_at,
-       NULL::timestamptz AS last_reconcile_at,
+       t.last_reconcile_at,
        NULL::bigint AS pending_writes,
        coalesce(t.last_error, v.last_error, v.metadata_error) AS last_error,
        CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at

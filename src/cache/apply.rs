@@ -4,10 +4,12 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use pgrx::PgSqlErrorCode as Sql;
+use pgrx::datum::DatumWithOid;
+use pgrx::{PgSqlErrorCode as Sql, Spi};
 use servicenow::page::{Order, Rows, Version};
+use servicenow::sync::range::Range;
 use servicenow::sync::store::StoredRecords;
-use servicenow::value::Value;
+use servicenow::value::{SysId, Value};
 
 use super::change::{ChangeLog, Op, Source};
 use super::{MOD_COUNT, UPDATED_ON, VersionPart};
@@ -17,6 +19,8 @@ use crate::pg;
 use crate::pg::table::{MisfitAt, TableWriter, Triggers};
 use crate::pg::tuple::{OwnedScalar, Scalar};
 
+/// Rows of a scan held in memory.
+const SCANNED_AT_A_TIME: i64 = 10_000;
 /// Microseconds in a second.
 const SECOND: i64 = 1_000_000;
 
@@ -403,28 +407,58 @@ fn is_there_now(mirror: &Mirror, id: &str) -> bool {
     pg::xact::with_latest_snapshot(|| !versions(mirror, std::iter::once(id)).is_empty())
 }
 
-/// The rows of a range of `sys_id`s, compared by bytes as the instance sorts them, with their versions.
-pub fn versions_in_range(
-    mirror: &Mirror,
-    lower: Option<&str>,
-    upper: Option<&str>,
-    mut each: impl FnMut(String, Version),
-) {
+/// An instance's order of `sys_id`s: by bytes, capitals as small letters.
+fn instance_order(key: &str) -> String {
+    format!("lower({key} COLLATE \"C\") COLLATE \"C\"")
+}
+
+/// The condition that a row lies in a range given as parameters `$1` and `$2`.
+fn in_range(key: &str) -> String {
+    let order = instance_order(key);
+    format!(
+        "($1 IS NULL OR {order} >= lower($1 COLLATE \"C\")) AND ($2 IS NULL OR {order} < lower($2 COLLATE \"C\"))"
+    )
+}
+
+fn bounds(range: &Range) -> [DatumWithOid<'_>; 2] {
+    [&range.lower, &range.upper].map(|bound| bound.as_ref().map(|id| id.as_str()).into())
+}
+
+/// Tells every row of a range of `sys_id`s, with its version.
+pub fn each_version(mirror: &Mirror, range: &Range, mut each: impl FnMut(SysId, Version)) {
     let KeyColumns { table, key, version: parts } = KeyColumns::of(mirror);
-    catalog::read(
-        &format!(
-            "SELECT {key}::text, {parts} FROM {table}
-             WHERE ($1 IS NULL OR {key} COLLATE \"C\" >= $1) AND ($2 IS NULL OR {key} COLLATE \"C\" < $2)"
-        ),
-        &[lower.into(), upper.into()],
-        |rows| {
+    let sql = format!("SELECT {key}::text, {parts} FROM {table} WHERE {}", in_range(&key));
+    let _owner = pg::session::AsOwner::begin();
+    // The table may be larger than the memory: a cursor, and a connection per piece, whose end lets go of it.
+    let mut cursor = Spi::connect(|client| client.open_cursor(&sql, &bounds(range)).detach_into_name());
+    let mut done = false;
+    while !done {
+        cursor = Spi::connect(|client| {
+            let mut cursor = client.find_cursor(&cursor).expect("it was opened in this transaction");
+            let rows = cursor.fetch(SCANNED_AT_A_TIME).expect("a valid use of SPI");
+            done = rows.is_empty();
             for row in rows {
-                if let Some(id) = get(&row, 1) {
-                    each(id, version(&row));
+                if let Some(id) = get::<String>(&row, 1) {
+                    each(SysId::new(id), version(&row));
                 }
             }
-        },
-    );
+            cursor.detach_into_name()
+        });
+    }
+    Spi::connect(|client| drop(client.find_cursor(&cursor)));
+}
+
+/// How many rows of a range there are, by the first characters of their `sys_id`s.
+pub fn count_by_prefix(mirror: &Mirror, range: &Range, length: usize) -> Vec<(String, u64)> {
+    let KeyColumns { table, key, .. } = KeyColumns::of(mirror);
+    let prefix = match length {
+        0 => "''".to_owned(),
+        _ => format!("left({}, {length})", instance_order(&key)),
+    };
+    let sql = format!("SELECT {prefix}, count(*) FROM {table} WHERE {} GROUP BY 1", in_range(&key));
+    catalog::read(&sql, &bounds(range), |rows| {
+        rows.filter_map(|row| Some((get(&row, 1)?, get::<i64>(&row, 2)?.unsigned_abs()))).collect()
+    })
 }
 
 fn version(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Version {
@@ -439,7 +473,7 @@ pub fn lock_free<'i>(mirror: &Mirror, ids: impl Iterator<Item = &'i str>) -> Has
     }
     let KeyColumns { table, key, .. } = KeyColumns::of(mirror);
     let _owner = pg::session::AsOwner::begin();
-    pgrx::Spi::connect_mut(|client| {
+    Spi::connect_mut(|client| {
         let sql = format!("SELECT {key}::text FROM {table} WHERE {key} = ANY ($1) FOR UPDATE SKIP LOCKED");
         let rows = client.update(&sql, None, &[ids.into()]).expect("a valid use of SPI");
         rows.filter_map(|row| get(&row, 1)).collect()

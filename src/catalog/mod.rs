@@ -10,6 +10,7 @@ mod follow;
 mod notice;
 mod progress;
 mod rows;
+mod upkeep;
 mod work;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -43,6 +44,7 @@ pub use follow::{
 pub use notice::notify;
 pub use progress::{Progress, enable_worker, lock_holder, locked_objects, progress, worker_enabled};
 pub use rows::{ask_to_recheck, count_rows, leave_to_recheck, rechecked, to_recheck};
+pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};
 
 /// The foreign-data wrapper's name.

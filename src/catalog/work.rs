@@ -1,8 +1,8 @@
 //! What the worker has to do, and where it stands.
 
 use pgrx::pg_sys;
+use servicenow::sync::range::Range;
 use servicenow::sync::store::{OpenRange, Position};
-use servicenow::sync::sweep::Range;
 use servicenow::value::SysId;
 
 use super::{get, read};

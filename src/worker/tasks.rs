@@ -10,7 +10,7 @@ use servicenow::dictionary::TableDef;
 use servicenow::sync::deletes::{self, Deletes};
 use servicenow::sync::metadata::{self, Metadata};
 use servicenow::sync::mirror::{self, Mirror, Spec};
-use servicenow::sync::store::Position;
+use servicenow::sync::store::{Position, Upkeep};
 use tokio::sync::{Notify, mpsc};
 
 use super::store::{PgStore, Request, Table, note_failure};
@@ -71,6 +71,7 @@ struct PlannedTable {
     table: Table,
     spec: Spec,
     position: Position,
+    upkeep: Upkeep,
     known: Option<TableDef>,
 }
 
@@ -149,10 +150,10 @@ impl Server {
         self.mirrors.retain(|table, task| wanted.contains(table) && !task.handle.is_finished());
         let specs: HashMap<Table, Spec> =
             plan.tables.iter().map(|planned| (planned.table, planned.spec.clone())).collect();
-        for PlannedTable { table, spec, position, known } in plan.tables {
+        for PlannedTable { table, spec, position, upkeep, known } in plan.tables {
             if !self.mirrors.contains_key(&table) {
                 let (client, store) = (self.client.clone(), store.clone());
-                let mirror = Mirror::new(client, store, table, spec, position, known.as_ref());
+                let mirror = Mirror::new(client, store, table, spec, position, upkeep, known.as_ref());
                 self.mirrors.insert(table, Task::start(|nudge| mirror::run(mirror, nudge))?);
             }
         }
@@ -229,6 +230,8 @@ fn table(plan: &Plan, work: &catalog::Work) -> Option<PlannedTable> {
         layout: mirror.layout.clone(),
         query: mirror.query.clone(),
         poll_interval: mirror.poll_interval.unwrap_or(plan.options.poll_interval),
+        reconcile_interval: plan.options.reconcile_interval,
+        scrub_interval: plan.options.scrub_interval,
         page_size: plan.options.page_size,
         parallel: plan.options.max_concurrency,
     };
@@ -236,6 +239,7 @@ fn table(plan: &Plan, work: &catalog::Work) -> Option<PlannedTable> {
         table: Table { relation: work.foreign_table, generation: mirror.generation },
         spec,
         position: catalog::position(work.foreign_table)?,
+        upkeep: catalog::upkeep(work.foreign_table),
         known: catalog::definition(mirror.server, &mirror.table).map(Rc::unwrap_or_clone),
     })
 }

@@ -1,14 +1,14 @@
 //! The store behind the mirrors: requests from Tokio threads, carried out by the main thread.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
+use servicenow::sync::compare::{Comparison, Difference, Shown};
 use servicenow::sync::metadata::MetadataStore;
+use servicenow::sync::range::Range;
 use servicenow::sync::store::{DeletesRead, Found, Step, Store, StoreError, StoredRecords};
-use servicenow::sync::sweep::Range;
 use servicenow::value::{SysId, TableName};
 use tokio::sync::{mpsc, oneshot};
 
@@ -50,7 +50,9 @@ pub struct Request {
 
 enum Work {
     Apply(Step),
-    Missing(Range, HashSet<SysId>),
+    Compare(Vec<Shown>),
+    CountByPrefix(Range, usize),
+    Hidden,
     Find(Vec<SysId>),
     ToRecheck,
     DeletesSince,
@@ -63,7 +65,9 @@ enum Work {
 
 enum Done {
     Applied,
-    Missing(StoredRecords),
+    Compared(Vec<Difference>),
+    Counted(Vec<(String, u64)>),
+    Hidden(Vec<(Range, u64)>),
     Found(Found<Table>),
     ToRecheck(StoredRecords),
     Since(Option<i64>),
@@ -119,14 +123,28 @@ impl Store for PgStore {
         self.ask(Some(table), Work::Apply(step)).await.map(|_| ())
     }
 
-    async fn missing(
+    async fn compare(&self, table: Table, shown: Vec<Shown>) -> Result<Vec<Difference>, StoreError> {
+        match self.ask(Some(table), Work::Compare(shown)).await? {
+            Done::Compared(differences) => Ok(differences),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn count_by_prefix(
         &self,
         table: Table,
         range: Range,
-        seen: HashSet<SysId>,
-    ) -> Result<StoredRecords, StoreError> {
-        match self.ask(Some(table), Work::Missing(range, seen)).await? {
-            Done::Missing(missing) => Ok(missing),
+        length: usize,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        match self.ask(Some(table), Work::CountByPrefix(range, length)).await? {
+            Done::Counted(counts) => Ok(counts),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn hidden(&self, table: Table) -> Result<Vec<(Range, u64)>, StoreError> {
+        match self.ask(Some(table), Work::Hidden).await? {
+            Done::Hidden(hidden) => Ok(hidden),
             _ => Err(StoreError::Stale),
         }
     }
@@ -240,18 +258,20 @@ fn execute(
 ) -> Result<Done, StoreError> {
     match (work, table) {
         (Work::Apply(step), Some(table)) => step::apply(table, step, careful).map(|()| Done::Applied),
-        (Work::Missing(range, seen), Some(table)) => {
+        (Work::Compare(shown), Some(table)) => {
             let (mirror, _) = current_mirror(table)?;
-            let mut missing = Vec::new();
-            let bound = |id: &Option<SysId>| id.as_ref().map(|id| id.as_str().to_owned());
-            let (lower, upper) = (bound(&range.lower), bound(&range.upper));
-            apply::versions_in_range(&mirror, lower.as_deref(), upper.as_deref(), |id, version| {
-                let id = SysId::new(id);
-                if !seen.contains(&id) {
-                    missing.push((id, version));
-                }
-            });
-            Ok(Done::Missing(missing))
+            let range = Range::spanning(shown.iter().map(|shown| &shown.range));
+            let mut comparison = Comparison::new(shown.clone());
+            apply::each_version(&mirror, &range, |id, version| comparison.stored(id, version));
+            Ok(Done::Compared(comparison.finish()))
+        }
+        (Work::CountByPrefix(range, length), Some(table)) => {
+            let (mirror, _) = current_mirror(table)?;
+            Ok(Done::Counted(apply::count_by_prefix(&mirror, range, *length)))
+        }
+        (Work::Hidden, Some(table)) => {
+            current_mirror(table)?;
+            Ok(Done::Hidden(catalog::hidden(table.relation)))
         }
         (Work::ToRecheck, Some(table)) => {
             let (mirror, _) = current_mirror(table)?;
@@ -276,7 +296,10 @@ fn execute(
             note_deletes(server, outcome);
             Ok(Done::Noted)
         }
-        (Work::Apply(_) | Work::Missing(..) | Work::ToRecheck, None) => Err(StoreError::Stale),
+        (
+            Work::Apply(_) | Work::Compare(_) | Work::CountByPrefix(..) | Work::Hidden | Work::ToRecheck,
+            None,
+        ) => Err(StoreError::Stale),
     }
 }
 

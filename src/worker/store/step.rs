@@ -44,6 +44,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
     match step {
         Step::Described(def) => super::metadata::describe(mirror.server, def),
         Step::Begin { ranges, since, refill, total, at } => {
+            catalog::forget_hidden(relation);
             write("DELETE FROM servicenow.sync_range WHERE foreign_table = $1", &[relation.into()]);
             for (range, number) in ranges.iter().zip(0i32..) {
                 let bound = |id: &Option<SysId>| id.as_ref().map(|id| id.as_str().to_owned());
@@ -94,6 +95,34 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             );
         }
         Step::Complete { watermark } => complete(&mirror, *watermark),
+        Step::Hidden { range, count } => catalog::remember_hidden(relation, range, *count),
+        Step::Reconciled { at, .. } => {
+            write(
+                "UPDATE servicenow.sync_table
+                 SET last_reconcile_at = $2,
+                     rows_hidden = coalesce((SELECT sum(count) FROM servicenow.hidden h WHERE h.foreign_table = $1), 0)
+                 WHERE foreign_table = $1",
+                &[relation.into(), timestamp(*at).into()],
+            );
+        }
+        Step::Newest(rows) => {
+            let outcome = put(&mirror, rows, Replace::Later, from(Source::Poll), careful);
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
+            changed(relation, rows, &outcome, 0);
+        }
+        Step::Scrubbed { rows, position } => {
+            let outcome = put(&mirror, rows, Replace::SameOrLater, from(Source::Reconcile), careful);
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
+            changed(relation, rows, &outcome, 0);
+            write(
+                "UPDATE servicenow.sync_table SET scrub_began_at = $2, scrub_position = $3 WHERE foreign_table = $1",
+                &[
+                    relation.into(),
+                    timestamp(position.began).into(),
+                    position.after.as_ref().map(|id| id.as_str().to_owned()).into(),
+                ],
+            );
+        }
         Step::Changed(rows) => {
             let outcome = put(&mirror, rows, Replace::Later, from(Source::Poll), careful);
             catalog::leave_to_recheck(relation, &outcome.unsettled);

@@ -3,6 +3,7 @@
 //! [`Client::call`] is the only place a request leaves from: it adds the login, keeps to the limits, tells the
 //! answers apart ([`interpret`]) and repeats what [`retry::policy`] allows.
 
+mod aggregate;
 pub mod auth;
 pub mod retry;
 pub mod table_api;

@@ -20,7 +20,8 @@ use crate::client::transport::Transport;
 use crate::error::{Error, Result};
 use crate::page::{Layout, Rows};
 use crate::query::Query;
-use crate::sync::sweep::{Progress, Range, Seen, Sweep};
+use crate::sync::range::Range;
+use crate::sync::sweep::{Progress, Seen, Sweep};
 use crate::value::{SysId, TableName};
 
 pub use choice::Resolution;

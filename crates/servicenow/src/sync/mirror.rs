@@ -10,8 +10,10 @@ use futures_util::stream::{TryStreamExt, iter};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::store::{OpenRange, Position, Step, Store, StoreError, StoredRecords};
-use super::sweep::{Progress, Range, Seen, Sweep};
+use super::compare::{Difference, Shown};
+use super::range::Range;
+use super::store::{OpenRange, Position, Step, Store, StoreError, StoredRecords, Upkeep};
+use super::sweep::{Progress, Seen, Sweep};
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds, pause_after};
 use crate::client::Client;
@@ -44,6 +46,10 @@ pub struct Spec {
     pub query: Query,
     /// The time between two polls.
     pub poll_interval: Duration,
+    /// The time between two comparisons of how many records there are.
+    pub reconcile_interval: Duration,
+    /// The time in which everything is read once more.
+    pub scrub_interval: Duration,
     /// Rows asked for at a time.
     pub page_size: u32,
     /// Ranges filled side by side.
@@ -83,6 +89,7 @@ pub struct Mirror<T, S: Store> {
     table: S::Table,
     spec: Spec,
     position: Position,
+    upkeep: Upkeep,
     /// What the dictionary says that matters here; `None` if it has to be read.
     traits: Option<Traits>,
     /// When the last poll began, by the local clock.
@@ -120,18 +127,19 @@ fn field_of<'d>(def: &'d TableDef, field: &str) -> Result<&'d FieldDef, Error> {
 }
 
 impl<T: Transport, S: Store> Mirror<T, S> {
-    /// A mirror that goes on from a position. `known` is the table's description as the store has it.
+    /// A mirror that goes on from where the store says it is. `known` is the table's description as the store has it.
     pub fn new(
         client: Client<T>,
         store: Arc<S>,
         table: S::Table,
         spec: Spec,
         position: Position,
+        upkeep: Upkeep,
         known: Option<&TableDef>,
     ) -> Self {
         let known = known.filter(|_| !spec.paths().any(|path| path.contains('.')));
         let traits = known.and_then(|def| Traits::of(def, &spec).ok());
-        Self { client, store, table, spec, position, traits, last_poll: None }
+        Self { client, store, table, spec, position, upkeep, traits, last_poll: None }
     }
 
     /// The position reached.
@@ -263,11 +271,11 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         // A refill has to know every record the instance showed, so it cannot go on from the middle.
         let after = if refill { None } else { open.after.clone() };
         let mut sweep = Sweep::new(open.range.clone(), after);
-        let mut seen_ids = refill.then(HashSet::new);
+        let mut shown = refill.then(HashMap::new);
         let mut next = Some(self.sweep_page(&mut sweep).await?);
         while let Some((rows, progress)) = next.take() {
-            if let Some(ids) = &mut seen_ids {
-                ids.extend(rows.ids().map(SysId::new));
+            if let Some(shown) = &mut shown {
+                shown.extend((0..rows.len()).map(|row| (SysId::new(rows.id(row)), rows.version(row))));
             }
             let after = sweep.after().cloned();
             let keep = async {
@@ -292,9 +300,11 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 }
             };
         }
-        if let Some(seen) = seen_ids {
-            let missing = self.store.missing(self.table, open.range, seen).await?;
-            recheck(&self.client, &*self.store, self.table, &self.spec, missing).await?;
+        if let Some(records) = shown {
+            let shown = Shown { range: open.range, records };
+            let differences = self.store.compare(self.table, vec![shown]).await?;
+            let differing = differences.into_iter().flat_map(Difference::to_recheck).collect();
+            recheck(&self.client, &*self.store, self.table, &self.spec, differing).await?;
         }
         self.apply(Step::RangeDone { number: open.number }).await?;
         let mut left = left.lock().expect("no panic while it is held");

@@ -9,9 +9,12 @@
 
 use std::time::{Duration, SystemTime};
 
+pub mod compare;
 pub mod deletes;
+pub mod memory;
 pub mod metadata;
 pub mod mirror;
+pub mod range;
 pub mod store;
 pub mod sweep;
 pub mod tail;

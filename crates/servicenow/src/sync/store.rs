@@ -1,15 +1,14 @@
 //! Where a mirror keeps its rows and its own position: the seam between the decisions and a database.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::future::Future;
-use std::sync::Mutex;
 use std::time::SystemTime;
 
 use crate::dictionary::TableDef;
-use crate::page::{Order, Rows, Version};
+use crate::page::{Rows, Version};
 use crate::sync::Stop;
-use crate::sync::sweep::Range;
+use crate::sync::compare::{Difference, Shown};
+use crate::sync::range::Range;
 use crate::value::SysId;
 
 /// Records of a store, each with its version.
@@ -70,11 +69,29 @@ pub enum Position {
     },
 }
 
+/// How far the work has come that repairs what polls cannot see, as the store keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Upkeep {
+    /// When the last comparison of counts began that came to its end, by the local clock.
+    pub reconciled: Option<SystemTime>,
+    /// The position of the full re-reading.
+    pub scrub: Option<ScrubPosition>,
+}
+
+/// The position of a full re-reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScrubPosition {
+    /// When this round began or begins, by the local clock.
+    pub began: SystemTime,
+    /// The record up to which everything has been read and compared.
+    pub after: Option<SysId>,
+}
+
 /// One change of a store, all or nothing.
 pub enum Step {
     /// What the dictionary says about the table.
     Described(Box<TableDef>),
-    /// A fill begins: these ranges are open now.
+    /// A fill begins: these ranges are open now, and nothing is remembered of hidden records any more.
     Begin {
         /// The ranges.
         ranges: Vec<Range>,
@@ -87,6 +104,9 @@ pub enum Step {
         /// When it began.
         at: SystemTime,
     },
+    /// The rows that have changed last, of a table that is being filled for the first time: they are there before
+    /// the others. They replace older versions only.
+    Newest(Rows),
     /// Rows of a range, and how far it has come with them.
     Filled {
         /// The range's number.
@@ -123,6 +143,28 @@ pub enum Step {
         /// When the poll began, by the local clock.
         at: SystemTime,
     },
+    /// The instance counts so many more records of a range than it shows. This replaces what is remembered of
+    /// every range that overlaps with it; nought is not worth remembering.
+    Hidden {
+        /// The range.
+        range: Range,
+        /// How many there are.
+        count: u64,
+    },
+    /// A comparison of counts has come to its end: what differed has been settled.
+    Reconciled {
+        /// When it began, by the local clock.
+        at: SystemTime,
+        /// How many records the instance counts, hidden ones included.
+        total: u64,
+    },
+    /// Rows of the full re-reading, and its position after them. They replace older versions and the same one.
+    Scrubbed {
+        /// The rows.
+        rows: Rows,
+        /// The position; with no rows and no record it is the beginning of a round.
+        position: ScrubPosition,
+    },
     /// Work on the table has failed and will be tried again.
     Failed(Stop),
 }
@@ -143,6 +185,7 @@ impl fmt::Debug for Step {
             Step::Begin { ranges, since, total, .. } => {
                 write!(f, "Begin({} ranges, since {since}, total {total:?})", ranges.len())
             }
+            Step::Newest(rows) => write!(f, "Newest({rows:?})"),
             Step::Filled { number, rows, .. } => write!(f, "Filled(range {number}, {rows:?})"),
             Step::RangeDone { number } => write!(f, "RangeDone({number})"),
             Step::Complete { watermark } => write!(f, "Complete({watermark})"),
@@ -151,6 +194,9 @@ impl fmt::Debug for Step {
                 write!(f, "Rechecked({} records, {present:?})", looked_up.len())
             }
             Step::Polled { watermark, .. } => write!(f, "Polled({watermark})"),
+            Step::Hidden { range, count } => write!(f, "Hidden({count} in {range:?})"),
+            Step::Reconciled { total, .. } => write!(f, "Reconciled({total})"),
+            Step::Scrubbed { rows, position } => write!(f, "Scrubbed({rows:?}, {position:?})"),
             Step::Failed(stop) => write!(f, "Failed({stop})"),
         }
     }
@@ -159,7 +205,7 @@ impl fmt::Debug for Step {
 /// A store of mirrored rows.
 ///
 /// Not everything that was read can be kept: somebody may be writing the record; or what was read seems older
-/// than what is stored ([`Order::Unclear`]); or the store's version has changed during the look. In the same
+/// than what is stored ([`Order::Unclear`](crate::page::Order::Unclear)); or the store's version has changed during the look. In the same
 /// step the store makes such records some to be rechecked, which [`Store::to_recheck`] tells of.
 pub trait Store: Send + Sync + 'static {
     /// What a table is known by.
@@ -168,13 +214,30 @@ pub trait Store: Send + Sync + 'static {
     /// Carries out one step, all or nothing.
     fn apply(&self, table: Self::Table, step: Step) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// The stored rows of a range that are not among those the instance showed.
-    fn missing(
+    /// How the stored rows of ranges differ from what the instance showed of them, per range in the given order.
+    /// The ranges do not overlap, but need not cover everything. A store tells every row it has to a
+    /// [`Comparison`](super::compare::Comparison), or every row of the ranges.
+    fn compare(
+        &self,
+        table: Self::Table,
+        shown: Vec<Shown>,
+    ) -> impl Future<Output = Result<Vec<Difference>, StoreError>> + Send;
+
+    /// How many rows of a range are stored, by the first `length` characters of their identifiers; of those that
+    /// are shorter, by the whole. Length 0 gives the number of all, or nothing if there are none. In any order;
+    /// capitals and small letters may be told apart or not.
+    fn count_by_prefix(
         &self,
         table: Self::Table,
         range: Range,
-        seen: HashSet<SysId>,
-    ) -> impl Future<Output = Result<StoredRecords, StoreError>> + Send;
+        length: usize,
+    ) -> impl Future<Output = Result<Vec<(String, u64)>, StoreError>> + Send;
+
+    /// How many records of which ranges the instance counts and does not show, as [`Step::Hidden`] has said it.
+    fn hidden(
+        &self,
+        table: Self::Table,
+    ) -> impl Future<Output = Result<Vec<(Range, u64)>, StoreError>> + Send;
 
     /// Which of these records are stored, in which of the server's tables, in which version.
     fn find(&self, ids: Vec<SysId>) -> impl Future<Output = Result<Found<Self::Table>, StoreError>> + Send;
@@ -195,168 +258,4 @@ pub trait Store: Send + Sync + 'static {
         &self,
         outcome: Result<DeletesRead, Stop>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
-}
-
-/// A store in memory, of one table: what a test compares with the truth.
-#[derive(Debug, Default)]
-pub struct MemoryStore {
-    inner: Mutex<Memory>,
-}
-
-/// The contents of a [`MemoryStore`].
-#[derive(Debug)]
-pub struct Memory {
-    /// The rows: version and every value of the layout as text.
-    pub rows: BTreeMap<String, (Version, Vec<String>)>,
-    /// Records to be rechecked.
-    pub recheck: BTreeSet<String>,
-    /// The position.
-    pub position: Position,
-    /// See [`Store::deletes_since`].
-    pub deletes: Option<i64>,
-    /// The last failure.
-    pub failure: Option<String>,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self {
-            rows: BTreeMap::new(),
-            recheck: BTreeSet::new(),
-            position: Position::Start { refill: false },
-            deletes: None,
-            failure: None,
-        }
-    }
-}
-
-impl MemoryStore {
-    /// Looks at or changes the contents.
-    pub fn with<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> R {
-        f(&mut self.inner.lock().expect("no panic while it is held"))
-    }
-}
-
-impl Memory {
-    /// Keeps rows that are not older than what is stored, or whose stored version is the one given.
-    fn keep(&mut self, rows: &Rows, expected: &StoredRecords) {
-        for row in 0..rows.len() {
-            let (id, version) = (rows.id(row), rows.version(row));
-            let expected = expected.iter().find(|(other, _)| other.as_str() == id).map(|(_, v)| *v);
-            match self.rows.get(id) {
-                Some((stored, _))
-                    if version.order(*stored) == Order::Unclear && expected != Some(*stored) =>
-                {
-                    self.recheck.insert(id.to_owned());
-                }
-                _ => {
-                    let columns = 0..rows.layout().columns().len();
-                    let values = columns.map(|c| rows.value(row, c).encode().unwrap_or_default()).collect();
-                    self.rows.insert(id.to_owned(), (version, values));
-                }
-            }
-        }
-    }
-
-    /// The open ranges. There are none when a step arrives late, from a fill that was given up on.
-    fn open(&mut self) -> Option<&mut Vec<OpenRange>> {
-        match &mut self.position {
-            Position::Filling { open, .. } => Some(open),
-            _ => None,
-        }
-    }
-
-    fn apply(&mut self, step: Step) {
-        match step {
-            Step::Described(_) => {}
-            Step::Begin { ranges, since, refill, .. } => {
-                let open = ranges
-                    .into_iter()
-                    .zip(0..)
-                    .map(|(range, number)| OpenRange { number, range, after: None })
-                    .collect();
-                self.position = Position::Filling { refill, open, since };
-                self.deletes.get_or_insert(since);
-            }
-            Step::Filled { number, rows, after } => {
-                let ranges = self.open().into_iter().flatten();
-                if let Some(range) = ranges.into_iter().find(|open| open.number == number) {
-                    range.after = after;
-                }
-                self.keep(&rows, &StoredRecords::new());
-            }
-            Step::RangeDone { number } => {
-                if let Some(open) = self.open() {
-                    open.retain(|open| open.number != number);
-                }
-            }
-            Step::Complete { watermark } | Step::Polled { watermark, .. } => {
-                self.position = Position::Following { watermark };
-                self.failure = None;
-            }
-            Step::Changed(rows) => self.keep(&rows, &StoredRecords::new()),
-            Step::Rechecked { looked_up, present } => {
-                for (id, _) in &looked_up {
-                    self.recheck.remove(id.as_str());
-                }
-                self.keep(&present, &looked_up);
-                let there: HashSet<&str> = present.ids().collect();
-                for (id, version) in looked_up.into_iter().filter(|(id, _)| !there.contains(id.as_str())) {
-                    match self.rows.get(id.as_str()) {
-                        Some((stored, _)) if *stored == version => drop(self.rows.remove(id.as_str())),
-                        Some(_) => drop(self.recheck.insert(id.as_str().to_owned())),
-                        None => {}
-                    }
-                }
-            }
-            Step::Failed(stop) => self.failure = Some(stop.to_string()),
-        }
-    }
-}
-
-impl Store for MemoryStore {
-    type Table = ();
-
-    async fn apply(&self, (): (), step: Step) -> Result<(), StoreError> {
-        self.with(|memory| memory.apply(step));
-        Ok(())
-    }
-
-    async fn missing(&self, (): (), range: Range, seen: HashSet<SysId>) -> Result<StoredRecords, StoreError> {
-        let within = |id: &str| {
-            range.lower.as_ref().is_none_or(|lower| id >= lower.as_str())
-                && range.upper.as_ref().is_none_or(|upper| id < upper.as_str())
-        };
-        Ok(self.with(|memory| {
-            let stored = memory.rows.iter().filter(|(id, _)| within(id));
-            stored
-                .map(|(id, (version, _))| (SysId::new(id.as_str()), *version))
-                .filter(|(id, _)| !seen.contains(id))
-                .collect()
-        }))
-    }
-
-    async fn find(&self, ids: Vec<SysId>) -> Result<Found<()>, StoreError> {
-        let stored = |id: SysId| self.with(|m| m.rows.get(id.as_str()).map(|(version, _)| (id, *version)));
-        Ok(Found { records: vec![((), ids.into_iter().filter_map(stored).collect())], complete: true })
-    }
-
-    async fn to_recheck(&self, (): ()) -> Result<StoredRecords, StoreError> {
-        Ok(self.with(|memory| {
-            let version = |id: &String| memory.rows.get(id).map(|(version, _)| *version).unwrap_or_default();
-            memory.recheck.iter().map(|id| (SysId::new(id.as_str()), version(id))).collect()
-        }))
-    }
-
-    async fn deletes_since(&self) -> Result<Option<i64>, StoreError> {
-        Ok(self.with(|memory| memory.deletes))
-    }
-
-    async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {
-        self.with(|memory| match outcome {
-            Ok(read) => memory.deletes = Some(read.watermark),
-            Err(stop) => memory.failure = Some(stop.to_string()),
-        });
-        Ok(())
-    }
 }

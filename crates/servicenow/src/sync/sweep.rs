@@ -7,31 +7,8 @@
 
 use crate::error::Result;
 use crate::query::{Op, Query, Term};
+use crate::sync::range::Range;
 use crate::value::SysId;
-
-/// A part of a table: the records whose `sys_id` is at least `lower` and less than `upper`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Range {
-    /// The lower bound, inclusive; none is the beginning.
-    pub lower: Option<SysId>,
-    /// The upper bound, exclusive; none is the end.
-    pub upper: Option<SysId>,
-}
-
-impl Range {
-    /// Cuts the space of `sys_id`s into `count` parts of about the same number of records, given that most
-    /// identifiers are random hexadecimal digits. The outermost parts are open, so that every other
-    /// identifier (`global`, `4`) lies in one of them too. `count` is at most 256.
-    pub fn partition(count: usize) -> Vec<Range> {
-        let count = count.clamp(1, 256);
-        let bound = |i: usize| match i {
-            0 => None,
-            i if i == count => None,
-            i => Some(SysId::new(format!("{:02x}", i * 256 / count))),
-        };
-        (0..count).map(|i| Range { lower: bound(i), upper: bound(i + 1) }).collect()
-    }
-}
 
 /// What a sweep has to know of a page.
 #[derive(Clone, Debug)]
@@ -160,19 +137,6 @@ mod tests {
             .collect();
         let total = (counts && sweep.wants_count()).then_some(matching.len() as u64);
         Seen { rows: visible.len(), last: visible.last().cloned(), total }
-    }
-
-    #[test]
-    fn partitions_cover_everything_once() {
-        for count in [1, 2, 7, 16, 256] {
-            let ranges = Range::partition(count);
-            assert_eq!(ranges.len(), count);
-            assert_eq!((&ranges[0].lower, &ranges[count - 1].upper), (&None, &None));
-            for pair in ranges.windows(2) {
-                assert_eq!(pair[0].upper, pair[1].lower);
-                assert!(pair[0].upper.is_some());
-            }
-        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The client against a simulated instance, over HTTP: logins, answers, retries, records, dictionary, TLS.
 
+mod aggregate;
 mod answers;
 mod dictionary;
 mod login;

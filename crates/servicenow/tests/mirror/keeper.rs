@@ -6,10 +6,10 @@ use std::sync::Mutex;
 
 use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
-use servicenow::sync::store::{
-    DeletesRead, Found, Memory, MemoryStore, Position, Step, Store, StoreError, StoredRecords,
-};
-use servicenow::sync::sweep::Range;
+use servicenow::sync::compare::{Difference, Shown};
+use servicenow::sync::memory::{Memory, MemoryStore};
+use servicenow::sync::range::Range;
+use servicenow::sync::store::{DeletesRead, Found, Position, Step, Store, StoreError, StoredRecords, Upkeep};
 use servicenow::value::SysId;
 use tokio::task::yield_now;
 
@@ -35,6 +35,11 @@ impl Keeper {
     /// Where the mirror stands.
     pub fn position(&self) -> Position {
         self.with(|m| m.position.clone())
+    }
+
+    /// How far the upkeep has come.
+    pub fn upkeep(&self) -> Upkeep {
+        self.with(|m| m.upkeep.clone())
     }
 
     /// The table's description, once it has been read.
@@ -69,7 +74,10 @@ impl Keeper {
     /// Carries out a step around the rows that somebody is writing: they stay as they are and are rechecked.
     async fn apply_around(&self, step: Step) -> Result<(), StoreError> {
         let ids: Vec<String> = match &step {
-            Step::Filled { rows, .. } | Step::Changed(rows) => rows.ids().map(str::to_owned).collect(),
+            Step::Filled { rows, .. }
+            | Step::Newest(rows)
+            | Step::Changed(rows)
+            | Step::Scrubbed { rows, .. } => rows.ids().map(str::to_owned).collect(),
             Step::Rechecked { looked_up, .. } => {
                 looked_up.iter().map(|(id, _)| id.as_str().to_owned()).collect()
             }
@@ -109,12 +117,29 @@ impl Store for Keeper {
         applied
     }
 
-    async fn missing(&self, (): (), range: Range, seen: HashSet<SysId>) -> Result<StoredRecords, StoreError> {
+    async fn compare(&self, (): (), shown: Vec<Shown>) -> Result<Vec<Difference>, StoreError> {
         yield_now().await;
         self.check()?;
-        let missing = self.memory.missing((), range, seen).await;
+        let differences = self.memory.compare((), shown).await;
         yield_now().await;
-        missing
+        differences
+    }
+
+    async fn count_by_prefix(
+        &self,
+        (): (),
+        range: Range,
+        length: usize,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        yield_now().await;
+        self.check()?;
+        self.memory.count_by_prefix((), range, length).await
+    }
+
+    async fn hidden(&self, (): ()) -> Result<Vec<(Range, u64)>, StoreError> {
+        yield_now().await;
+        self.check()?;
+        self.memory.hidden(()).await
     }
 
     async fn find(&self, ids: Vec<SysId>) -> Result<Found<()>, StoreError> {

@@ -72,6 +72,8 @@ impl World {
             layout: Arc::new(Layout::of_text(fields)),
             query: Query::all(),
             poll_interval: Duration::from_millis(10),
+            reconcile_interval: Duration::from_secs(3_600),
+            scrub_interval: Duration::from_secs(7 * 86_400),
             page_size: 1_000,
             parallel: 4,
         };
@@ -105,8 +107,9 @@ impl World {
 
     /// A mirror that goes on from where the store is: the first one, or the next after a crash.
     fn mirror(&self) -> Mirror<HttpTransport, Keeper> {
-        let (position, known) = (self.store.position(), self.store.known());
-        Mirror::new(self.client.clone(), self.store.clone(), (), self.spec.clone(), position, known.as_ref())
+        let (position, upkeep, known) = (self.store.position(), self.store.upkeep(), self.store.known());
+        let (client, store) = (self.client.clone(), self.store.clone());
+        Mirror::new(client, store, (), self.spec.clone(), position, upkeep, known.as_ref())
     }
 
     /// A reader of deletions that goes on from where the store is.

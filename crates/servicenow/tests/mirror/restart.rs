@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use servicenow::sync::deletes;
 use servicenow::sync::mirror;
+use servicenow::sync::range::Range;
 use servicenow::sync::store::{OpenRange, Position};
-use servicenow::sync::sweep::Range;
 use servicenow_sim::{Effect, Fault};
 use tokio::sync::Notify;
 

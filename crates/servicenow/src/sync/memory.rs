@@ -1,0 +1,207 @@
+//! A store in memory.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Mutex;
+
+use super::Stop;
+use super::compare::{Comparison, Difference, Shown};
+use super::range::Range;
+use super::store::{DeletesRead, Found, OpenRange, Position, Step, Store, StoreError, StoredRecords, Upkeep};
+use crate::page::{Order, Rows, Version};
+use crate::value::SysId;
+
+/// A store in memory, of one table: what a test compares with the truth.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    inner: Mutex<Memory>,
+}
+
+/// The contents of a [`MemoryStore`].
+#[derive(Debug)]
+pub struct Memory {
+    /// The rows: version and every value of the layout as text.
+    pub rows: BTreeMap<String, (Version, Vec<String>)>,
+    /// Records to be rechecked.
+    pub recheck: BTreeSet<String>,
+    /// The position.
+    pub position: Position,
+    /// How far the upkeep has come.
+    pub upkeep: Upkeep,
+    /// See [`Store::hidden`].
+    pub hidden: Vec<(Range, u64)>,
+    /// See [`Store::deletes_since`].
+    pub deletes: Option<i64>,
+    /// The last failure.
+    pub failure: Option<String>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            rows: BTreeMap::new(),
+            recheck: BTreeSet::new(),
+            position: Position::Start { refill: false },
+            upkeep: Upkeep::default(),
+            hidden: Vec::new(),
+            deletes: None,
+            failure: None,
+        }
+    }
+}
+
+impl MemoryStore {
+    /// Looks at or changes the contents.
+    pub fn with<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> R {
+        f(&mut self.inner.lock().expect("no panic while it is held"))
+    }
+}
+
+impl Memory {
+    /// Keeps rows that are not older than what is stored, or whose stored version is the one given.
+    fn keep(&mut self, rows: &Rows, expected: &StoredRecords) {
+        for row in 0..rows.len() {
+            let (id, version) = (rows.id(row), rows.version(row));
+            let expected = expected.iter().find(|(other, _)| other.as_str() == id).map(|(_, v)| *v);
+            match self.rows.get(id) {
+                Some((stored, _))
+                    if version.order(*stored) == Order::Unclear && expected != Some(*stored) =>
+                {
+                    self.recheck.insert(id.to_owned());
+                }
+                _ => {
+                    let columns = 0..rows.layout().columns().len();
+                    let values = columns.map(|c| rows.value(row, c).encode().unwrap_or_default()).collect();
+                    self.rows.insert(id.to_owned(), (version, values));
+                }
+            }
+        }
+    }
+
+    /// The open ranges. There are none when a step arrives late, from a fill that was given up on.
+    fn open(&mut self) -> Option<&mut Vec<OpenRange>> {
+        match &mut self.position {
+            Position::Filling { open, .. } => Some(open),
+            _ => None,
+        }
+    }
+
+    fn apply(&mut self, step: Step) {
+        match step {
+            Step::Described(_) => {}
+            Step::Begin { ranges, since, refill, .. } => {
+                let open = ranges
+                    .into_iter()
+                    .zip(0..)
+                    .map(|(range, number)| OpenRange { number, range, after: None })
+                    .collect();
+                self.position = Position::Filling { refill, open, since };
+                self.hidden.clear();
+                self.deletes.get_or_insert(since);
+            }
+            Step::Filled { number, rows, after } => {
+                let ranges = self.open().into_iter().flatten();
+                if let Some(range) = ranges.into_iter().find(|open| open.number == number) {
+                    range.after = after;
+                }
+                self.keep(&rows, &StoredRecords::new());
+            }
+            Step::RangeDone { number } => {
+                if let Some(open) = self.open() {
+                    open.retain(|open| open.number != number);
+                }
+            }
+            Step::Complete { watermark } | Step::Polled { watermark, .. } => {
+                self.position = Position::Following { watermark };
+                self.failure = None;
+            }
+            Step::Newest(rows) | Step::Changed(rows) => self.keep(&rows, &StoredRecords::new()),
+            Step::Rechecked { looked_up, present } => {
+                for (id, _) in &looked_up {
+                    self.recheck.remove(id.as_str());
+                }
+                self.keep(&present, &looked_up);
+                let there: HashSet<&str> = present.ids().collect();
+                for (id, version) in looked_up.into_iter().filter(|(id, _)| !there.contains(id.as_str())) {
+                    match self.rows.get(id.as_str()) {
+                        Some((stored, _)) if *stored == version => drop(self.rows.remove(id.as_str())),
+                        Some(_) => drop(self.recheck.insert(id.as_str().to_owned())),
+                        None => {}
+                    }
+                }
+            }
+            Step::Hidden { range, count } => {
+                self.hidden.retain(|(other, _)| !other.overlaps(&range));
+                if count > 0 {
+                    self.hidden.push((range, count));
+                }
+            }
+            Step::Reconciled { at, .. } => self.upkeep.reconciled = Some(at),
+            Step::Scrubbed { rows, position } => {
+                self.keep(&rows, &StoredRecords::new());
+                self.upkeep.scrub = Some(position);
+            }
+            Step::Failed(stop) => self.failure = Some(stop.to_string()),
+        }
+    }
+}
+
+impl Store for MemoryStore {
+    type Table = ();
+
+    async fn apply(&self, (): (), step: Step) -> Result<(), StoreError> {
+        self.with(|memory| memory.apply(step));
+        Ok(())
+    }
+
+    async fn compare(&self, (): (), shown: Vec<Shown>) -> Result<Vec<Difference>, StoreError> {
+        let mut comparison = Comparison::new(shown);
+        self.with(|memory| {
+            let stored = memory.rows.iter().map(|(id, (version, _))| (SysId::new(id.as_str()), *version));
+            stored.for_each(|(id, version)| comparison.stored(id, version));
+        });
+        Ok(comparison.finish())
+    }
+
+    async fn count_by_prefix(
+        &self,
+        (): (),
+        range: Range,
+        length: usize,
+    ) -> Result<Vec<(String, u64)>, StoreError> {
+        let mut counts = BTreeMap::new();
+        self.with(|memory| {
+            for id in memory.rows.keys().filter(|id| range.contains(id)) {
+                *counts.entry(id.chars().take(length).collect()).or_default() += 1;
+            }
+        });
+        Ok(counts.into_iter().collect())
+    }
+
+    async fn hidden(&self, (): ()) -> Result<Vec<(Range, u64)>, StoreError> {
+        Ok(self.with(|memory| memory.hidden.clone()))
+    }
+
+    async fn find(&self, ids: Vec<SysId>) -> Result<Found<()>, StoreError> {
+        let stored = |id: SysId| self.with(|m| m.rows.get(id.as_str()).map(|(version, _)| (id, *version)));
+        Ok(Found { records: vec![((), ids.into_iter().filter_map(stored).collect())], complete: true })
+    }
+
+    async fn to_recheck(&self, (): ()) -> Result<StoredRecords, StoreError> {
+        Ok(self.with(|memory| {
+            let version = |id: &String| memory.rows.get(id).map(|(version, _)| *version).unwrap_or_default();
+            memory.recheck.iter().map(|id| (SysId::new(id.as_str()), version(id))).collect()
+        }))
+    }
+
+    async fn deletes_since(&self) -> Result<Option<i64>, StoreError> {
+        Ok(self.with(|memory| memory.deletes))
+    }
+
+    async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {
+        self.with(|memory| match outcome {
+            Ok(read) => memory.deletes = Some(read.watermark),
+            Err(stop) => memory.failure = Some(stop.to_string()),
+        });
+        Ok(())
+    }
+}

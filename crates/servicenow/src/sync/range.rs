@@ -1,0 +1,153 @@
+//! Parts of the space of `sys_id`s, in the order an instance sorts them.
+
+use std::cmp::Ordering;
+
+use crate::value::SysId;
+
+/// How an instance sorts two identifiers: by their bytes, capitals as small letters; in a database
+/// `lower(sys_id COLLATE "C") COLLATE "C"`. Nearly all identifiers consist of small letters and digits, about
+/// which all collations agree. Where an instance sorts others in another way, a mirror does more work, not worse.
+pub fn compare(a: &str, b: &str) -> Ordering {
+    folded(a).cmp(folded(b))
+}
+
+fn folded(id: &str) -> impl Iterator<Item = u8> + '_ {
+    id.bytes().map(|byte| byte.to_ascii_lowercase())
+}
+
+/// A part of a table: the records whose `sys_id` is at least `lower` and less than `upper`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Range {
+    /// The lower bound, inclusive; none is the beginning.
+    pub lower: Option<SysId>,
+    /// The upper bound, exclusive; none is the end.
+    pub upper: Option<SysId>,
+}
+
+impl Range {
+    /// Cuts the space of `sys_id`s into `count` parts of about the same number of records, given that most
+    /// identifiers are random hexadecimal digits. The outermost parts are open, so that every other
+    /// identifier (`global`, `4`) lies in one of them too. `count` is at most 256.
+    pub fn partition(count: usize) -> Vec<Range> {
+        let count = count.clamp(1, 256);
+        let bounds = (1..count).map(|i| SysId::new(format!("{:02x}", i * 256 / count)));
+        Range::default().cut(bounds)
+    }
+
+    /// Cuts a range at these bounds, which lie within it in ascending order.
+    pub fn cut(&self, bounds: impl IntoIterator<Item = SysId>) -> Vec<Range> {
+        let mut rest = self.clone();
+        let mut parts = Vec::new();
+        for bound in bounds {
+            let lower = rest.lower.replace(bound.clone());
+            parts.push(Range { lower, upper: Some(bound) });
+        }
+        parts.push(rest);
+        parts
+    }
+
+    /// The smallest range that has all of these in it.
+    pub fn spanning<'r>(ranges: impl IntoIterator<Item = &'r Range>) -> Range {
+        let mut ranges = ranges.into_iter();
+        let first = ranges.next().cloned().unwrap_or_default();
+        ranges.fold(first, |all, range| Range {
+            lower: all
+                .lower
+                .zip(range.lower.clone())
+                .map(|(a, b)| if compare(a.as_str(), b.as_str()).is_le() { a } else { b }),
+            upper: all
+                .upper
+                .zip(range.upper.clone())
+                .map(|(a, b)| if compare(a.as_str(), b.as_str()).is_ge() { a } else { b }),
+        })
+    }
+
+    /// Whether a record lies in the range.
+    pub fn contains(&self, id: &str) -> bool {
+        !self.begins_after(id) && !self.ends_by(id)
+    }
+
+    /// Whether a record comes before the range.
+    pub fn begins_after(&self, id: &str) -> bool {
+        self.lower.as_ref().is_some_and(|lower| compare(id, lower.as_str()).is_lt())
+    }
+
+    /// Whether a record comes behind the range.
+    pub fn ends_by(&self, id: &str) -> bool {
+        self.upper.as_ref().is_some_and(|upper| compare(id, upper.as_str()).is_ge())
+    }
+
+    /// Whether the ranges have a part in common.
+    pub fn overlaps(&self, other: &Range) -> bool {
+        let begins_before_end = |a: &Range, b: &Range| match (&a.lower, &b.upper) {
+            (Some(lower), Some(upper)) => compare(lower.as_str(), upper.as_str()).is_lt(),
+            _ => true,
+        };
+        begins_before_end(self, other) && begins_before_end(other, self)
+    }
+
+    /// Whether the other range lies in this one as a whole.
+    pub fn covers(&self, other: &Range) -> bool {
+        let begins = match (&self.lower, &other.lower) {
+            (Some(own), Some(lower)) => compare(own.as_str(), lower.as_str()).is_le(),
+            (own, _) => own.is_none(),
+        };
+        let ends = match (&self.upper, &other.upper) {
+            (Some(own), Some(upper)) => compare(own.as_str(), upper.as_str()).is_ge(),
+            (own, _) => own.is_none(),
+        };
+        begins && ends
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn partitions_cover_everything_once() {
+        for count in [1, 2, 7, 16, 256] {
+            let ranges = Range::partition(count);
+            assert_eq!(ranges.len(), count);
+            assert_eq!((&ranges[0].lower, &ranges[count - 1].upper), (&None, &None));
+            for pair in ranges.windows(2) {
+                assert_eq!(pair[0].upper, pair[1].lower);
+                assert!(pair[0].upper.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn capitals_sort_as_small_letters() {
+        let range = Range { lower: Some(SysId::new("f0")), upper: Some(SysId::new("f8")) };
+        assert!(
+            range.contains("F0F0") && range.contains("f7ff") && !range.contains("F8") && !range.contains("e")
+        );
+    }
+
+    fn range() -> impl Strategy<Value = Range> {
+        let bound = || prop::option::of("[0-9a-fA-F]{0,3}".prop_map(SysId::new));
+        (bound(), bound()).prop_map(|(lower, upper)| Range { lower, upper })
+    }
+
+    proptest! {
+        #[test]
+        fn a_span_covers_every_range(ranges in prop::collection::vec(range(), 1..6)) {
+            let span = Range::spanning(&ranges);
+            prop_assert!(ranges.iter().all(|range| span.covers(range)));
+            prop_assert!(span.lower.is_none() || ranges.iter().any(|range| range.lower == span.lower));
+        }
+
+        #[test]
+        fn ranges_overlap_where_a_record_can_lie_in_both(a in range(), b in range(), id in "[0-9a-fA-F]{0,4}") {
+            if a.contains(&id) && b.contains(&id) {
+                prop_assert!(a.overlaps(&b) && b.overlaps(&a));
+            }
+            if a.covers(&b) && b.contains(&id) {
+                prop_assert!(a.contains(&id));
+            }
+        }
+    }
+}
