@@ -11,9 +11,13 @@ use std::time::{Duration, SystemTime};
 
 pub mod compare;
 pub mod deletes;
+mod describe;
+mod fill;
 pub mod memory;
 pub mod mirror;
+mod poll;
 pub mod range;
+mod recheck;
 pub mod store;
 pub mod sweep;
 pub mod tail;
