@@ -111,9 +111,10 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// One page of a sweep, asked for in smaller pieces as long as the instance cuts it short.
     async fn sweep_page(&self, sweep: &mut Sweep) -> Result<(Rows, Progress), Stop> {
         let (query, offset) = sweep.page(&self.spec.query)?;
-        let (page, limit) =
-            shrinking(self.spec.page_size, |limit| self.list(&query, limit, offset, sweep.wants_count()))
-                .await?;
+        let (page, limit) = shrinking(self.spec.page_size, |limit| {
+            self.list(&query, limit, offset, sweep.wants_count(limit))
+        })
+        .await?;
         let last = page.rows.ids().last().map(SysId::new);
         let progress = sweep.advance(&Seen { rows: page.rows.len(), last, total: page.total }, limit);
         Ok((page.rows, progress))
