@@ -1,11 +1,17 @@
 //! What a mirror reads when, and when it may believe that it has read everything.
 //!
-//! The decisions are state machines without I/O ([`sweep`] through the space of `sys_id`s, [`tail`] along the
-//! time of the last change); [`mirror`] drives them for one table against a client and a [`store::Store`].
-//! A mirror first *fills*: ranges of `sys_id`s side by side, each with a position the store keeps, so that a
-//! crash loses nothing. Then it *follows*: every poll reads what changed since the watermark, less an overlap,
-//! because a record becomes visible after the time it is stamped with. Deletions leave no trace in the table
-//! itself; [`deletes`] reads them from `sys_audit_delete` and looks every record up before it believes one.
+//! The decisions are state machines without I/O: [`sweep`] through the space of `sys_id`s, [`tail`] along the time
+//! of the last change, [`reconcile`] from counts to what differs, [`scrub`] for the pace of reading all once more.
+//! [`mirror`] drives them for one table against a client and a [`store::Store`].
+//!
+//! - A mirror first *fills*: ranges of `sys_id`s side by side, each with a position the store keeps, so that a
+//!   crash loses nothing.
+//! - Then it *follows*: every poll reads what changed since the watermark, less an overlap, because a record
+//!   becomes visible after the time it is stamped with.
+//! - Deletions leave no trace in the table itself; [`deletes`] reads them from `sys_audit_delete` and looks every
+//!   record up before it believes one.
+//! - What leaves no trace at all shows in how many records there are, or else when they are read again; *upkeep*
+//!   does both between polls, a piece at a time.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +24,8 @@ pub mod mirror;
 mod poll;
 pub mod range;
 mod recheck;
+pub mod reconcile;
+pub mod scrub;
 pub mod store;
 pub mod sweep;
 pub mod tail;

@@ -59,14 +59,12 @@ impl Sweep {
     /// The next page's query and offset, within `base`.
     pub fn page(&self, base: &Query) -> Result<(Query, u64)> {
         let mut query = base.clone();
-        match (&self.after, &self.range.lower) {
-            (Some(after), _) => query = query.and(Term::new("sys_id", Op::Gt, after.as_str())?),
-            (None, Some(lower)) => query = query.and(Term::new("sys_id", Op::Ge, lower.as_str())?),
-            (None, None) => {}
+        let mut range = self.range.clone();
+        if let Some(after) = &self.after {
+            query = query.and(Term::new("sys_id", Op::Gt, after.as_str())?);
+            range.lower = None;
         }
-        if let Some(upper) = &self.range.upper {
-            query = query.and(Term::new("sys_id", Op::Lt, upper.as_str())?);
-        }
+        query = range.within(query)?;
         Ok((query.order_by("sys_id"), self.offset))
     }
 
