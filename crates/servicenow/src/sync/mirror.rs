@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::describe::Traits;
 use super::store::{Position, Step, Store, StoreError, Upkeep};
+use super::upkeep::Underway;
 use super::{Stop, pause_after};
 use crate::client::Client;
 use crate::client::table_api::{List, Page};
@@ -62,8 +63,8 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
                 pause_after(failures)
             }
         };
-        if !pause.is_zero() {
-            let _nudged_or_over = timeout(pause, nudge.notified()).await;
+        if timeout(pause, nudge.notified()).await.is_ok() {
+            mirror.nudge();
         }
     }
 }
@@ -80,6 +81,11 @@ pub struct Mirror<T, S: Store> {
     pub(super) traits: Option<Traits>,
     /// When the last poll began, by the local clock.
     pub(super) last_poll: Option<SystemTime>,
+    /// There was nothing more to be done at once: the next thing is a poll.
+    is_idle: bool,
+    pub(super) underway: Underway,
+    /// Everything may be read again because much differs; if that has just been done it does not help.
+    pub(super) may_refill: bool,
 }
 
 impl Spec {
@@ -102,7 +108,19 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     ) -> Self {
         let known = known.filter(|_| !spec.paths().any(|path| path.contains('.')));
         let traits = known.and_then(|def| Traits::of(def, &spec).ok());
-        Self { client, store, table, spec, position, upkeep, traits, last_poll: None }
+        Self {
+            client,
+            store,
+            table,
+            spec,
+            position,
+            upkeep,
+            traits,
+            last_poll: None,
+            is_idle: true,
+            underway: Underway::default(),
+            may_refill: true,
+        }
     }
 
     /// The position reached.
@@ -110,8 +128,14 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         &self.position
     }
 
-    /// Does the next piece of work: begins a fill, completes it, or polls once. Gives back how long to wait
-    /// before the one after it. After an error the caller may call again; nothing is lost.
+    /// The next thing is a poll, whatever else there is to be done.
+    pub fn nudge(&mut self) {
+        self.is_idle = true;
+    }
+
+    /// Does the next piece of work: begins a fill, completes it, polls once, or does some of the upkeep, which is
+    /// done between polls. Gives back how long to wait before the one after it. After an error the caller may call
+    /// again; nothing is lost.
     pub async fn advance(&mut self) -> Result<Duration, Stop> {
         let Traits { has_updated_on } = match self.traits {
             Some(traits) => traits,
@@ -135,16 +159,38 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 self.apply(Step::Polled { watermark, at }).await?;
                 Ok(FULL_READ_INTERVAL.max(self.spec.poll_interval))
             }
-            Position::Following { watermark } if has_updated_on => {
-                let watermark = self.poll(watermark).await?;
-                self.position = Position::Following { watermark };
-                Ok(self.spec.poll_interval)
+            Position::Following { .. } if has_updated_on => {
+                if self.is_poll_due() {
+                    self.poll().await?;
+                    self.is_idle = false;
+                }
+                let is_more = match self.keep_up().await {
+                    Err(Stop::Store(StoreError::Stale)) => return Err(StoreError::Stale.into()),
+                    // That is said, and polls go on.
+                    Err(stop) => {
+                        self.underway.fail();
+                        self.apply(Step::Failed(stop)).await?;
+                        false
+                    }
+                    Ok(is_more) => is_more,
+                };
+                if is_more {
+                    return Ok(Duration::ZERO);
+                }
+                self.is_idle = true;
+                Ok(self.spec.poll_interval.min(self.upkeep_due_in()))
             }
             Position::Following { .. } => {
                 self.begin(true).await?;
                 Ok(Duration::ZERO)
             }
         }
+    }
+
+    /// Whether it is time to poll, in the middle of other work.
+    pub(super) fn is_poll_due(&self) -> bool {
+        let is_recent = |last: SystemTime| last.elapsed().is_ok_and(|since| since < self.spec.poll_interval);
+        self.is_idle || !self.last_poll.is_some_and(is_recent)
     }
 
     pub(super) async fn apply(&self, step: Step) -> Result<(), Stop> {

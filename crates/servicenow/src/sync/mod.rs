@@ -29,6 +29,7 @@ pub mod scrub;
 pub mod store;
 pub mod sweep;
 pub mod tail;
+mod upkeep;
 
 /// How far behind the watermark a poll begins, in seconds: records are stamped by the node that writes them
 /// and become visible when their transaction ends; nodes' clocks differ.

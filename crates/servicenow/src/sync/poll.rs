@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use super::mirror::Mirror;
 use super::recheck::recheck;
-use super::store::{Step, Store};
+use super::store::{Position, Step, Store};
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds};
@@ -17,8 +17,9 @@ use crate::query::Query;
 use crate::value::SysId;
 
 impl<T: Transport, S: Store> Mirror<T, S> {
-    /// Reads what changed since the watermark; gives back the new one.
-    pub(super) async fn poll(&mut self, watermark: i64) -> Result<i64, Stop> {
+    /// Reads what changed since the watermark.
+    pub(super) async fn poll(&mut self) -> Result<(), Stop> {
+        let Position::Following { watermark } = self.position else { return Ok(()) };
         let at = SystemTime::now();
         let mut tail = Tail::new("sys_updated_on", watermark - OVERLAP);
         let mut matching = HashSet::new();
@@ -51,7 +52,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         };
         self.apply(Step::Polled { watermark: next, at }).await?;
         self.last_poll = Some(at);
-        Ok(next)
+        self.position = Position::Following { watermark: next };
+        Ok(())
     }
 
     /// Where the next poll begins. If the instance's clock has been set back, what was changed since then and
