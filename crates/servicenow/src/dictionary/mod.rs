@@ -203,7 +203,7 @@ async fn read_all<T: Transport>(
     loop {
         let (query, offset) = sweep.page(&query)?;
         let (page, limit) = shrinking(PAGE, |limit| {
-            let (table, query, layout, count) = (&table, &query, &layout, sweep.wants_count());
+            let (table, query, layout, count) = (&table, &query, &layout, sweep.wants_count(limit));
             client.list(List { table, query, layout, limit, offset, count })
         })
         .await?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::range::Range;
 use super::store::StoredRecords;
-use crate::page::Version;
+use crate::page::{Rows, Version};
 use crate::value::SysId;
 
 /// What an instance showed of a range, all of it.
@@ -14,6 +14,57 @@ pub struct Shown {
     pub range: Range,
     /// The records.
     pub records: HashMap<SysId, Version>,
+}
+
+/// What has been shown of a range so far, handed over part by part, so that memory does not grow with the range.
+#[derive(Clone, Debug)]
+pub struct Gathering {
+    /// What has not been handed over.
+    rest: Shown,
+}
+
+impl Gathering {
+    /// Nothing has been shown of the range yet.
+    pub fn new(range: Range) -> Self {
+        Self { rest: Shown { range, records: HashMap::new() } }
+    }
+
+    /// Takes note of rows.
+    pub fn add(&mut self, rows: &Rows) {
+        let records = (0..rows.len()).map(|row| (SysId::new(rows.id(row)), rows.version(row)));
+        self.rest.records.extend(records);
+    }
+
+    /// How many records have been shown and not been handed over.
+    pub fn len(&self) -> usize {
+        self.rest.records.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rest.records.is_empty()
+    }
+
+    /// Where what has not been handed over begins.
+    pub fn from(&self) -> Option<&SysId> {
+        self.rest.range.lower.as_ref()
+    }
+
+    /// Hands over what comes before a record, up to which everything has been shown.
+    pub fn take_before(&mut self, last: &SysId) -> Shown {
+        let range = Range { lower: Some(last.clone()), upper: self.rest.range.upper.clone() };
+        let mut rest = Shown { range, records: HashMap::new() };
+        // The record itself lies in the rest.
+        rest.records.extend(self.rest.records.remove_entry(last));
+        std::mem::swap(&mut self.rest, &mut rest);
+        rest.range.upper = Some(last.clone());
+        rest
+    }
+
+    /// Hands over the rest: everything has been shown.
+    pub fn take_rest(self) -> Shown {
+        self.rest
+    }
 }
 
 /// How a store differs from what an instance showed of a range.

@@ -13,7 +13,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::mirror::{Spec, recheck};
+use super::mirror::Spec;
+use super::recheck::recheck;
 use super::store::{DeletesRead, Store};
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};

@@ -1,23 +1,36 @@
 //! What a mirror reads when, and when it may believe that it has read everything.
 //!
-//! The decisions are state machines without I/O ([`sweep`] through the space of `sys_id`s, [`tail`] along the
-//! time of the last change); [`mirror`] drives them for one table against a client and a [`store::Store`].
-//! A mirror first *fills*: ranges of `sys_id`s side by side, each with a position the store keeps, so that a
-//! crash loses nothing. Then it *follows*: every poll reads what changed since the watermark, less an overlap,
-//! because a record becomes visible after the time it is stamped with. Deletions leave no trace in the table
-//! itself; [`deletes`] reads them from `sys_audit_delete` and looks every record up before it believes one.
+//! The decisions are state machines without I/O: [`sweep`] through the space of `sys_id`s, [`tail`] along the time
+//! of the last change, [`reconcile`] from counts to what differs, [`scrub`] for the pace of reading all once more.
+//! [`mirror`] drives them for one table against a client and a [`store::Store`].
+//!
+//! - A mirror first *fills*: ranges of `sys_id`s side by side, each with a position the store keeps, so that a
+//!   crash loses nothing.
+//! - Then it *follows*: every poll reads what changed since the watermark, less an overlap, because a record
+//!   becomes visible after the time it is stamped with.
+//! - Deletions leave no trace in the table itself; [`deletes`] reads them from `sys_audit_delete` and looks every
+//!   record up before it believes one.
+//! - What leaves no trace at all shows in how many records there are, or else when they are read again; *upkeep*
+//!   does both between polls, a piece at a time.
 
 use std::time::{Duration, SystemTime};
 
 pub mod compare;
 pub mod deletes;
+mod describe;
+mod fill;
 pub mod memory;
 pub mod metadata;
 pub mod mirror;
+mod poll;
 pub mod range;
+mod recheck;
+pub mod reconcile;
+pub mod scrub;
 pub mod store;
 pub mod sweep;
 pub mod tail;
+mod upkeep;
 
 /// How far behind the watermark a poll begins, in seconds: records are stamped by the node that writes them
 /// and become visible when their transaction ends; nodes' clocks differ.

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use crate::query::{Op, Query, QueryError, Term};
 use crate::value::SysId;
 
 /// How an instance sorts two identifiers: by their bytes, capitals as small letters; in a database
@@ -60,6 +61,17 @@ impl Range {
                 .zip(range.upper.clone())
                 .map(|(a, b)| if compare(a.as_str(), b.as_str()).is_ge() { a } else { b }),
         })
+    }
+
+    /// Restricts a query to the range.
+    pub fn within(&self, mut query: Query) -> Result<Query, QueryError> {
+        if let Some(lower) = &self.lower {
+            query = query.and(Term::new("sys_id", Op::Ge, lower.as_str())?);
+        }
+        if let Some(upper) = &self.upper {
+            query = query.and(Term::new("sys_id", Op::Lt, upper.as_str())?);
+        }
+        Ok(query)
     }
 
     /// Whether a record lies in the range.

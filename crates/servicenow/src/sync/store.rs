@@ -81,10 +81,14 @@ pub struct Upkeep {
 /// The position of a full re-reading.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScrubPosition {
-    /// When this round began or begins, by the local clock.
+    /// When this round began, by the local clock.
     pub began: SystemTime,
     /// The record up to which everything has been read and compared.
     pub after: Option<SysId>,
+    /// How many records that were.
+    pub read: u64,
+    /// How many records the round has to read, as far as known.
+    pub total: u64,
 }
 
 /// One change of a store, all or nothing.
@@ -162,7 +166,7 @@ pub enum Step {
     Scrubbed {
         /// The rows.
         rows: Rows,
-        /// The position; with no rows and no record it is the beginning of a round.
+        /// The position. A round begins without rows.
         position: ScrubPosition,
     },
     /// Work on the table has failed and will be tried again.

@@ -38,6 +38,8 @@ pub struct Sweep {
     offset: u64,
     /// While going by offset: how many records matched when that began.
     stretch: Option<u64>,
+    /// How many records the last count leaves to be read, less those that were shown since.
+    left: Option<u64>,
     /// The last page left it open whether more rows follow.
     unsure: bool,
     pages: u64,
@@ -46,7 +48,7 @@ pub struct Sweep {
 impl Sweep {
     /// Begins a range, or goes on behind the record a sweep before had come to.
     pub fn new(range: Range, after: Option<SysId>) -> Self {
-        Self { range, after, offset: 0, stretch: None, unsure: false, pages: 0 }
+        Self { range, after, offset: 0, stretch: None, left: None, unsure: false, pages: 0 }
     }
 
     /// The record behind which the next page begins.
@@ -57,26 +59,25 @@ impl Sweep {
     /// The next page's query and offset, within `base`.
     pub fn page(&self, base: &Query) -> Result<(Query, u64)> {
         let mut query = base.clone();
-        match (&self.after, &self.range.lower) {
-            (Some(after), _) => query = query.and(Term::new("sys_id", Op::Gt, after.as_str())?),
-            (None, Some(lower)) => query = query.and(Term::new("sys_id", Op::Ge, lower.as_str())?),
-            (None, None) => {}
+        let mut range = self.range.clone();
+        if let Some(after) = &self.after {
+            query = query.and(Term::new("sys_id", Op::Gt, after.as_str())?);
+            range.lower = None;
         }
-        if let Some(upper) = &self.range.upper {
-            query = query.and(Term::new("sys_id", Op::Lt, upper.as_str())?);
-        }
+        query = range.within(query)?;
         Ok((query.order_by("sys_id"), self.offset))
     }
 
-    /// Whether the next page has to be counted: the first, for the sake of progress reports, and every page
-    /// that may be the last. Counting costs the instance a query of its own.
-    pub fn wants_count(&self) -> bool {
-        self.pages == 0 || self.unsure
+    /// Whether the next page, of so many rows, has to be counted: the first one, for the sake of progress reports,
+    /// and every one that may be the last: when as much as was counted has come, or a page has come short.
+    /// Counting costs the instance a query of its own.
+    pub fn wants_count(&self, limit: u32) -> bool {
+        self.pages == 0 || self.unsure || self.left.is_some_and(|left| left <= u64::from(limit))
     }
 
     /// Takes note of a page that was asked for with `limit`.
     pub fn advance(&mut self, seen: &Seen, limit: u32) -> Progress {
-        let counted = self.wants_count();
+        let counted = self.wants_count(limit);
         self.pages += 1;
         if self.offset > 0 && seen.total.is_some() && seen.total != self.stretch {
             // Records have come or gone in what was passed over by offset; others have taken their places.
@@ -88,6 +89,10 @@ impl Sweep {
         if seen.total == Some(beyond) {
             return Progress::Done;
         }
+        self.left = match seen.total {
+            Some(total) => Some(total.saturating_sub(beyond)),
+            None => self.left.map(|left| left.saturating_sub(seen.rows as u64)),
+        };
         self.unsure = seen.rows < limit as usize;
         match &seen.last {
             Some(last) if last.is_plain() => {
@@ -135,7 +140,7 @@ mod tests {
             .filter(|(_, visible)| *visible)
             .map(|(id, _)| SysId::new(id.clone()))
             .collect();
-        let total = (counts && sweep.wants_count()).then_some(matching.len() as u64);
+        let total = (counts && sweep.wants_count(limit)).then_some(matching.len() as u64);
         Seen { rows: visible.len(), last: visible.last().cloned(), total }
     }
 
@@ -161,7 +166,60 @@ mod tests {
         assert_eq!(sweep.advance(&seen, 1000), Progress::Done);
     }
 
+    #[test]
+    fn a_sweep_of_what_everybody_may_see_makes_no_call_too_many() {
+        for (rows, limit) in [(0usize, 10), (1, 10), (9, 10), (10, 10), (11, 10), (95, 10), (100, 10), (7, 1)]
+        {
+            let all: Vec<_> = (0..rows).map(|i| (format!("{i:03}"), true)).collect();
+            let mut sweep = Sweep::new(Range::default(), None);
+            let mut calls = 1;
+            while sweep.advance(&page(&all, &sweep, limit, usize::MAX, true), limit) == Progress::More {
+                calls += 1;
+            }
+            assert_eq!(calls, rows.div_ceil(limit as usize).max(1), "{rows} rows in pages of {limit}");
+        }
+    }
+
     proptest! {
+        /// What is there from the beginning to the end is found, whatever comes and goes meanwhile.
+        #[test]
+        fn a_sweep_finds_what_stays_while_other_records_come_and_go(
+            records in prop::collection::vec((any::<bool>(), 0usize..12), 1..120),
+            changes in prop::collection::vec((0usize..40, 0usize..1_000), 0..40),
+            limit in 1u32..15,
+        ) {
+            let mut all: Vec<_> = records.iter().enumerate()
+                .map(|(i, (visible, gap))| (format!("{:05}", i * 12 + gap), *visible)).collect();
+            let mut stays: Vec<String> = all.iter().filter(|(_, v)| *v).map(|(id, _)| id.clone()).collect();
+            let mut found = Vec::new();
+            let mut sweep = Sweep::new(Range::default(), None);
+            for step in 0.. {
+                prop_assert!(step < 2_000, "a sweep ends");
+                // One at a time: among hidden records, one that comes hides that another one goes.
+                if let Some((_, place)) = changes.iter().find(|(when, _)| *when == step) {
+                    if place % 2 == 0 {
+                        let id = format!("{:05}x", place * 2);
+                        all.retain(|(other, _)| *other != id);
+                        all.push((id, place % 3 > 0));
+                        all.sort();
+                    } else if !all.is_empty() {
+                        let (gone, _) = all.remove(place % all.len());
+                        stays.retain(|id| *id != gone);
+                    }
+                }
+                let before = sweep.clone();
+                let seen = page(&all, &before, limit, usize::MAX, true);
+                let from = |id: &str| before.after.as_ref().is_none_or(|after| id > after.as_str());
+                let rows = all.iter().filter(|(id, _)| from(id)).skip(before.offset as usize);
+                found.extend(rows.take(limit as usize).filter(|(_, v)| *v).map(|(id, _)| id.clone()));
+                if sweep.advance(&seen, limit) == Progress::Done {
+                    break;
+                }
+            }
+            stays.retain(|id| !found.contains(id));
+            prop_assert!(stays.is_empty(), "{:?}", stays);
+        }
+
         #[test]
         fn a_sweep_finds_every_readable_row_once(
             visible in prop::collection::vec(any::<bool>(), 0..200),

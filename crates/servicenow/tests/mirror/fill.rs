@@ -3,9 +3,11 @@
 use std::future::Future;
 use std::pin::pin;
 
+use servicenow::sync::range::Range;
 use servicenow::sync::store::Position;
 use servicenow_sim::Dataset;
 
+use crate::restart::begun;
 use crate::{TASK_FIELDS, World, fill, poll};
 
 /// Runs a future, and does something each time before it goes on.
@@ -61,6 +63,21 @@ async fn a_large_table_is_cut_into_ranges_and_filled_whole() {
         .filter(|r| r.parameter("sysparm_query").is_some_and(|q| q.contains("sys_id<")))
         .count();
     assert!(asked_by_range >= 15, "{asked_by_range}");
+}
+
+/// Counting tells the last page, so that nobody has to look behind it.
+#[tokio::test]
+async fn a_fill_makes_no_call_too_many() {
+    for (rows, ranges) in [(10, 1), (7, 1), (10, 4), (1_000, 16)] {
+        let world = World::of_tasks().await.in_pages_of(rows);
+        begun(&world, ranges, false);
+        fill(&mut world.mirror()).await.expect("it is filled");
+        world.assert_alike();
+        let in_range = |range: &Range| world.truth().keys().filter(|id| range.contains(id)).count();
+        let pages: usize =
+            Range::partition(ranges).iter().map(|r| in_range(r).div_ceil(rows as usize).max(1)).sum();
+        assert_eq!(world.lists().len(), pages, "pages of {rows}, {ranges} ranges");
+    }
 }
 
 /// Identifiers are not always 32 hexadecimal digits, and some cannot stand in a query.

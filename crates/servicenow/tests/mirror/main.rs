@@ -8,12 +8,14 @@ mod follow;
 mod hidden;
 mod keeper;
 mod model;
+mod reconcile;
 mod restart;
 mod scope;
+mod scrub;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::Patience;
@@ -78,7 +80,10 @@ impl World {
             parallel: 4,
         };
         let client = client(&sim, INTEGRATION, 3);
-        World { sim, user: INTEGRATION, store: Arc::default(), client, spec }
+        let world = World { sim, user: INTEGRATION, store: Arc::default(), client, spec };
+        // Most tests look at polls: counts are compared an hour after the beginning.
+        world.store.with(|m| m.upkeep.reconciled = Some(SystemTime::now()));
+        world
     }
 
     /// A mirror of all tasks, which have children of several classes.
@@ -233,6 +238,7 @@ async fn fill_in_spite_of_all(mirror: &mut Mirror<HttpTransport, Keeper>) -> usi
 /// Polls once.
 async fn poll(mirror: &mut Mirror<HttpTransport, Keeper>) {
     assert!(matches!(mirror.position(), Position::Following { .. }), "{:?}", mirror.position());
+    mirror.nudge();
     mirror.advance().await.expect("a poll");
 }
 

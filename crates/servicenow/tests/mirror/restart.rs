@@ -75,7 +75,7 @@ async fn a_fill_goes_on_where_it_was() {
     fill(&mut world.mirror()).await.expect("it is filled");
     world.assert_alike();
     let pages = world.lists().len();
-    // One more per range that ends on a full page, and one per range that was under way.
+    // One more per range, and one per range that was under way.
     assert!(pages <= (whole - kept).div_ceil(10) + 8, "{pages} pages for {} rows", whole - kept);
     let mut queries: Vec<_> = world.lists().iter().map(|r| r.query.clone()).collect();
     queries.sort();

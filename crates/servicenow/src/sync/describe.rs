@@ -1,0 +1,78 @@
+//! What a mirror has to know of its table before it reads it.
+
+use std::collections::HashMap;
+
+use super::Stop;
+use super::mirror::{Mirror, Spec};
+use super::store::{Step, Store};
+use crate::client::transport::Transport;
+use crate::dictionary::{self, FieldDef, TableDef};
+use crate::error::{Error, Words};
+use crate::value::TableName;
+
+/// What a mirror has to know of its table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Traits {
+    /// Changes can be found by `sys_updated_on`. Without it a query on it would match every record, because the
+    /// instance drops conditions on fields it does not know.
+    pub(super) has_updated_on: bool,
+}
+
+impl Traits {
+    /// Makes sure that the table has every field that columns and conditions name, as far as the table itself
+    /// tells: of a dot-walk the first.
+    pub(super) fn of(def: &TableDef, spec: &Spec) -> Result<Self, Error> {
+        for path in spec.paths() {
+            field_of(def, path.split('.').next().unwrap_or(path))?;
+        }
+        Ok(Self { has_updated_on: def.field("sys_updated_on").is_some() })
+    }
+}
+
+fn field_of<'d>(def: &'d TableDef, field: &str) -> Result<&'d FieldDef, Error> {
+    def.field(field).ok_or_else(|| Error::NoField { table: def.name.to_string(), field: field.to_owned() })
+}
+
+impl<T: Transport, S: Store> Mirror<T, S> {
+    /// Reads the table's description and makes sure that every field asked for exists: the instance would
+    /// leave an unknown one out of its answers, and drop a condition on it, without a word.
+    pub(super) async fn describe(&self) -> Result<Traits, Stop> {
+        let mut described = dictionary::fetch(&self.client, std::slice::from_ref(&self.spec.table)).await?;
+        let def = described.pop().map(|(_, def)| def).unwrap_or(Err(Error::NoTable(Words::default())))?;
+        let traits = Traits::of(&def, &self.spec)?;
+        self.check_dot_walks(&def).await?;
+        self.apply(Step::Described(Box::new(def))).await?;
+        Ok(traits)
+    }
+
+    /// Follows every dot-walk through the dictionary, a step at a time.
+    async fn check_dot_walks(&self, def: &TableDef) -> Result<(), Stop> {
+        let walks = self.spec.paths().filter(|path| path.contains('.'));
+        let mut walks: Vec<(TableDef, Vec<&str>)> =
+            walks.map(|path| (def.clone(), path.split('.').rev().collect())).collect();
+        let mut known: HashMap<TableName, TableDef> = HashMap::new();
+        while !walks.is_empty() {
+            let mut next = Vec::new();
+            for (def, mut steps) in walks {
+                let Some(step) = steps.pop() else { continue };
+                let field = field_of(&def, step)?;
+                if steps.is_empty() {
+                    continue;
+                }
+                let Some(reference) = &field.reference else {
+                    let field =
+                        steps.into_iter().fold(step.to_owned(), |path, step| format!("{path}.{step}"));
+                    return Err(Error::NoField { table: def.name.to_string(), field }.into());
+                };
+                next.push((reference.table.clone(), steps));
+            }
+            let unknown: Vec<TableName> =
+                next.iter().map(|(table, _)| table.clone()).filter(|t| !known.contains_key(t)).collect();
+            for (table, def) in dictionary::fetch(&self.client, &unknown).await? {
+                known.insert(table, def?);
+            }
+            walks = next.into_iter().filter_map(|(t, steps)| Some((known.get(&t)?.clone(), steps))).collect();
+        }
+        Ok(())
+    }
+}

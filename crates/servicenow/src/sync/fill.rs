@@ -1,0 +1,175 @@
+//! Reading a whole table: ranges of `sys_id`s side by side, each with a position the store keeps.
+
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use futures_util::future::try_join;
+use futures_util::stream::{TryStreamExt, iter};
+
+use super::compare::{Difference, Gathering, Shown};
+use super::mirror::Mirror;
+use super::range::Range;
+use super::recheck::recheck;
+use super::store::{OpenRange, Position, Step, Store};
+use super::sweep::{Progress, Seen, Sweep};
+use super::upkeep::Underway;
+use super::{Stop, local_seconds};
+use crate::client::table_api::{List, shrinking};
+use crate::client::transport::Transport;
+use crate::page::{Layout, Rows};
+use crate::value::SysId;
+
+/// A table of fewer records than this is read as one range.
+const SPLIT_FROM: u64 = 4_000;
+/// The ranges a larger table is read in.
+const RANGES: usize = 16;
+/// So many records of a refill are held before they are compared with the store.
+const COMPARED: usize = 50_000;
+
+/// A page of a sweep.
+#[derive(Debug)]
+pub(super) struct SweptPage {
+    pub(super) rows: Rows,
+    pub(super) progress: Progress,
+    /// How many records matched the page's query, if they were counted.
+    pub(super) total: Option<u64>,
+}
+
+impl<T: Transport, S: Store> Mirror<T, S> {
+    /// Begins a fill: looks how much there is, and cuts it into ranges.
+    pub(super) async fn begin(&mut self, refill: bool) -> Result<(), Stop> {
+        let at = SystemTime::now();
+        let page = self.list(&self.spec.query, 1, 0, true).await?;
+        let since = page.served_at.unwrap_or_else(|| local_seconds(at));
+        let count = match page.total {
+            Some(total) if total < SPLIT_FROM => 1,
+            _ => RANGES,
+        };
+        let ranges = Range::partition(count);
+        let open = ranges.iter().cloned().zip(0..);
+        let open = open.map(|(range, number)| OpenRange { number, range, after: None }).collect();
+        self.apply(Step::Begin { ranges, since, refill, total: page.total, at }).await?;
+        self.last_poll = Some(at);
+        self.position = Position::Filling { refill, open, since };
+        self.underway = Underway::default();
+        self.nudge();
+        self.upkeep.scrub = None;
+        Ok(())
+    }
+
+    /// Fills the open ranges, several at a time. A range's position advances in the store as its pages are
+    /// kept, so that whoever comes after a failure goes on from there.
+    pub(super) async fn fill(&mut self, refill: bool, open: Vec<OpenRange>) -> Result<(), Stop> {
+        let left = Mutex::new(open.clone());
+        let this = &*self;
+        let filled = iter(open.into_iter().map(Ok::<_, Stop>))
+            .try_for_each_concurrent(self.spec.parallel.max(1), |range| this.fill_range(refill, range, &left))
+            .await;
+        if let Position::Filling { open, .. } = &mut self.position {
+            *open = left.into_inner().expect("no panic while it is held");
+        }
+        filled
+    }
+
+    /// Fills one range. The next page is fetched while the one before it is being stored.
+    async fn fill_range(
+        &self,
+        refill: bool,
+        open: OpenRange,
+        left: &Mutex<Vec<OpenRange>>,
+    ) -> Result<(), Stop> {
+        let OpenRange { number, range, after } = open;
+        let mut sweep = Sweep::new(range.clone(), after.clone());
+        let unread = Range { lower: after.clone().or(range.lower), upper: range.upper };
+        // What a refill does not meet has to leave.
+        let mut gathering = refill.then(|| Gathering::new(unread.clone()));
+        // Where to go on after an interruption: a refill behind what has been compared.
+        let mut place = after;
+        let mut shown = 0;
+        let first = self.sweep_page(&mut sweep, &self.spec.layout).await?;
+        let total = first.total;
+        let mut next = Some(first);
+        while let Some(SweptPage { rows, progress, .. }) = next.take() {
+            shown += rows.len() as u64;
+            let stretch = gathering.as_mut().and_then(|gathering| {
+                gathering.add(&rows);
+                let last = sweep.after().filter(|_| gathering.len() > COMPARED)?.clone();
+                Some((gathering.take_before(&last), last))
+            });
+            if !refill {
+                place = sweep.after().cloned();
+            }
+            let (stretch, reached) = stretch.unzip();
+            let keep = self.keep(number, rows, place.clone(), stretch, left);
+            next = match progress {
+                Progress::Done => {
+                    keep.await?;
+                    None
+                }
+                Progress::More => {
+                    let mut ahead = sweep.clone();
+                    let (_, page) = try_join(keep, self.sweep_page(&mut ahead, &self.spec.layout)).await?;
+                    sweep = ahead;
+                    Some(page)
+                }
+            };
+            place = reached.or(place);
+        }
+        if let Some(gathering) = gathering {
+            self.compare_now(gathering.take_rest()).await?;
+        }
+        // What the instance counts and does not show.
+        let hidden = total.map_or(0, |total| total.saturating_sub(shown));
+        if hidden > 0 {
+            self.apply(Step::Hidden { range: unread, count: hidden }).await?;
+        }
+        self.apply(Step::RangeDone { number }).await?;
+        let mut left = left.lock().expect("no panic while it is held");
+        left.retain(|r| r.number != number);
+        Ok(())
+    }
+
+    /// Keeps rows of a range and how far it has come, and lets go of what a stretch of it does not show any more.
+    async fn keep(
+        &self,
+        number: i32,
+        rows: Rows,
+        after: Option<SysId>,
+        stretch: Option<Shown>,
+        left: &Mutex<Vec<OpenRange>>,
+    ) -> Result<(), Stop> {
+        if !rows.is_empty() {
+            self.apply(Step::Filled { number, rows, after: after.clone() }).await?;
+            let mut left = left.lock().expect("no panic while it is held");
+            left.iter_mut().filter(|r| r.number == number).for_each(|r| r.after = after.clone());
+        }
+        match stretch {
+            Some(shown) => self.compare_now(shown).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Compares what was shown with the store, and looks up what differs.
+    async fn compare_now(&self, shown: Shown) -> Result<(), Stop> {
+        let differences = self.store.compare(self.table, vec![shown]).await?;
+        let differing = differences.into_iter().flat_map(Difference::to_recheck).collect();
+        recheck(&self.client, &*self.store, self.table, &self.spec, differing).await
+    }
+
+    /// One page of a sweep, asked for in smaller pieces as long as the instance cuts it short.
+    pub(super) async fn sweep_page(
+        &self,
+        sweep: &mut Sweep,
+        layout: &Arc<Layout>,
+    ) -> Result<SweptPage, Stop> {
+        let (query, offset) = sweep.page(&self.spec.query)?;
+        let (page, limit) = shrinking(self.spec.page_size, |limit| {
+            let (table, query, count) = (&self.spec.table, &query, sweep.wants_count(limit));
+            self.client.list(List { table, query, layout, limit, offset, count })
+        })
+        .await?;
+        let last = page.rows.ids().last().map(SysId::new);
+        let progress = sweep.advance(&Seen { rows: page.rows.len(), last, total: page.total }, limit);
+        Ok(SweptPage { rows: page.rows, progress, total: page.total })
+    }
+}

@@ -1,0 +1,313 @@
+//! What repairs what polls cannot see: comparing counts ([`Reconcile`]) and reading everything once more
+//! ([`Scrub`]), a piece at a time, so that polls stay due in between.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::compare::{Difference, Gathering, Shown};
+use super::mirror::Mirror;
+use super::range::Range;
+use super::recheck::recheck;
+use super::reconcile::{Question, Reconcile};
+use super::scrub::{STRETCH_PAGES, Scrub};
+use super::store::{Position, ScrubPosition, Step, Store, StoredRecords};
+use super::sweep::{Progress, Sweep};
+use super::{Stop, pause_after};
+use crate::client::transport::Transport;
+use crate::page::{Layout, Rows};
+use crate::value::SysId;
+
+/// Pieces of work from one look at the clock to the next.
+const PIECES: usize = 8;
+/// Records looked up in one piece.
+const RECHECKED_AT_A_TIME: usize = 500;
+/// Of a range that is larger than expected, so many records are held before they are compared.
+const HELD: usize = 50_000;
+/// After so many failures in a row what is under way is begun anew.
+const FAILURES: u32 = 5;
+
+/// What is under way.
+#[derive(Debug, Default)]
+pub(super) struct Underway {
+    counting: Option<Counting>,
+    rereading: Option<Rereading>,
+    /// Found to differ and not looked up yet, in the store's versions.
+    to_recheck: StoredRecords,
+    failures: u32,
+    /// After a failure: when to go on.
+    not_before: Option<SystemTime>,
+}
+
+/// A comparison of counts.
+#[derive(Debug)]
+struct Counting {
+    began: SystemTime,
+    reconcile: Reconcile,
+    /// The range that is being read.
+    sweeping: Option<Sweeping>,
+    /// What has been read and not been compared.
+    shown: Vec<Shown>,
+}
+
+#[derive(Debug)]
+struct Sweeping {
+    sweep: Sweep,
+    gathering: Gathering,
+    shown: u64,
+}
+
+/// A full re-reading.
+#[derive(Debug)]
+struct Rereading {
+    scrub: Scrub,
+    gathering: Gathering,
+    stretch: Option<Stretch>,
+}
+
+/// The stretch of a full re-reading that is being read.
+#[derive(Debug)]
+struct Stretch {
+    sweep: Sweep,
+    pages: u64,
+    rows: u64,
+    /// How many records were left behind the last page that was counted.
+    left: Option<u64>,
+    /// It has been read and compared, up to here or to the end.
+    compared: Option<Option<SysId>>,
+}
+
+impl Underway {
+    /// Takes note of a failure: there is a pause before what is under way goes on, and polls do not wait for it.
+    pub(super) fn fail(&mut self) {
+        self.failures += 1;
+        self.not_before = SystemTime::now().checked_add(pause_after(self.failures));
+        if self.failures.is_multiple_of(FAILURES) {
+            (self.counting, self.rereading) = (None, None);
+            self.to_recheck.clear();
+        }
+    }
+}
+
+/// How long it is until a moment.
+fn until(moment: SystemTime) -> Duration {
+    moment.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO)
+}
+
+impl<T: Transport, S: Store> Mirror<T, S> {
+    /// Does some pieces of what is to be done now; gives back whether there are more.
+    pub(super) async fn keep_up(&mut self) -> Result<bool, Stop> {
+        for _ in 0..PIECES {
+            if self.underway.not_before.is_some_and(|moment| !until(moment).is_zero())
+                || !self.piece().await?
+            {
+                return Ok(false);
+            }
+            self.underway.failures = 0;
+            if self.is_poll_due() || !matches!(self.position, Position::Following { .. }) {
+                return Ok(true);
+            }
+        }
+        Ok(true)
+    }
+
+    /// How long it is until there is something to be done.
+    pub(super) fn upkeep_due_in(&self) -> Duration {
+        let scrub =
+            self.underway.rereading.as_ref().map(|rereading| rereading.scrub.due_in(SystemTime::now()));
+        let due = self.reconcile_due_in().min(scrub.unwrap_or(Duration::ZERO));
+        due.max(self.underway.not_before.map_or(Duration::ZERO, until))
+    }
+
+    fn reconcile_due_in(&self) -> Duration {
+        match self.upkeep.reconciled {
+            None => Duration::ZERO,
+            Some(last) => last.checked_add(self.spec.reconcile_interval).map_or(Duration::MAX, until),
+        }
+    }
+
+    /// One piece of what is to be done now; gives back whether there was one.
+    async fn piece(&mut self) -> Result<bool, Stop> {
+        if !self.underway.to_recheck.is_empty() {
+            let from = self.underway.to_recheck.len().saturating_sub(RECHECKED_AT_A_TIME);
+            let some = self.underway.to_recheck[from..].to_vec();
+            recheck(&self.client, &*self.store, self.table, &self.spec, some).await?;
+            self.underway.to_recheck.truncate(from);
+            return Ok(true);
+        }
+        if self.underway.counting.is_some() || self.reconcile_due_in().is_zero() {
+            let mut counting = self.underway.counting.take().unwrap_or_else(|| Counting {
+                began: SystemTime::now(),
+                reconcile: Reconcile::new(self.spec.page_size, self.may_refill),
+                sweeping: None,
+                shown: Vec::new(),
+            });
+            let ended = self.count(&mut counting).await;
+            if !matches!(ended, Ok(true)) && matches!(self.position, Position::Following { .. }) {
+                self.underway.counting = Some(counting);
+            }
+            return ended.map(|_| true);
+        }
+        let mut rereading = match self.underway.rereading.take() {
+            Some(rereading) => rereading,
+            None => self.rereading().await?,
+        };
+        let is_due = rereading.stretch.is_some() || rereading.scrub.due_in(SystemTime::now()).is_zero();
+        let outcome = if is_due { self.reread(&mut rereading).await } else { Ok(()) };
+        self.underway.rereading = Some(rereading);
+        outcome.map(|()| is_due)
+    }
+
+    /// Answers one question of a comparison of counts; gives back whether it has come to its end.
+    async fn count(&mut self, counting: &mut Counting) -> Result<bool, Stop> {
+        let reconcile = &mut counting.reconcile;
+        match reconcile.question().clone() {
+            Question::Totals => {
+                let remote = self.client.count(&self.spec.table, &self.spec.query).await?;
+                let hidden = self.store.hidden(self.table).await?;
+                reconcile.totals(remote, self.stored_rows().await?, hidden);
+            }
+            Question::Poll => {
+                self.poll().await?;
+                reconcile.polled();
+            }
+            Question::Rows(range, length) => {
+                reconcile.rows(self.store.count_by_prefix(self.table, range, length).await?);
+            }
+            Question::Count(range) => {
+                let query = range.within(self.spec.query.clone()).map_err(crate::Error::from)?;
+                reconcile.counted(self.client.count(&self.spec.table, &query).await?);
+            }
+            Question::Sweep(range) => {
+                let mut sweeping = counting.sweeping.take().unwrap_or_else(|| Sweeping {
+                    sweep: Sweep::new(range.clone(), None),
+                    gathering: Gathering::new(range),
+                    shown: 0,
+                });
+                let progress = self.sweep_on(&mut sweeping).await;
+                if matches!(progress, Ok(Progress::Done)) {
+                    reconcile.swept(sweeping.shown);
+                    counting.shown.push(sweeping.gathering.take_rest());
+                } else {
+                    counting.sweeping = Some(sweeping);
+                }
+                progress?;
+            }
+            Question::Settle if counting.shown.is_empty() => reconcile.settled(),
+            Question::Settle => {
+                self.compare(counting.shown.clone()).await?;
+                counting.shown.clear();
+            }
+            Question::Remember(range, count) => {
+                self.apply(Step::Hidden { range, count }).await?;
+                reconcile.remembered();
+            }
+            Question::Refill => {
+                self.begin(true).await?;
+                self.may_refill = false;
+            }
+            Question::Done(total) => {
+                self.apply(Step::Reconciled { at: counting.began, total }).await?;
+                self.upkeep.reconciled = Some(counting.began);
+                self.may_refill = true;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn stored_rows(&self) -> Result<u64, Stop> {
+        let counts = self.store.count_by_prefix(self.table, Range::default(), 0).await?;
+        Ok(counts.into_iter().map(|(_, rows)| rows).sum())
+    }
+
+    /// Reads a page of identifiers.
+    async fn sweep_on(&mut self, sweeping: &mut Sweeping) -> Result<Progress, Stop> {
+        let layout = Arc::new(Layout::of_text(&[]));
+        let mut ahead = sweeping.sweep.clone();
+        let page = self.sweep_page(&mut ahead, &layout).await?;
+        sweeping.gathering.add(&page.rows);
+        if sweeping.gathering.len() > HELD
+            && let Some(after) = ahead.after()
+        {
+            let mut gathering = sweeping.gathering.clone();
+            self.compare(vec![gathering.take_before(after)]).await?;
+            sweeping.gathering = gathering;
+        }
+        sweeping.sweep = ahead;
+        sweeping.shown += page.rows.len() as u64;
+        Ok(page.progress)
+    }
+
+    /// Compares what was shown with the store; what differs is to be looked up.
+    async fn compare(&mut self, shown: Vec<Shown>) -> Result<(), Stop> {
+        let differences = self.store.compare(self.table, shown).await?;
+        self.underway.to_recheck.extend(differences.into_iter().flat_map(Difference::to_recheck));
+        Ok(())
+    }
+
+    /// Begins or takes up the full re-reading.
+    async fn rereading(&mut self) -> Result<Rereading, Stop> {
+        let position = match self.upkeep.scrub.clone() {
+            Some(position) => position,
+            None => {
+                let (began, total) = (SystemTime::now(), self.stored_rows().await?);
+                let position = ScrubPosition { began, after: None, read: 0, total };
+                self.keep_scrubbed(Rows::new(self.spec.layout.clone()), position.clone()).await?;
+                position
+            }
+        };
+        let range = Range { lower: position.after.clone(), upper: None };
+        let scrub = Scrub::new(position, self.spec.scrub_interval, self.spec.page_size);
+        Ok(Rereading { scrub, gathering: Gathering::new(range), stretch: None })
+    }
+
+    async fn keep_scrubbed(&mut self, rows: Rows, position: ScrubPosition) -> Result<(), Stop> {
+        self.upkeep.scrub = Some(position.clone());
+        self.apply(Step::Scrubbed { rows, position }).await
+    }
+
+    /// Reads a page of the full re-reading, or ends a stretch.
+    async fn reread(&mut self, rereading: &mut Rereading) -> Result<(), Stop> {
+        let Rereading { scrub, gathering, stretch } = rereading;
+        let position = scrub.position().clone();
+        let current = stretch.get_or_insert_with(|| Stretch {
+            sweep: Sweep::new(Range::default(), position.after.clone()),
+            pages: 0,
+            rows: 0,
+            left: None,
+            compared: None,
+        });
+        if let Some(after) = current.compared.take() {
+            // What differed has been looked up.
+            scrub.advance(SystemTime::now(), after, current.rows, current.left);
+            *stretch = None;
+            let position = scrub.position().clone();
+            return self.keep_scrubbed(Rows::new(self.spec.layout.clone()), position).await;
+        }
+        let mut ahead = current.sweep.clone();
+        let page = self.sweep_page(&mut ahead, &self.spec.layout.clone()).await?;
+        gathering.add(&page.rows);
+        let rows = page.rows.len() as u64;
+        self.keep_scrubbed(page.rows, position.clone()).await?;
+        current.sweep = ahead;
+        current.pages += 1;
+        current.rows += rows;
+        let left = |left: u64| left.saturating_sub(rows);
+        current.left = page.total.or(current.left).map(left);
+        let after = current.sweep.after().cloned();
+        if page.progress == Progress::Done {
+            self.compare(vec![gathering.clone().take_rest()]).await?;
+            *gathering = Gathering::new(Range::default());
+            current.compared = Some(None);
+        } else if current.pages >= STRETCH_PAGES
+            && after != position.after
+            && let Some(last) = &after
+        {
+            let mut rest = gathering.clone();
+            self.compare(vec![rest.take_before(last)]).await?;
+            *gathering = rest;
+            current.compared = Some(after);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,257 @@
+//! Reading everything once more: what leaves no trace at all, not even in how many records there are.
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::future::join_all;
+use servicenow::sync::store::ScrubPosition;
+use servicenow_sim::{AclRule, Effect, Fault};
+
+use crate::faults::all_effects;
+use crate::restart::at_most;
+use crate::{INTEGRATION, TASK_FIELDS, World, assert_same, client, fill, poll};
+
+impl World {
+    /// A round that is over as soon as it has been read.
+    pub fn scrubbing(mut self) -> World {
+        self.spec.scrub_interval = Duration::ZERO;
+        self
+    }
+
+    /// When the last round began of which nothing has been read.
+    fn round(&self) -> Option<SystemTime> {
+        self.store.with(|m| m.upkeep.scrub.as_ref().filter(|p| p.after.is_none()).map(|p| p.began))
+    }
+
+    /// Goes on until a round that begins now has come to its end, whatever fails.
+    pub async fn scrub(&self) {
+        let position = ScrubPosition { began: SystemTime::now(), after: None, read: 0, total: 0 };
+        let before = Some(position.began);
+        self.store.with(|m| m.upkeep.scrub = Some(position));
+        let mut mirror = self.mirror();
+        for _ in 0..3_000 {
+            if self.round().is_some_and(|round| Some(round) != before) {
+                return;
+            }
+            // After a failure there is a pause.
+            if mirror.advance().await.is_ok_and(|pause| !pause.is_zero()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        panic!("a round does not end");
+    }
+}
+
+fn only(world: &World, query: &str) {
+    world.sim.edit().add_acl(AclRule::Rows {
+        table: "task".to_owned(),
+        user: Some(INTEGRATION.to_owned()),
+        query: query.to_owned(),
+    });
+}
+
+#[tokio::test]
+async fn edits_without_a_trace_are_found() {
+    for rows in [1, 7, 1_000] {
+        let world = World::of_tasks().await.in_pages_of(rows).scrubbing();
+        world.filled().await;
+        let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+        edit.update_where("task", "active=true", &[("short_description", "without a trace")])
+            .expect("a query");
+        world.scrub().await;
+        world.assert_alike();
+    }
+}
+
+/// One that came and one that went make up for one another where only counts are compared.
+#[tokio::test]
+async fn records_that_came_and_went_in_one_range_are_found() {
+    let world = World::of_tasks().await.in_pages_of(10).scrubbing();
+    world.filled().await;
+    let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+    for id in world.truth().into_keys().step_by(6) {
+        let twin = format!("{}{}", &id[..31], if id.ends_with('0') { '1' } else { '0' });
+        edit.delete("task", &id).expect("it is there");
+        let fields = [("sys_id", twin.as_str()), ("sys_updated_on", "2020-01-01 00:00:00")];
+        edit.insert("problem", &fields).expect("a record");
+    }
+    world.scrub().await;
+    world.assert_alike();
+}
+
+#[tokio::test]
+async fn records_that_become_hidden_and_visible_leave_and_come() {
+    let world = World::of_tasks().await.in_pages_of(7).scrubbing();
+    world.filled().await;
+    for query in ["sys_id<4^ORsys_id>6", "sys_id>4^sys_id<a", "sys_id<8", "sys_id>zz", "sys_id>3"] {
+        world.sim.edit().clear_acls();
+        only(&world, query);
+        world.scrub().await;
+        world.assert_alike();
+        world.reconcile().await;
+        world.assert_alike();
+    }
+    world.sim.edit().clear_acls();
+    world.scrub().await;
+    world.assert_alike();
+}
+
+#[tokio::test]
+async fn records_that_stopped_to_match_without_a_trace_leave() {
+    let world = World::new("incident", TASK_FIELDS).await.in_pages_of(5).matching("active=true").scrubbing();
+    world.filled().await;
+    let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+    let flip = |query: &str, active: &str| {
+        edit.update_where("incident", query, &[("active", active), ("short_description", "flipped")])
+            .expect("a query")
+    };
+    flip("state=1", "false");
+    flip("state=7", "true");
+    world.scrub().await;
+    assert_same(&world.stored(), &world.truth_where("active=true"));
+}
+
+#[tokio::test]
+async fn records_with_odd_identifiers_are_read_again() {
+    let odd = ["0", "4", "global", "GLOBAL-2", "zz top", "a^b", "a,b", "@", "ÄÖ", "F0F0", "~", "_", "A_b"];
+    for rows in [1, 3, 1_000] {
+        let world = World::new("cmn_cost_center", &["name"]).await.in_pages_of(rows).scrubbing();
+        for id in odd {
+            world.sim.edit().insert("cmn_cost_center", &[("sys_id", id), ("name", "odd")]).expect("a record");
+        }
+        world.filled().await;
+        let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+        for (n, id) in odd.into_iter().enumerate() {
+            match n % 2 {
+                0 => edit.update("cmn_cost_center", id, &[("name", "changed")]).expect("it is there"),
+                _ => edit.delete("cmn_cost_center", id).expect("it is there"),
+            }
+        }
+        world.scrub().await;
+        world.assert_alike();
+    }
+}
+
+/// A round ends with the interval; until then nothing is read but what is due.
+#[tokio::test]
+async fn a_round_takes_its_time() {
+    let mut world = World::of_tasks().await.in_pages_of(1);
+    let mut mirror = world.filled().await;
+    poll(&mut mirror).await;
+    world.sim.clear_requests();
+    for _ in 0..5 {
+        poll(&mut mirror).await;
+    }
+    assert_eq!(world.sim.requests().len(), 5, "only polls");
+    // More than two thirds of a round ago, as far as its position tells.
+    let rows = world.stored().len() as u64;
+    world.spec.scrub_interval = Duration::from_secs(30_000);
+    world.store.with(|m| {
+        let position = m.upkeep.scrub.as_mut().expect("a round has begun");
+        assert_eq!((position.read, position.total), (0, rows));
+        position.began -= Duration::from_secs(20_500);
+    });
+    let mut mirror = world.mirror();
+    world.sim.clear_requests();
+    while mirror.advance().await.expect("a piece of work").is_zero() {}
+    let pages = world.lists().len();
+    assert!((11..=14).contains(&pages), "a stretch of ten pages and few calls more: {pages}");
+    let read = world.store.with(|m| m.upkeep.scrub.clone()).expect("a position");
+    assert!(read.after.is_some() && read.read == 10 && read.total == rows, "{read:?}");
+    let wait = mirror.advance().await.expect("a poll");
+    assert_eq!(wait, world.spec.poll_interval, "what is late is not made up for");
+}
+
+#[tokio::test]
+async fn a_round_that_ends_anywhere_is_gone_on_with() {
+    let mut polls = 1;
+    loop {
+        let world = World::of_tasks().await.in_pages_of(2).scrubbing();
+        world.filled().await;
+        let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+        edit.update_where("task", "active=true", &[("short_description", "without a trace")])
+            .expect("a query");
+        edit.delete_where("task", "stateIN2,3").expect("a query");
+        let done = at_most(world.scrub(), polls).await.is_some();
+        let mut mirror = world.mirror();
+        let before = SystemTime::now();
+        while world.round().is_none_or(|round| round < before) {
+            mirror.advance().await.expect("a piece of work");
+        }
+        world.assert_alike();
+        if done {
+            break;
+        }
+        polls += 1 + polls / 5;
+    }
+    assert!(polls > 20, "it was interrupted often");
+}
+
+#[tokio::test]
+async fn what_has_been_read_is_not_read_again_after_a_restart() {
+    let world = World::of_tasks().await.in_pages_of(1).scrubbing();
+    world.filled().await;
+    let position = |world: &World| world.store.with(|m| m.upkeep.scrub.clone());
+    let mut mirror = world.mirror();
+    while position(&world).is_none_or(|position| position.read < 30) {
+        mirror.advance().await.expect("a piece of work");
+    }
+    let reached = position(&world).and_then(|position| position.after).expect("it is under way");
+    world.sim.clear_requests();
+    let mut mirror = world.mirror();
+    while position(&world).is_some_and(|position| position.after.as_ref() == Some(&reached)) {
+        mirror.advance().await.expect("a piece of work");
+    }
+    let keys: Vec<String> =
+        world.lists().iter().filter_map(|r| r.parameter("sysparm_query").map(str::to_owned)).collect();
+    let first = keys.iter().find(|query| query.contains("sys_id>")).expect("it reads on");
+    assert!(first.contains(&format!("sys_id>{reached}^")), "{first} behind {reached}");
+}
+
+#[tokio::test]
+async fn a_round_comes_through_every_failure() {
+    for effects in all_effects().chunks(8) {
+        join_all(effects.iter().cloned().map(comes_through)).await;
+    }
+}
+
+async fn comes_through(effect: Effect) {
+    let mut world = World::of_tasks().await.in_pages_of(10).scrubbing();
+    world.filled().await;
+    world.client = client(&world.sim, world.user, 1);
+    let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+    edit.update_where("task", "active=true", &[("short_description", "without a trace")]).expect("a query");
+    edit.delete_where("task", "state=1").expect("a query");
+    let pages = world.sim.fault(Fault::new(effect.clone()).path("sys_id(%3E|>)").after(2).times(1));
+    world.scrub().await;
+    assert_eq!(world.sim.fault_count(pages), 1, "{effect:?}");
+    world.assert_alike();
+}
+
+#[tokio::test]
+async fn a_round_begins_anew_with_a_fill() {
+    let world = World::of_tasks().await.in_pages_of(10);
+    let mut mirror = world.filled().await;
+    poll(&mut mirror).await;
+    let first = world.round().expect("a round has begun");
+    world.store.with(|m| m.position = servicenow::sync::store::Position::Start { refill: true });
+    let mut mirror = world.mirror();
+    fill(&mut mirror).await.expect("it is filled");
+    poll(&mut mirror).await;
+    assert!(world.round().expect("another one") > first);
+}
+
+/// What somebody is writing stays as it is until they are done.
+#[tokio::test]
+async fn a_record_somebody_is_writing_is_brought_in_when_they_are_done() {
+    let world = World::of_tasks().await.in_pages_of(10).scrubbing();
+    let mut mirror = world.filled().await;
+    let id = world.find("number=INC0012345");
+    world.store.hold(&id);
+    let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+    edit.update("task", &id, &[("short_description", "without a trace")]).expect("it is there");
+    world.scrub().await;
+    assert_ne!(world.stored_description(&id).as_deref(), Some("without a trace"));
+    world.store.let_go();
+    poll(&mut mirror).await;
+    world.assert_alike();
+}
