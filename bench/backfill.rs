@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::{Bench, median};
 
+/// Incidents filled.
+pub const ROWS: usize = 200_000;
 /// Fills and COPYs measured, in turn.
 const ROUNDS: usize = 3;
 
 /// Prints the section.
-pub async fn measure(bench: &Bench) {
+pub async fn measure(bench: &Bench<'_>) {
     let db = &bench.db;
     let mut fills = Vec::new();
     let mut copies = Vec::new();
@@ -44,7 +46,7 @@ pub async fn measure(bench: &Bench) {
 }
 
 /// Waits for the end of the fill; gives back the worker's highest private memory, in KiB.
-async fn watch_fill(bench: &Bench) -> u64 {
+async fn watch_fill(bench: &Bench<'_>) -> u64 {
     let db = &bench.db;
     let mut highest = 0;
     loop {

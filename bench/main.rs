@@ -1,5 +1,5 @@
 //! The project's figures. Each is a ratio of two things measured side by side in one run, because absolute
-//! numbers say more about the machine than about the extension.
+//! numbers say more about the machine than about the extension. Arguments choose sections: `backfill`, `reads`.
 #![allow(clippy::print_stdout)]
 
 mod backfill;
@@ -9,9 +9,9 @@ use servicenow_sim::{Dataset, Simulator};
 use world::cluster::Cluster;
 use world::{Session, connect};
 
-/// What both sections measure on.
-struct Bench {
-    cluster: Cluster,
+/// What a section measures on.
+struct Bench<'c> {
+    cluster: &'c Cluster,
     /// Kept alive: the instance.
     _sim: Simulator,
     db: Session,
@@ -19,20 +19,33 @@ struct Bench {
 
 #[tokio::main]
 async fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let is_wanted = |section: &str| wanted.is_empty() || wanted.iter().any(|name| name == section);
     let cluster = Cluster::start("shared_buffers = 10GB\nmax_wal_size = 4GB\n");
-    let sim = Simulator::builder().dataset(Dataset::EventLog).start().await.expect("a simulator");
-    let db = connect(&cluster, "postgres").await;
-    db.run("CREATE EXTENSION servicenow_fdw").await;
-    db.run(&format!(
-        "CREATE SERVER acme FOREIGN DATA WRAPPER servicenow_fdw OPTIONS (instance_url '{}');
-         CREATE USER MAPPING FOR PUBLIC SERVER acme
-         OPTIONS (auth 'basic', username 'fdw.integration', password 'fdw-secret')",
-        sim.url()
-    ))
-    .await;
-    let bench = Bench { cluster, _sim: sim, db };
-    backfill::measure(&bench).await;
-    reads::measure(&bench).await;
+    if is_wanted("backfill") {
+        backfill::measure(&Bench::new(&cluster, "backfill", Dataset::Incidents(backfill::ROWS)).await).await;
+    }
+    if is_wanted("reads") {
+        reads::measure(&Bench::new(&cluster, "reads", Dataset::EventLog).await).await;
+    }
+}
+
+impl<'c> Bench<'c> {
+    /// An instance, and a database that mirrors it.
+    async fn new(cluster: &'c Cluster, database: &str, dataset: Dataset) -> Self {
+        let sim = Simulator::builder().dataset(dataset).start().await.expect("a simulator");
+        connect(cluster, "postgres").await.run(&format!("CREATE DATABASE {database}")).await;
+        let db = connect(cluster, database).await;
+        db.run("CREATE EXTENSION servicenow_fdw").await;
+        db.run(&format!(
+            "CREATE SERVER acme FOREIGN DATA WRAPPER servicenow_fdw OPTIONS (instance_url '{}');
+             CREATE USER MAPPING FOR PUBLIC SERVER acme
+             OPTIONS (auth 'basic', username 'fdw.integration', password 'fdw-secret')",
+            sim.url()
+        ))
+        .await;
+        Self { cluster, _sim: sim, db }
+    }
 }
 
 /// The middle one.

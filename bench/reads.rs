@@ -57,7 +57,7 @@ const SHAPES: [(&str, &str); 12] = [
 ];
 
 /// Prints the section.
-pub async fn measure(bench: &Bench) {
+pub async fn measure(bench: &Bench<'_>) {
     let db = &bench.db;
     let columns = prepare(bench).await;
     println!(
@@ -88,8 +88,9 @@ pub async fn measure(bench: &Bench) {
 }
 
 /// Makes schemas `big`, of foreign tables, and `local`, of their copies; gives back the incidents' columns.
-async fn prepare(bench: &Bench) -> i64 {
+async fn prepare(bench: &Bench<'_>) -> i64 {
     let db = &bench.db;
+    db.run("IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident) FROM SERVER acme INTO public").await;
     let stored: String = db
         .value(
             "SELECT string_agg(format('%I %s%s', field, type, options), ', ') FROM (
@@ -129,7 +130,7 @@ async fn prepare(bench: &Bench) -> i64 {
         .await
 }
 
-async fn cache(bench: &Bench, table: &str) -> String {
+async fn cache(bench: &Bench<'_>, table: &str) -> String {
     let of = format!(
         "SELECT cache_table::text FROM servicenow.sync_status WHERE foreign_table = 'big.{table}'::regclass"
     );
@@ -138,7 +139,7 @@ async fn cache(bench: &Bench, table: &str) -> String {
 
 /// Gives one table the statistics of another with the same columns: two samples of the same rows differ enough for
 /// another plan.
-async fn share_statistics(bench: &Bench, from: &str, to: &str) {
+async fn share_statistics(bench: &Bench<'_>, from: &str, to: &str) {
     let db = &bench.db;
     let columns: String = db
         .value(
@@ -157,7 +158,7 @@ async fn share_statistics(bench: &Bench, from: &str, to: &str) {
 }
 
 /// Fills the incidents' cache up with more of the same, later and under other identities.
-async fn multiply(bench: &Bench) {
+async fn multiply(bench: &Bench<'_>) {
     let db = &bench.db;
     let cache = cache(bench, "incident").await;
     let list: String = db
@@ -178,7 +179,7 @@ async fn multiply(bench: &Bench) {
 }
 
 /// A query's plan without what tells the two sides apart.
-async fn plan(bench: &Bench, schema: &str, query: &str) -> Json {
+async fn plan(bench: &Bench<'_>, schema: &str, query: &str) -> Json {
     if query.starts_with("DO") {
         return Json::Null;
     }
@@ -202,7 +203,7 @@ fn strip(plan: &mut Json) {
 }
 
 /// What expansion adds to the planning of one lookup.
-async fn planning(bench: &Bench) {
+async fn planning(bench: &Bench<'_>) {
     let (mut foreign, mut local) = (Vec::new(), Vec::new());
     for _ in 0..200 {
         for (schema, times) in [("big", &mut foreign), ("local", &mut local)] {

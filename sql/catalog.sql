@@ -21,6 +21,8 @@ CREATE TABLE servicenow.sync_table (
                     CHECK (phase IN ('pending', 'backfill', 'resync', 'catchup', 'synced')),
     -- There are rows already: those that are gone from the instance leave with the next fill.
     refill          boolean NOT NULL DEFAULT false,
+    -- The columns, by number in the foreign table, that are all the next fill has to read; NULL for all.
+    fill_columns    smallint[],
     -- Every record was read at least once since it is these that are mirrored.
     filled          boolean NOT NULL DEFAULT false,
     -- Seconds since 1970 by the instance's clock.
@@ -34,9 +36,12 @@ CREATE TABLE servicenow.sync_table (
     last_change_at  timestamptz,
     last_poll_at    timestamptz,
     last_reconcile_at timestamptz,
-    -- The full re-reading: when its round began, and the record up to which it has come.
+    -- The full re-reading: when its round began, the record up to which it has come, how many records that were, and
+    -- of how many.
     scrub_began_at  timestamptz,
     scrub_position  text,
+    scrub_read      bigint,
+    scrub_total     bigint,
     last_error      text,
     last_error_at   timestamptz
 ) WITH (fillfactor = 70);

@@ -151,6 +151,17 @@ fn resync(foreign_table: pg_sys::Oid) {
     worker::wake_at_commit();
 }
 
+/// Adds columns for the fields that a foreign table does not show; gives back how many.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.refresh_schema(foreign_table regclass) RETURNS bigint
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'refresh_schema_wrapper';
+REVOKE ALL ON FUNCTION servicenow.refresh_schema(regclass) FROM PUBLIC;
+")]
+fn refresh_schema(foreign_table: pg_sys::Oid) -> i64 {
+    pg::session::refuse_during_recovery(c"refresh_schema()");
+    import::refresh(foreign_table)
+}
+
 /// Lets the worker of this database run, and starts it.
 #[pg_extern(sql = "
 CREATE FUNCTION servicenow.start_worker() RETURNS void

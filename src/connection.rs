@@ -68,6 +68,15 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
     connection
 }
 
+/// The connection that sees what the worker sees; an ERROR if the worker cannot have one.
+pub fn workers_connection(server: pg_sys::Oid) -> Connection {
+    let description = pg::catalog::server(server);
+    let options = ServerOptions::parse(&description.options).unwrap_or_else(|e| raise(e));
+    let user = sync_user(&description, &options)
+        .unwrap_or_else(|text| raise(error(Sql::ERRCODE_UNDEFINED_OBJECT, text)));
+    connection(server, user)
+}
+
 /// A client for a server and login.
 pub fn new_client(
     options: &ServerOptions,

@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use pgrx::spi::{quote_identifier, quote_literal};
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, ereport, pg_sys};
 use servicenow::dictionary::{self, ChoiceRule, FieldDef, FieldType, TableDef, TableSummary, field_type};
-use servicenow::value::{Kind, TableName};
+use servicenow::value::{Kind, Show, TableName};
 
 use crate::cache::type_map::sql_type;
 use crate::catalog;
-use crate::connection::{Connection, connection};
+use crate::connection::{Connection, connection, workers_connection};
 use crate::error::{Doing, error, raise, report};
 use crate::option::ImportOptions;
 use crate::pg;
@@ -165,7 +165,7 @@ fn all_tables(connection: &Connection, import: &Import) -> Vec<Wanted> {
 }
 
 fn create_statement(table: &Wanted, def: &TableDef, options: ImportOptions, server: &str) -> String {
-    let mut columns = columns_of(def, options);
+    let mut columns = columns_of(def, options, Names::of(def));
     if columns.len() > MOST_COLUMNS {
         let left_out = columns.len() - MOST_COLUMNS;
         ereport!(
@@ -211,10 +211,13 @@ impl Definition {
 }
 
 /// The columns of a table: its key first, then its fields in dictionary order.
-fn columns_of(def: &TableDef, options: ImportOptions) -> Vec<Definition> {
-    let mut names = Names::of(def);
-    let mut columns =
-        vec![Definition { name: names.own("sys_id"), type_: "text", not_null: true, options: Vec::new() }];
+fn columns_of(def: &TableDef, options: ImportOptions, mut names: Names) -> Vec<Definition> {
+    let key = Definition { name: names.own("sys_id"), type_: "text", not_null: true, options: Vec::new() };
+    std::iter::once(key).chain(columns_of_fields(def, options, &mut names)).collect()
+}
+
+fn columns_of_fields(def: &TableDef, options: ImportOptions, names: &mut Names) -> Vec<Definition> {
+    let mut columns = Vec::new();
     for field in def.fields.iter().filter(|field| field.name != "sys_id") {
         let kind = match field_type(&field.internal_type) {
             FieldType::Column(kind) => kind,
@@ -253,16 +256,20 @@ fn has_label(field: &FieldDef) -> bool {
 /// Column names within a table: Postgres cuts long ones, and a field may be called like another's value.
 struct Names {
     taken: HashSet<String>,
+    /// Fields' own names that columns of other fields have.
+    taken_by_others: HashSet<String>,
 }
 
 impl Names {
     fn of(def: &TableDef) -> Self {
         // Every field's own name comes before any derived one.
-        Self { taken: def.fields.iter().map(|field| field.name.clone()).collect() }
+        let taken = def.fields.iter().map(|field| field.name.clone()).collect();
+        Self { taken, taken_by_others: HashSet::new() }
     }
 
     fn own(&mut self, field: &str) -> String {
-        if field.len() <= pg::catalog::NAME_LENGTH { field.to_owned() } else { self.free(field, "") }
+        let is_free = field.len() <= pg::catalog::NAME_LENGTH && !self.taken_by_others.contains(field);
+        if is_free { field.to_owned() } else { self.free(field, "") }
     }
 
     fn value_of(&mut self, field: &str) -> String {
@@ -280,6 +287,45 @@ impl Names {
         }
         unreachable!("some number is free")
     }
+}
+
+/// Adds columns to a foreign table for the fields that it does not show; gives back how many.
+pub fn refresh(relation: pg_sys::Oid) -> i64 {
+    let mirror = catalog::mirror_or_error(relation);
+    let connection = workers_connection(mirror.server);
+    let table = mirror.table.clone();
+    let what = format!("read the dictionary of table \"{table}\"");
+    let def = connection.call(&what, false, |client| async move {
+        let mut described = dictionary::fetch(&client, std::slice::from_ref(&table)).await?;
+        described.pop().map(|(_, def)| def).unwrap_or(Err(servicenow::Error::NoTable(Default::default())))
+    });
+    let shown: HashSet<&str> = mirror.columns.iter().map(|column| column.field.as_str()).collect();
+    let mut names = Names::of(&def);
+    names.taken.extend(mirror.columns.iter().map(|column| column.name.clone()));
+    let mut missing = def.clone();
+    missing.fields.retain(|field| !shown.contains(field.name.as_str()));
+    // A name that is free belongs to the field of that name.
+    let own: HashSet<&str> = mirror.columns.iter().map(|column| column.name.as_str()).collect();
+    names.taken_by_others =
+        missing.fields.iter().map(|f| f.name.clone()).filter(|n| own.contains(n.as_str())).collect();
+    let has_values = mirror.columns.iter().any(|column| {
+        column.show == Show::Value
+            && mirror.columns.iter().any(|other| other.field == column.field && other.show == Show::Label)
+    });
+    let has_labels = mirror.columns.iter().any(|column| column.show == Show::Label);
+    let options = ImportOptions { values: has_values || !has_labels };
+    let room = MOST_COLUMNS.saturating_sub(mirror.columns.len());
+    let mut columns = columns_of_fields(&missing, options, &mut names);
+    columns.truncate(room);
+    if !columns.is_empty() {
+        let added: Vec<String> =
+            columns.iter().map(|column| format!("ADD COLUMN {}", column.sql())).collect();
+        let statement = format!("ALTER FOREIGN TABLE {} {}", catalog::qualified(relation), added.join(", "));
+        catalog::remember_definition(mirror.server, def);
+        pgrx::Spi::run(&statement).expect("a valid use of SPI");
+        comment(relation);
+    }
+    columns.len() as i64
 }
 
 /// Comments the columns of a foreign table with the labels of their fields, where nobody has said anything yet.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgSqlErrorCode as Sql, Spi};
 use servicenow::page::{Order, Rows, Version};
 use servicenow::sync::range::Range;
@@ -264,25 +265,67 @@ impl CacheWriter {
     }
 
     fn misfit(&self, rows: &Rows, at: MisfitAt) -> ! {
-        raise(
-            error(Sql::ERRCODE_FDW_INVALID_DATA_TYPE, describe_misfit(&self.mirror, rows, at))
-                .set_hint("Change the column's type, to text if need be."),
-        )
+        raise(misfit(&self.mirror, rows.id(at.row), at.column))
     }
 }
 
-fn describe_misfit(mirror: &Mirror, rows: &Rows, at: MisfitAt) -> String {
-    let column = mirror.columns.get(at.column).map_or(UPDATED_ON.field, |column| column.name.as_str());
-    let sys_id = rows.id(at.row);
+/// Puts a few columns (positions in the mirror) of rows into the cache, where it has those rows in that version. What
+/// else is different is left to whoever compares.
+pub fn put_columns(mirror: &Rc<Mirror>, columns: &[usize], rows: &Rows) -> Outcome {
+    let free = lock_free(mirror, rows.ids());
+    let there = versions(mirror, rows.ids());
+    let mut table = open_columns(mirror, columns);
+    let mut outcome = Outcome::default();
+    for row in 0..rows.len() {
+        let id = rows.id(row);
+        if there.get(id) != Some(&rows.version(row)) {
+            continue;
+        }
+        if !free.contains(id) || !table.find(id) {
+            outcome.unsettled.push(id.to_owned());
+            continue;
+        }
+        match table.stage(|column| to_scalar(rows.value(row, column))) {
+            Ok(changed) if changed.is_empty() => table.keep(),
+            Ok(_) => {
+                table.update();
+                outcome.updated += 1;
+            }
+            Err(at) => raise(misfit(mirror, id, columns[at.column])),
+        }
+    }
+    table.close();
+    outcome
+}
+
+fn open_columns(mirror: &Mirror, columns: &[usize]) -> TableWriter {
+    let names: Vec<&str> = columns.iter().map(|i| mirror.columns[*i].name.as_str()).collect();
+    let key = &mirror.columns[mirror.key].name;
+    TableWriter::open(mirror.cache, &names, key, Triggers::Own)
+        .unwrap_or_else(|| raise(catalog::damaged(mirror.foreign_table, "has been changed by hand")))
+}
+
+/// The ERROR for a value that its column (a position in the mirror) cannot hold.
+fn misfit(mirror: &Mirror, sys_id: &str, column: usize) -> ErrorReport {
+    error(Sql::ERRCODE_FDW_INVALID_DATA_TYPE, describe_misfit(mirror, sys_id, column))
+        .set_hint("Change the column's type, to text if need be.")
+}
+
+fn describe_misfit(mirror: &Mirror, sys_id: &str, column: usize) -> String {
+    let column = mirror.columns.get(column).map_or(UPDATED_ON.field, |column| column.name.as_str());
     format!("value for column \"{column}\" of record \"{sys_id}\" does not fit the column's type")
 }
 
 /// Says which value of a batch its column's type refuses; the batch itself has failed.
 pub fn find_misfit(mirror: &Rc<Mirror>, rows: &Rows) -> Option<String> {
-    let mut writer = CacheWriter::open(mirror, Triggers::Own, None);
-    let found = writer.table.find_misfit(rows.len(), |row, column| scalar(mirror, rows, row, column));
-    writer.close();
-    found.map(|at| describe_misfit(mirror, rows, at))
+    let all: Vec<usize> = (0..mirror.columns.len()).collect();
+    let columns =
+        mirror.fill_columns.as_ref().filter(|columns| columns.len() == rows.layout().columns().len());
+    let columns = columns.unwrap_or(&all);
+    let mut table = open_columns(mirror, columns);
+    let found = table.find_misfit(rows.len(), |row, column| to_scalar(rows.value(row, column)));
+    table.close();
+    found.map(|at| describe_misfit(mirror, rows.id(at.row), columns[at.column]))
 }
 
 /// A [`Replace`], ready for many rows.

@@ -98,19 +98,23 @@ pub fn follow(relation: pg_sys::Oid) {
         }
         Some(before) => {
             let old: Vec<FollowedColumn> = serde_json::from_value(before.columns.clone()).unwrap_or_default();
-            let read_differently = alter(before.cache, &old, &columns);
-            let is_new = |column: &&FollowedColumn| !old.iter().any(|before| before.same_content(column));
-            let fields: Vec<String> = columns.iter().filter(is_new).map(|c| c.field.clone()).collect();
-            catalog::settle_drift(server, &table, fields);
+            let versions_lost = alter(before.cache, &old, &columns);
+            let is_new = |column: &&FollowedColumn| {
+                !old.iter().any(|before| before.number == column.number && before.same_content(column))
+            };
+            let new: Vec<&FollowedColumn> = columns.iter().filter(is_new).collect();
+            catalog::settle_drift(server, &table, new.iter().map(|c| c.field.clone()).collect());
+            let new: Vec<i16> = new.iter().map(|column| column.number).collect();
             index(before.cache, &old, &mut columns);
             rename(before.cache, &name);
             let after = wanted(before.cache, &columns);
             let other_rows = (&before.remote_table, &before.query) != (&after.remote_table, &after.query);
             let key = |columns: &[FollowedColumn]| columns.iter().find(|c| c.is_key()).map(|c| c.number);
-            let refill = match read_differently {
+            let refill = match new.is_empty() {
                 _ if other_rows || key(&old) != key(&columns) => Refill::FromNothing,
-                true => Refill::InPlace,
-                false => Refill::No,
+                _ if versions_lost => Refill::InPlace,
+                false => Refill::Columns(new),
+                true => Refill::No,
             };
             if refill != Refill::No || before.columns != after.columns {
                 catalog::update_followed(relation, after, refill);
@@ -308,7 +312,7 @@ fn free_name(name: &str) -> String {
         .expect("some number is free")
 }
 
-/// Brings the cache's columns in line; gives back whether there is something to be read that it does not have.
+/// Brings the cache's columns in line; gives back whether the rows' versions are not known any more.
 fn alter(cache: pg_sys::Oid, old: &[FollowedColumn], new: &[FollowedColumn]) -> bool {
     let table = catalog::qualified(cache);
     let twin = |column: &FollowedColumn| old.iter().find(|before| before.number == column.number);
@@ -344,8 +348,8 @@ fn alter(cache: pg_sys::Oid, old: &[FollowedColumn], new: &[FollowedColumn]) -> 
             run(&format!("ALTER TABLE {table} ADD PRIMARY KEY ({name})"));
         }
     }
-    let lost_versions = alter_hidden(cache, new);
-    lost_versions || !to_add.is_empty()
+    let shows_version = |column: &&FollowedColumn| VERSION.iter().any(|part| part.field == column.field);
+    alter_hidden(cache, new) || to_add.iter().copied().any(|column| shows_version(&column))
 }
 
 /// Brings the cache's own columns in line; gives back whether one was added, which knows nothing of the rows yet.

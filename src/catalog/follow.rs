@@ -49,10 +49,12 @@ pub fn insert_followed(relation: pg_sys::Oid, follow: Follow) {
 }
 
 /// What a change of a cache table has the worker do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refill {
     /// Nothing.
     No,
+    /// Read these columns (by number in the foreign table) of everything; the others are as they should be.
+    Columns(Vec<i16>),
     /// Read everything again; the rows that are there are worth reading meanwhile.
     InPlace,
     /// Read everything: the rows that are there, if any, are others.
@@ -75,20 +77,38 @@ pub fn update_followed(relation: pg_sys::Oid, follow: Follow, refill: Refill) {
             (refill != Refill::FromNothing).into(),
         ],
     );
-    if refill != Refill::No {
-        start_over(relation);
+    match refill {
+        Refill::No => {}
+        Refill::InPlace | Refill::FromNothing => start_over(relation),
+        Refill::Columns(columns) => read_columns_again(relation, columns),
     }
+}
+
+/// Has columns (by number in the foreign table) read again in every row.
+pub fn read_columns_again(relation: pg_sys::Oid, columns: Vec<i16>) {
+    // A fill of everything that is not complete will bring these too.
+    let added = write(
+        "UPDATE servicenow.sync_table SET fill_columns = coalesce(fill_columns, '{}') || $2
+         WHERE foreign_table = $1 AND filled AND (fill_columns IS NOT NULL OR phase IN ('catchup', 'synced'))",
+        &[relation.into(), columns.into()],
+    );
+    begin_fill(relation, added == 0);
 }
 
 /// Has everything read again, with the rows that are there kept until then.
 pub fn start_over(relation: pg_sys::Oid) {
+    begin_fill(relation, true);
+}
+
+fn begin_fill(relation: pg_sys::Oid, whole: bool) {
     write("DELETE FROM servicenow.sync_range WHERE foreign_table = $1", &[relation.into()]);
     write(
         "UPDATE servicenow.sync_table
          SET phase = 'pending', refill = fill_ended_at IS NOT NULL OR refill OR rows > 0,
+             fill_columns = CASE WHEN NOT $2 THEN fill_columns END,
              generation = generation + 1, last_error = NULL, last_error_at = NULL
          WHERE foreign_table = $1",
-        &[relation.into()],
+        &[relation.into(), whole.into()],
     );
 }
 

@@ -38,8 +38,8 @@ pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_ch
 pub use dictionary::{definition, keep_definition, kept_definition, remember_definition};
 pub use drift::{Drift, DriftKind, note_drift, settle_drift};
 pub use follow::{
-    Follow, Refill, delete_followed, followed, insert_followed, note_source, orphans, start_over, tidy,
-    touch_server, update_followed,
+    Follow, Refill, delete_followed, followed, insert_followed, note_source, orphans, read_columns_again,
+    start_over, tidy, touch_server, update_followed,
 };
 pub use notice::notify;
 pub use progress::{Progress, enable_worker, lock_holder, locked_objects, progress, worker_enabled};
@@ -82,6 +82,8 @@ pub struct Mirror {
     pub cdc: bool,
     /// Attribute numbers in use or dropped: 1 to this.
     pub width: i16,
+    /// The positions in `columns` that are all the next fill has to read; `None` for all.
+    pub fill_columns: Option<Vec<usize>>,
     /// See `servicenow.sync_table.generation`.
     pub generation: i64,
     /// Whether its first fill is known to be complete.
@@ -114,6 +116,12 @@ impl Mirror {
     /// The name of the cache's column for [`MOD_COUNT`].
     pub fn mod_count_column(&self) -> &str {
         self.mod_count.map_or(MOD_COUNT.hidden_column, |i| &self.columns[i].name)
+    }
+
+    /// What the next fill reads, if that is not everything.
+    pub fn fill_layout(&self) -> Option<Arc<Layout>> {
+        let columns = self.fill_columns.as_ref()?.iter().map(|i| self.layout.columns()[*i].clone());
+        Some(Arc::new(Layout::new(columns.collect())))
     }
 
     /// A column by attribute number.
@@ -238,12 +246,12 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
     // The statement's snapshot may be older than what has just been announced as changed.
     let row = pg::xact::with_latest_snapshot(|| {
         read(
-            "SELECT cache_table, generation FROM servicenow.sync_table WHERE foreign_table = $1",
+            "SELECT cache_table, generation, fill_columns FROM servicenow.sync_table WHERE foreign_table = $1",
             &[relation.into()],
-            |rows| rows.map(|row| (get(&row, 1), get(&row, 2))).next(),
+            |rows| rows.map(|row| Some((get(&row, 1)?, get(&row, 2)?, get(&row, 3)))).next().flatten(),
         )
     });
-    let Some((Some(cache), Some(generation))): Option<(Option<pg_sys::Oid>, Option<i64>)> = row else {
+    let Some((cache, generation, fill_columns)): Option<(pg_sys::Oid, i64, Option<Vec<i16>>)> = row else {
         raise(damaged(relation, "does not exist"))
     };
     let Some(owner) = pg::catalog::relation_owner(cache) else { raise(damaged(relation, "does not exist")) };
@@ -295,6 +303,10 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
         query: options.query,
         poll_interval: options.poll_interval,
         layout: Arc::new(Layout::new(layout.collect())),
+        fill_columns: fill_columns.map(|numbers| {
+            let positions = 0..columns.len();
+            positions.filter(|i| numbers.contains(&columns[*i].number)).collect()
+        }),
         columns,
         key,
         updated_on,

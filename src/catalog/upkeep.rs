@@ -13,7 +13,8 @@ use super::{get, read, write};
 pub fn upkeep(relation: pg_sys::Oid) -> Upkeep {
     let moment = |seconds: f64| SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds.max(0.0));
     read(
-        "SELECT extract(epoch FROM last_reconcile_at)::float8, extract(epoch FROM scrub_began_at)::float8, scrub_position
+        "SELECT extract(epoch FROM last_reconcile_at)::float8, extract(epoch FROM scrub_began_at)::float8, scrub_position,
+                scrub_read, scrub_total
          FROM servicenow.sync_table WHERE foreign_table = $1",
         &[relation.into()],
         |mut rows| {
@@ -23,6 +24,8 @@ pub fn upkeep(relation: pg_sys::Oid) -> Upkeep {
                 scrub: get(&row, 2).map(|began| ScrubPosition {
                     began: moment(began),
                     after: get::<String>(&row, 3).map(SysId::new),
+                    read: get::<i64>(&row, 4).unwrap_or_default().unsigned_abs(),
+                    total: get::<i64>(&row, 5).unwrap_or_default().unsigned_abs(),
                 }),
             })
         },

@@ -228,6 +228,7 @@ fn table(plan: &Plan, work: &catalog::Work) -> Option<PlannedTable> {
     let spec = Spec {
         table: mirror.table.clone(),
         layout: mirror.layout.clone(),
+        fill_layout: mirror.fill_layout(),
         query: mirror.query.clone(),
         poll_interval: mirror.poll_interval.unwrap_or(plan.options.poll_interval),
         reconcile_interval: plan.options.reconcile_interval,

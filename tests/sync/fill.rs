@@ -5,7 +5,7 @@ use std::time::Duration;
 use servicenow_sim::Dataset;
 use world::World;
 
-use crate::{COLUMNS, INCIDENT, MANY, until_under_way};
+use crate::{COLUMNS, INCIDENT, MANY, lists, until_under_way};
 
 /// A table under way, on the shared cluster.
 async fn under_way() -> World {
@@ -103,4 +103,66 @@ async fn resync_mends_what_changed_without_a_trace_and_disturbs_nobody() {
     world.until_like_the_instance("incident", &["number", "short_description"]).await;
     let kept = "SELECT count(*) = 1 FROM pg_indexes WHERE indexname = 'by_number'";
     assert!(world.db.value::<bool>(kept).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_added_later_is_filled_by_itself() {
+    let world = World::new().await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    let changes = "SELECT count(*) FROM servicenow._sync_cdc";
+    world.sim.clear_requests();
+    world
+        .db
+        .run("ALTER FOREIGN TABLE incident ADD category text OPTIONS (show 'label'), ADD priority bigint")
+        .await;
+    world.sync("incident").await;
+    world.until_like_the_instance("incident", &["number", "short_description", "priority"]).await;
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident WHERE category IS NULL").await, 0);
+    let fields: Vec<String> = lists(&world, "incident", 0)
+        .iter()
+        .filter(|list| list.parameter("sysparm_query").is_some_and(|query| !query.contains("sys_updated_on")))
+        .filter_map(|list| list.parameter("sysparm_fields").map(str::to_owned))
+        .collect();
+    let narrow = "sys_id,sys_updated_on,sys_mod_count,category,priority";
+    assert!(fields.iter().any(|f| f == narrow), "{fields:?}");
+    assert!(!fields.iter().any(|f| f.contains("short_description") && f.contains("priority")), "{fields:?}");
+    assert_eq!(world.db.value::<i64>(changes).await, 0, "the records have not changed");
+    // What changes meanwhile is read as a whole.
+    let id = world.find("incident", "number=INC0012345");
+    world
+        .sim
+        .edit()
+        .update("incident", &id, &[("short_description", "x"), ("urgency", "3")])
+        .expect("it is there");
+    world.db.run("ALTER FOREIGN TABLE incident ADD urgency bigint").await;
+    world.sync("incident").await;
+    world.until_like_the_instance("incident", &["number", "short_description", "priority", "urgency"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refresh_schema_adds_what_the_table_does_not_show() {
+    let world = World::new().await;
+    world.import(&["incident"]).await;
+    assert_eq!(world.db.value::<i64>("SELECT servicenow.refresh_schema('incident')").await, 0);
+    world.sim.edit().add_column("incident", "u_site", "Site", "string").expect("a column");
+    world.sim.edit().add_column("incident", "u_since", "Since", "glide_date_time").expect("a column");
+    let id = world
+        .sim
+        .edit()
+        .insert("incident", &[("u_site", "here"), ("u_since", "2026-01-02 03:04:05")])
+        .expect("a record");
+    world.until("SELECT count(*) = 2 FROM servicenow.schema_drift").await;
+    assert_eq!(world.db.value::<i64>("SELECT servicenow.refresh_schema('incident')").await, 2);
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM servicenow.schema_drift").await, 0);
+    let there = format!(
+        "SELECT count(*) = 1 FROM incident WHERE sys_id = '{id}' AND u_site = 'here' AND u_since = '2026-01-02 03:04:05Z'"
+    );
+    world.until(&there).await;
+    let comment = "SELECT col_description('incident'::regclass, attnum) FROM pg_attribute
+                   WHERE attrelid = 'incident'::regclass AND attname = 'u_site'";
+    assert_eq!(world.db.value::<String>(comment).await, "Site");
+    let somebody = world.session_as("somebody").await;
+    let error = somebody.error("SELECT servicenow.refresh_schema('incident')").await;
+    assert_eq!(error.code().code(), "42501");
 }

@@ -39,16 +39,18 @@ pub fn describe(server: pg_sys::Oid, def: &TableDef) {
             let news = serde_json::json!({"added": added, "removed": removed, "changed": changed});
             catalog::notify("schema_changed", &mirror, news);
         }
-        let mut named_anew = false;
+        let mut named_anew = Vec::new();
         for pair in label_pairs(&mirror) {
             let field = |def: &TableDef| def.field(&mirror.columns[pair.label].field).cloned();
             let (Some(old), Some(new)) = (field(&before), field(def)) else { continue };
             show_choices(&mirror, pair, &old, &new);
-            named_anew |= shown_by(&old) != shown_by(&new);
+            if shown_by(&old) != shown_by(&new) {
+                named_anew.push(mirror.columns[pair.label].number);
+            }
         }
-        if named_anew {
+        if !named_anew.is_empty() {
             // Every label of such a reference is another one.
-            catalog::start_over(mirror.foreign_table);
+            catalog::read_columns_again(mirror.foreign_table, named_anew);
             catalog::announce(mirror.foreign_table);
         }
     }

@@ -10,7 +10,7 @@ use servicenow::sync::store::{Step, StoreError};
 use servicenow::value::SysId;
 
 use super::Table;
-use crate::cache::apply::{CacheWriter, Outcome, Replace};
+use crate::cache::apply::{self, CacheWriter, Outcome, Replace};
 use crate::cache::change::Source;
 use crate::catalog::{self, Mirror, timestamp, write};
 use crate::error::{Doing, report};
@@ -76,7 +76,10 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             );
         }
         Step::Filled { number, rows, after } => {
-            let outcome = put(&mirror, rows, Replace::SameOrLater, from(Source::Backfill), careful);
+            let outcome = match &mirror.fill_columns {
+                Some(columns) => apply::put_columns(&mirror, columns, rows),
+                None => put(&mirror, rows, Replace::SameOrLater, from(Source::Backfill), careful),
+            };
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             write(
                 "UPDATE servicenow.sync_range SET position = $3 WHERE foreign_table = $1 AND number = $2",
@@ -115,11 +118,15 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             changed(relation, rows, &outcome, 0);
             write(
-                "UPDATE servicenow.sync_table SET scrub_began_at = $2, scrub_position = $3 WHERE foreign_table = $1",
+                "UPDATE servicenow.sync_table
+                 SET scrub_began_at = $2, scrub_position = $3, scrub_read = $4, scrub_total = $5
+                 WHERE foreign_table = $1",
                 &[
                     relation.into(),
                     timestamp(position.began).into(),
                     position.after.as_ref().map(|id| id.as_str().to_owned()).into(),
+                    i64::try_from(position.read).unwrap_or(i64::MAX).into(),
+                    i64::try_from(position.total).unwrap_or(i64::MAX).into(),
                 ],
             );
         }
@@ -211,7 +218,7 @@ fn complete(mirror: &Mirror, watermark: i64) {
             "WITH counted AS (SELECT count(*) AS rows, max({updated_on}) AS latest FROM {table}),
                   forgotten AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1)
              UPDATE servicenow.sync_table t
-             SET phase = 'catchup', refill = false, filled = true, watermark = $2, fill_ended_at = clock_timestamp(),
+             SET phase = 'catchup', refill = false, filled = true, fill_columns = NULL, watermark = $2, fill_ended_at = clock_timestamp(),
                  rows = c.rows, rows_hidden = greatest(0, t.rows_total - c.rows),
                  last_change_at = greatest(t.last_change_at, c.latest)
              FROM counted c WHERE t.foreign_table = $1"

@@ -86,7 +86,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         // Where to go on after an interruption: a refill behind what has been compared.
         let mut place = after;
         let mut shown = 0;
-        let first = self.sweep_page(&mut sweep, &self.spec.layout).await?;
+        let first = self.sweep_page(&mut sweep, self.fill_layout()).await?;
         let total = first.total;
         let mut next = Some(first);
         while let Some(SweptPage { rows, progress, .. }) = next.take() {
@@ -108,7 +108,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 }
                 Progress::More => {
                     let mut ahead = sweep.clone();
-                    let (_, page) = try_join(keep, self.sweep_page(&mut ahead, &self.spec.layout)).await?;
+                    let (_, page) = try_join(keep, self.sweep_page(&mut ahead, self.fill_layout())).await?;
                     sweep = ahead;
                     Some(page)
                 }
@@ -127,6 +127,11 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut left = left.lock().expect("no panic while it is held");
         left.retain(|r| r.number != number);
         Ok(())
+    }
+
+    /// What a fill reads.
+    fn fill_layout(&self) -> &Arc<Layout> {
+        self.spec.fill_layout.as_ref().unwrap_or(&self.spec.layout)
     }
 
     /// Keeps rows of a range and how far it has come, and lets go of what a stretch of it does not show any more.

@@ -29,6 +29,8 @@ pub struct Spec {
     pub table: TableName,
     /// The columns.
     pub layout: Arc<Layout>,
+    /// The columns that are all the next fill has to read; the others are as they should be. `None` for all.
+    pub fill_layout: Option<Arc<Layout>>,
     /// Which records.
     pub query: Query,
     /// The time between two polls.

@@ -111,7 +111,8 @@ pub enum Step {
     /// The rows that have changed last, of a table that is being filled for the first time: they are there before
     /// the others. They replace older versions only.
     Newest(Rows),
-    /// Rows of a range, and how far it has come with them.
+    /// Rows of a range, and how far it has come with them. They may have some of the columns only
+    /// ([`Spec::fill_layout`](super::mirror::Spec)): then they are of use where the store has the same version.
     Filled {
         /// The range's number.
         number: i32,

@@ -75,6 +75,7 @@ impl World {
             query: Query::all(),
             poll_interval: Duration::from_millis(10),
             reconcile_interval: Duration::from_secs(3_600),
+            fill_layout: None,
             scrub_interval: Duration::from_secs(7 * 86_400),
             page_size: 1_000,
             parallel: 4,
