@@ -117,6 +117,26 @@ async fn recursion_windows_sets_and_whole_rows() {
     assert!(error.message().starts_with("TABLESAMPLE clause can only be applied"), "{}", error.message());
 }
 
+/// What an outer join computes may end up in a scan, when the join turns out to be an inner one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expression_from_below_an_outer_join_is_computed_by_the_scan() {
+    let world = with_copies().await;
+    for system_column in ["", "i.tableoid IS NOT NULL AS there, "] {
+        let below =
+            format!("SELECT {system_column}coalesce(i.state, 0) AS s, i.caller_id, i.number FROM incident i");
+        for query in [
+            format!(
+                "SELECT p.name, x.* FROM person p LEFT JOIN ({below}) x ON x.caller_id = p.sys_id WHERE x.s = 2"
+            ),
+            format!(
+                "SELECT p.name, x.* FROM person p LEFT JOIN ({below}) x ON x.caller_id = p.sys_id WHERE x.s = length(p.name) - 10"
+            ),
+        ] {
+            on_both(&world, &[], &query).await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cursors_scroll_and_outlive_their_transaction() {
     let world = with_copies().await;

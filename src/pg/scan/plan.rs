@@ -549,7 +549,15 @@ unsafe extern "C-unwind" fn localize(node: *mut pg_sys::Node, context: *mut c_vo
                 without_nulling_relations(copy);
                 copy.cast()
             }
-            pg_sys::NodeTag::T_PlaceHolderVar => (*localizer).parameter(node),
+            pg_sys::NodeTag::T_PlaceHolderVar => {
+                let holder: *mut pg_sys::PlaceHolderVar = node.cast();
+                if pg_sys::bms_is_member((*localizer).relid, (*holder).phrels) {
+                    // What the scan itself computes: as below an outer join that turned out to be an inner one.
+                    localize((*holder).phexpr.cast(), context)
+                } else {
+                    (*localizer).parameter(node)
+                }
+            }
             pg_sys::NodeTag::T_Param
                 if (*node.cast::<pg_sys::Param>()).paramkind == pg_sys::ParamKind::PARAM_EXEC =>
             {
