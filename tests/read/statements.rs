@@ -137,6 +137,22 @@ async fn an_expression_from_below_an_outer_join_is_computed_by_the_scan() {
     }
 }
 
+/// Processes of a parallel query may be the first of theirs to read a foreign table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_reads_in_a_parallel_query() {
+    let world = with_copies().await;
+    on_both(
+        &world,
+        &[
+            "SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0",
+            "CREATE FUNCTION number_of(text) RETURNS text LANGUAGE plpgsql STABLE PARALLEL SAFE AS
+                 'BEGIN RETURN (SELECT number FROM incident WHERE sys_id = $1); END'",
+        ],
+        "SELECT count(number_of(sys_id)) FROM copy.incident",
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cursors_scroll_and_outlive_their_transaction() {
     let world = with_copies().await;
