@@ -314,6 +314,9 @@ async fn other_extensions_see_every_query() {
         let calls = "SELECT rows FROM pg_stat_statements WHERE query LIKE 'UPDATE incident%'";
         assert_eq!(world.db.value::<i64>(calls).await, 1);
         assert!(world.cluster.log().contains("Query Text: SELECT count(*) FROM incident"));
+        let scanned = world.db.value::<i64>("SELECT count(*) FROM incident WHERE tableoid > 0").await;
+        assert_eq!(scanned, world.db.value::<i64>("SELECT count(*) FROM incident").await);
+        assert!(world.cluster.log().contains("Cache Age"), "auto_explain prints foreign scans too");
     }
 }
 
