@@ -7,9 +7,10 @@
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
 
+use pgrx::spi::quote_identifier;
 use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
 
-use super::{Private, Source};
+use super::{CTID, Private, Source};
 use crate::pg::catalog;
 use crate::pg::expand::{analyze, set_owner};
 use crate::pg::rights;
@@ -25,7 +26,7 @@ struct Sketch {
     inner_clauses: *mut pg_sys::List,
     /// The inner query's plan.
     plan: *mut pg_sys::PlannedStmt,
-    /// Foreign attribute numbers of the inner query's output columns.
+    /// Foreign attribute numbers of the inner query's output columns; that of `ctid` is among them if it is needed.
     outputs: Vec<i16>,
     /// Expressions of the outer query that the inner one gets as parameters.
     exprs: *mut pg_sys::List,
@@ -349,11 +350,11 @@ impl Sketch {
         // SAFETY: by contract.
         unsafe {
             let outputs = needed_columns(rel, source);
-            let names: Vec<String> = outputs
-                .iter()
-                .filter_map(|number| source.columns.iter().find(|(n, _)| n == number))
-                .map(|(_, name)| pgrx::spi::quote_identifier(name))
-                .collect();
+            let name_of = |number: &i16| match *number {
+                CTID => Some("ctid".to_owned()),
+                _ => source.columns.iter().find(|(n, _)| n == number).map(|(_, name)| quote_identifier(name)),
+            };
+            let names: Vec<String> = outputs.iter().filter_map(name_of).collect();
             let table = catalog::qualified_name(source.cache).unwrap_or_default();
             let sql = format!("SELECT {} FROM {table}{}", names.join(", "), lock_clause(root, rel));
             let query = analyze(&sql);
@@ -414,8 +415,8 @@ unsafe fn needed_columns(rel: *mut pg_sys::RelOptInfo, source: &Source) -> Vec<i
             }
         }
         let all = numbers.contains(&0);
-        let wanted = |number: &i16| all || numbers.contains(number);
-        source.columns.iter().map(|(number, _)| *number).filter(wanted).collect()
+        let wanted = |number: &i16| (all && *number != CTID) || numbers.contains(number);
+        source.columns.iter().map(|(number, _)| *number).chain([CTID]).filter(wanted).collect()
     }
 }
 
