@@ -109,6 +109,7 @@ async fn recursion_windows_sets_and_whole_rows() {
         "SELECT i.tableoid IS NOT NULL, count(*), count(DISTINCT i.ctid) FROM incident i GROUP BY 1",
         "SELECT number FROM incident WHERE ctid IN (SELECT ctid FROM incident WHERE priority = 1)",
         "SELECT a.number, b.number FROM incident a JOIN incident b ON a.caller_id = b.caller_id AND a.ctid < b.ctid",
+        "SELECT number, i IS NULL FROM incident i WHERE i IS NOT NULL",
         "TABLE incident",
         "SELECT number, ordinal FROM ROWS FROM (generate_series(1, 3)) WITH ORDINALITY g (n, ordinal), incident WHERE state = n",
         "VALUES ((SELECT count(*) FROM incident), (SELECT max(number) FROM problem))",
