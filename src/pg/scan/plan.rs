@@ -211,6 +211,50 @@ unsafe extern "C-unwind" fn is_column(
     }
 }
 
+/// Has what drives a scan come from a partition instead of from the partitioned table: a join partition by partition.
+///
+/// # Safety
+/// Called by the planner as `ReparameterizeForeignPathByChild`, with the private list of a path of [`add_path`].
+pub unsafe fn reparameterize(
+    root: *mut pg_sys::PlannerInfo,
+    private: *mut pg_sys::List,
+    child: *mut pg_sys::RelOptInfo,
+) -> *mut pg_sys::List {
+    // SAFETY: by contract; lists are nodes, and what is made lives as long as the path it belongs to.
+    unsafe {
+        let of_parent: *const Sketch = pg_sys::list_nth(private, 0).cast();
+        let sketch = Sketch {
+            cache: (*of_parent).cache,
+            inner_clauses: of_child(root, (*of_parent).inner_clauses, child),
+            plan: (*of_parent).plan,
+            outputs: (*of_parent).outputs.clone(),
+            exprs: of_child(root, (*of_parent).exprs, child),
+            first_param: (*of_parent).first_param,
+        };
+        let sketch = PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(sketch);
+        pg_sys::lappend(null_mut(), sketch.cast())
+    }
+}
+
+/// Expressions with the columns of a partitioned table replaced by its child's.
+///
+/// # Safety
+/// `child` is a partition in the planner's hands, `exprs` a list of expressions.
+unsafe fn of_child(
+    root: *mut pg_sys::PlannerInfo,
+    exprs: *mut pg_sys::List,
+    child: *mut pg_sys::RelOptInfo,
+) -> *mut pg_sys::List {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let (from, to) = ((*child).relids, (*child).top_parent_relids);
+        #[cfg(not(feature = "pg15"))]
+        let (from, to) = (child, (*child).top_parent);
+        pg_sys::adjust_appendrel_attrs_multilevel(root, exprs.cast(), from, to).cast()
+    }
+}
+
 /// Makes the plan node of a path.
 ///
 /// # Safety
@@ -228,7 +272,7 @@ pub unsafe fn plan(
         let sketch: *mut Sketch = pg_sys::list_nth((*path).fdw_private, 0).cast();
         let mut local = null_mut();
         for info in PgList::<pg_sys::RestrictInfo>::from_pg(scan_clauses).iter_ptr() {
-            let done_inside = pg_sys::list_member_ptr((*sketch).inner_clauses, (*info).clause.cast());
+            let done_inside = pg_sys::list_member((*sketch).inner_clauses, (*info).clause.cast());
             if !(*info).pseudoconstant && !done_inside {
                 local = pg_sys::lappend(local, (*info).clause.cast());
             }
