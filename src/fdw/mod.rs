@@ -28,7 +28,9 @@ impl Wrapper for ServiceNow {
     }
 
     fn age(relation: pg_sys::Oid) -> Option<String> {
-        catalog::progress(relation, catalog::timestamp(SystemTime::now()))?.age
+        // auto_explain asks when the statement's own snapshot is gone already.
+        let now = catalog::timestamp(SystemTime::now());
+        pg::xact::with_latest_snapshot(|| catalog::progress(relation, now))?.age
     }
 
     fn key(relation: pg_sys::Oid) -> i16 {

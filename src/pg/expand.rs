@@ -15,6 +15,8 @@ use super::rights::Wanted;
 pub struct Template {
     query: *mut pg_sys::Query,
     cache: pg_sys::Oid,
+    /// Some columns stand for dropped ones.
+    has_fillers: bool,
     /// Owns the query; deleted with the template.
     _context: PgMemoryContexts,
 }
@@ -51,7 +53,8 @@ impl Template {
             let query = context.switch_to(|_| pg_sys::copyObjectImpl(query.cast())).cast();
             (context, query)
         };
-        Some(Self { query, cache, _context: context })
+        let has_fillers = outputs.iter().any(|output| matches!(output, Output::Dropped(..)));
+        Some(Self { query, cache, has_fillers, _context: context })
     }
 }
 
@@ -121,7 +124,7 @@ pub unsafe fn expand<E: Expansions>(query: *mut pg_sys::Query, expansions: &E) {
             match (*rte).rtekind {
                 pg_sys::RTEKind::RTE_RELATION if is_source(query, index, rte) => {
                     if let Some(template) = locked_template(query, index, (*rte).relid, expansions)
-                        && !reads_system_columns(query, index)
+                        && !needs_scan(query, index, template.has_fillers)
                     {
                         replace(query, index, rte, &template);
                     }
@@ -220,24 +223,24 @@ unsafe fn lock_mode(query: *mut pg_sys::Query, index: i32) -> pg_sys::LOCKMODE {
 struct Place {
     index: i32,
     levels_up: pg_sys::Index,
+    /// Attribute numbers below this are looked for.
+    below: i16,
 }
 
-/// Whether the query reads a system column such as `tableoid` of the relation. A subquery has none; the foreign
-/// scan has.
+/// Whether the query reads what only the foreign scan has: a system column such as `tableoid` of the relation; or its
+/// row as a whole, if some columns are dropped. A subquery has no system columns, and its row has one more column for
+/// each dropped one, which makes a difference to `IS NOT NULL`.
 ///
 /// # Safety
 /// `query` is valid.
-unsafe fn reads_system_columns(query: *mut pg_sys::Query, index: i32) -> bool {
-    let mut place = Place { index, levels_up: 0 };
+unsafe fn needs_scan(query: *mut pg_sys::Query, index: i32, has_fillers: bool) -> bool {
+    let mut place = Place { index, levels_up: 0, below: if has_fillers { 1 } else { 0 } };
     // SAFETY: by contract.
-    unsafe { pg_sys::query_tree_walker(query, Some(is_system_column), (&raw mut place).cast(), 0) }
+    unsafe { pg_sys::query_tree_walker(query, Some(is_below), (&raw mut place).cast(), 0) }
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn is_system_column(
-    node: *mut pg_sys::Node,
-    context: *mut std::ffi::c_void,
-) -> bool {
+unsafe extern "C-unwind" fn is_below(node: *mut pg_sys::Node, context: *mut std::ffi::c_void) -> bool {
     if node.is_null() {
         return false;
     }
@@ -249,15 +252,15 @@ unsafe extern "C-unwind" fn is_system_column(
                 let var: *mut pg_sys::Var = node.cast();
                 (*var).varno == (*place).index
                     && (*var).varlevelsup == (*place).levels_up
-                    && (*var).varattno < 0
+                    && (*var).varattno < (*place).below
             }
             pg_sys::NodeTag::T_Query => {
                 (*place).levels_up += 1;
-                let found = pg_sys::query_tree_walker(node.cast(), Some(is_system_column), context, 0);
+                let found = pg_sys::query_tree_walker(node.cast(), Some(is_below), context, 0);
                 (*place).levels_up -= 1;
                 found
             }
-            _ => pg_sys::expression_tree_walker(node, Some(is_system_column), context),
+            _ => pg_sys::expression_tree_walker(node, Some(is_below), context),
         }
     }
 }

@@ -54,9 +54,13 @@ impl Start {
         // SAFETY: the query's own snapshot, which it has registered.
         unsafe {
             let snapshot = (*self.0).snapshot;
+            // EXECUTE runs with the snapshot that the client's portal keeps for the result, so that nothing in it is
+            // vacuumed away. Such a portal has no name, but for clients that give it one.
+            let portal = pg_sys::GetPortalByName(c"".as_ptr());
+            let is_kept = !portal.is_null() && (*portal).holdSnapshot == snapshot;
             !snapshot.is_null()
                 && (*snapshot).snapshot_type == pg_sys::SnapshotType::SNAPSHOT_MVCC
-                && (*snapshot).regd_count == 1
+                && (*snapshot).regd_count == 1 + u32::from(is_kept)
         }
     }
 
@@ -66,7 +70,7 @@ impl Start {
             return;
         }
         // SAFETY: nothing has been read with the old snapshot. The query holds the only reference to it beside
-        // the stack of active snapshots, where the new one takes its place if it was pushed for this query.
+        // its portal and the stack of active snapshots, where the new one takes its place if it was pushed for this query.
         unsafe {
             let old = (*self.0).snapshot;
             let is_active = pg_sys::ActiveSnapshotSet() && pg_sys::GetActiveSnapshot() == old;

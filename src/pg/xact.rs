@@ -138,8 +138,9 @@ pub fn when_interrupted<R>(f: impl FnOnce() -> R, tell: impl FnOnce()) -> R {
 
 /// Runs `f` with a snapshot of this moment.
 pub fn with_latest_snapshot<R>(f: impl FnOnce() -> R) -> R {
-    // SAFETY: inside a transaction; an ERROR in `f` pops the snapshot with the (sub)transaction.
-    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
+    // SAFETY: inside a transaction; an ERROR in `f` pops the snapshot with the (sub)transaction. The snapshot is the
+    // one for catalogs, copied: GetLatestSnapshot refuses during a parallel query. InvalidOid has it made anew.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid)) };
     let result = f();
     // SAFETY: the snapshot pushed above.
     unsafe { pg_sys::PopActiveSnapshot() };

@@ -107,7 +107,9 @@ async fn a_stale_table_is_polled_before_it_is_read() {
     world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '1h')").await;
     world.sync("incident").await;
     let id = world.find("incident", "number=INC0012345");
+    world.db.run("PREPARE kept AS SELECT short_description FROM incident WHERE number = 'INC0012345'").await;
     for (n, way) in [
+        "EXECUTE kept",
         "SELECT short_description FROM incident WHERE number = 'INC0012345'",
         "SELECT short_description FROM incident WHERE number = 'INC0012345' AND tableoid > 0",
         "SELECT (SELECT max(short_description) FROM incident WHERE number = 'INC0012345')",

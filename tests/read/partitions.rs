@@ -37,6 +37,23 @@ async fn a_foreign_table_is_a_partition_like_any_other() {
     assert!(world.db.value::<bool>(like).await);
     let by = "SELECT string_agg(DISTINCT tableoid::regclass::text, ',' ORDER BY tableoid::regclass::text) FROM ticket";
     assert_eq!(world.db.value::<String>(by).await, "local_ticket,now_ticket");
+    // A join partition by partition, too.
+    world
+        .db
+        .run(
+            "CREATE TABLE other (id text, source text NOT NULL) PARTITION BY LIST (source);
+             CREATE TABLE local_other PARTITION OF other FOR VALUES IN ('local');
+             CREATE TABLE now_other PARTITION OF other FOR VALUES IN ('problem');
+             INSERT INTO other SELECT sys_id, source FROM ticket",
+        )
+        .await;
+    let joined = "SELECT count(number) FROM other o JOIN ticket t ON t.sys_id = o.id AND t.source = o.source";
+    for setting in
+        ["enable_seqscan = on", "enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off"]
+    {
+        world.db.run(&format!("SET enable_partitionwise_join = on; SET {setting}")).await;
+        assert_eq!(world.db.value::<i64>(joined).await, problems + 2, "{setting}");
+    }
     // A join looks rows of every partition up by their key.
     world.db.run("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off").await;
     world

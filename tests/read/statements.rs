@@ -106,7 +106,10 @@ async fn recursion_windows_sets_and_whole_rows() {
         "SELECT number FROM incident WHERE (state, priority) IN (SELECT state, priority FROM incident WHERE active)",
         "SELECT number FROM incident WHERE state < ANY (ARRAY(SELECT state FROM problem))",
         "SELECT DISTINCT ON (state) state, number FROM incident ORDER BY state, number",
-        "SELECT i.ctid IS NOT NULL, i.tableoid IS NOT NULL, count(*) FROM incident i GROUP BY 1, 2",
+        "SELECT i.tableoid IS NOT NULL, count(*), count(DISTINCT i.ctid) FROM incident i GROUP BY 1",
+        "SELECT number FROM incident WHERE ctid IN (SELECT ctid FROM incident WHERE priority = 1)",
+        "SELECT a.number, b.number FROM incident a JOIN incident b ON a.caller_id = b.caller_id AND a.ctid < b.ctid",
+        "SELECT number, i IS NULL FROM incident i WHERE i IS NOT NULL",
         "TABLE incident",
         "SELECT number, ordinal FROM ROWS FROM (generate_series(1, 3)) WITH ORDINALITY g (n, ordinal), incident WHERE state = n",
         "VALUES ((SELECT count(*) FROM incident), (SELECT max(number) FROM problem))",
@@ -115,6 +118,42 @@ async fn recursion_windows_sets_and_whole_rows() {
     }
     let error = world.db.error("SELECT * FROM incident TABLESAMPLE SYSTEM (10)").await;
     assert!(error.message().starts_with("TABLESAMPLE clause can only be applied"), "{}", error.message());
+}
+
+/// What an outer join computes may end up in a scan, when the join turns out to be an inner one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expression_from_below_an_outer_join_is_computed_by_the_scan() {
+    let world = with_copies().await;
+    for system_column in ["", "i.tableoid IS NOT NULL AS there, "] {
+        let below =
+            format!("SELECT {system_column}coalesce(i.state, 0) AS s, i.caller_id, i.number FROM incident i");
+        for query in [
+            format!(
+                "SELECT p.name, x.* FROM person p LEFT JOIN ({below}) x ON x.caller_id = p.sys_id WHERE x.s = 2"
+            ),
+            format!(
+                "SELECT p.name, x.* FROM person p LEFT JOIN ({below}) x ON x.caller_id = p.sys_id WHERE x.s = length(p.name) - 10"
+            ),
+        ] {
+            on_both(&world, &[], &query).await;
+        }
+    }
+}
+
+/// Processes of a parallel query may be the first of theirs to read a foreign table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_reads_in_a_parallel_query() {
+    let world = with_copies().await;
+    on_both(
+        &world,
+        &[
+            "SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0",
+            "CREATE FUNCTION number_of(text) RETURNS text LANGUAGE plpgsql STABLE PARALLEL SAFE AS
+                 'BEGIN RETURN (SELECT number FROM incident WHERE sys_id = $1); END'",
+        ],
+        "SELECT count(number_of(sys_id)) FROM copy.incident",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,6 +317,9 @@ async fn other_extensions_see_every_query() {
         let calls = "SELECT rows FROM pg_stat_statements WHERE query LIKE 'UPDATE incident%'";
         assert_eq!(world.db.value::<i64>(calls).await, 1);
         assert!(world.cluster.log().contains("Query Text: SELECT count(*) FROM incident"));
+        let scanned = world.db.value::<i64>("SELECT count(*) FROM incident WHERE tableoid > 0").await;
+        assert_eq!(scanned, world.db.value::<i64>("SELECT count(*) FROM incident").await);
+        assert!(world.cluster.log().contains("Cache Age"), "auto_explain prints foreign scans too");
     }
 }
 

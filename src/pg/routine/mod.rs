@@ -114,6 +114,7 @@ pub fn routine<W: Wrapper>() -> PgBox<pg_sys::FdwRoutine, AllocatedByRust> {
     routine.GetForeignRelSize = Some(get_rel_size::<W>);
     routine.GetForeignPaths = Some(get_paths);
     routine.GetForeignPlan = Some(get_plan);
+    routine.ReparameterizeForeignPathByChild = Some(reparameterize);
     routine.BeginForeignScan = Some(begin_scan);
     routine.IterateForeignScan = Some(iterate_scan);
     routine.ReScanForeignScan = Some(rescan);
@@ -167,6 +168,16 @@ unsafe extern "C-unwind" fn get_plan(
 ) -> *mut pg_sys::ForeignScan {
     // SAFETY: the planner's own arguments, after `get_paths`.
     unsafe { plan::plan(root, rel, path, tlist, clauses, outer_plan) }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn reparameterize(
+    root: *mut pg_sys::PlannerInfo,
+    private: *mut pg_sys::List,
+    child: *mut pg_sys::RelOptInfo,
+) -> *mut pg_sys::List {
+    // SAFETY: the planner's own arguments.
+    unsafe { plan::reparameterize(root, private, child) }
 }
 
 #[pg_guard]

@@ -4,7 +4,7 @@ use std::ptr::null_mut;
 
 use pgrx::{PgList, PgMemoryContexts, pg_sys};
 
-use super::Private;
+use super::{CTID, Private};
 use crate::pg::catalog::c_string;
 use crate::pg::table::new_context;
 
@@ -13,6 +13,8 @@ struct ScanState {
     query: *mut pg_sys::QueryDesc,
     /// Where each output column goes in the scan's tuple, from 0.
     places: Vec<usize>,
+    /// The position of `ctid` among the output columns; behind the others, if it is needed.
+    ctid: Option<usize>,
     /// Executor parameters to evaluate, with the place of each in `params`.
     exprs: *mut pg_sys::List,
     params: pg_sys::ParamListInfo,
@@ -39,7 +41,9 @@ pub unsafe fn begin(node: *mut pg_sys::ForeignScanState, eflags: i32) {
         let cache = PgList::<pg_sys::Oid>::from_pg(private(Private::Cache).cast());
         let cache = cache.get_oid(0).expect("the plan names its cache table");
         let first_param = first_param.get_int(0).expect("the plan has its first parameter") as usize;
-        let places = outputs.iter_int().map(|number| number as usize - 1).collect();
+        let ctid = outputs.iter_int().position(|number| number == i32::from(CTID));
+        let columns = outputs.iter_int().filter(|number| *number != i32::from(CTID));
+        let places = columns.map(|number| number as usize - 1).collect();
 
         let estate = (*node).ss.ps.state;
         // The plan may have come from a cache that does not know the tables of an inner plan.
@@ -66,6 +70,7 @@ pub unsafe fn begin(node: *mut pg_sys::ForeignScanState, eflags: i32) {
         let state = ScanState {
             query,
             places,
+            ctid,
             exprs,
             params,
             first_param,
@@ -148,7 +153,11 @@ pub unsafe fn next(node: *mut pg_sys::ForeignScanState) -> *mut pg_sys::TupleTab
             values[*place] = *(*inner).tts_values.add(i);
             nulls[*place] = *(*inner).tts_isnull.add(i);
         }
-        pg_sys::ExecStoreVirtualTuple(slot)
+        pg_sys::ExecStoreVirtualTuple(slot);
+        if let Some(i) = (*state).ctid {
+            (*slot).tts_tid = *(*(*inner).tts_values.add(i)).cast_mut_ptr();
+        }
+        slot
     }
 }
 

@@ -21,6 +21,9 @@ pub struct Source {
     pub columns: Vec<(i16, String)>,
 }
 
+/// The attribute number of `ctid`. The cache's is the foreign table's too: what else could tell its rows apart?
+const CTID: i16 = pg_sys::SelfItemPointerAttributeNumber as i16;
+
 /// Positions of a plan's private list.
 #[repr(i32)]
 enum Private {

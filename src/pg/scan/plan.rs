@@ -7,9 +7,10 @@
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
 
+use pgrx::spi::quote_identifier;
 use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
 
-use super::{Private, Source};
+use super::{CTID, Private, Source};
 use crate::pg::catalog;
 use crate::pg::expand::{analyze, set_owner};
 use crate::pg::rights;
@@ -25,7 +26,7 @@ struct Sketch {
     inner_clauses: *mut pg_sys::List,
     /// The inner query's plan.
     plan: *mut pg_sys::PlannedStmt,
-    /// Foreign attribute numbers of the inner query's output columns.
+    /// Foreign attribute numbers of the inner query's output columns; that of `ctid` is among them if it is needed.
     outputs: Vec<i16>,
     /// Expressions of the outer query that the inner one gets as parameters.
     exprs: *mut pg_sys::List,
@@ -210,6 +211,50 @@ unsafe extern "C-unwind" fn is_column(
     }
 }
 
+/// Has what drives a scan come from a partition instead of from the partitioned table: a join partition by partition.
+///
+/// # Safety
+/// Called by the planner as `ReparameterizeForeignPathByChild`, with the private list of a path of [`add_path`].
+pub unsafe fn reparameterize(
+    root: *mut pg_sys::PlannerInfo,
+    private: *mut pg_sys::List,
+    child: *mut pg_sys::RelOptInfo,
+) -> *mut pg_sys::List {
+    // SAFETY: by contract; lists are nodes, and what is made lives as long as the path it belongs to.
+    unsafe {
+        let of_parent: *const Sketch = pg_sys::list_nth(private, 0).cast();
+        let sketch = Sketch {
+            cache: (*of_parent).cache,
+            inner_clauses: of_child(root, (*of_parent).inner_clauses, child),
+            plan: (*of_parent).plan,
+            outputs: (*of_parent).outputs.clone(),
+            exprs: of_child(root, (*of_parent).exprs, child),
+            first_param: (*of_parent).first_param,
+        };
+        let sketch = PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(sketch);
+        pg_sys::lappend(null_mut(), sketch.cast())
+    }
+}
+
+/// Expressions with the columns of a partitioned table replaced by its child's.
+///
+/// # Safety
+/// `child` is a partition in the planner's hands, `exprs` a list of expressions.
+unsafe fn of_child(
+    root: *mut pg_sys::PlannerInfo,
+    exprs: *mut pg_sys::List,
+    child: *mut pg_sys::RelOptInfo,
+) -> *mut pg_sys::List {
+    // SAFETY: by contract.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let (from, to) = ((*child).relids, (*child).top_parent_relids);
+        #[cfg(not(feature = "pg15"))]
+        let (from, to) = (child, (*child).top_parent);
+        pg_sys::adjust_appendrel_attrs_multilevel(root, exprs.cast(), from, to).cast()
+    }
+}
+
 /// Makes the plan node of a path.
 ///
 /// # Safety
@@ -227,7 +272,7 @@ pub unsafe fn plan(
         let sketch: *mut Sketch = pg_sys::list_nth((*path).fdw_private, 0).cast();
         let mut local = null_mut();
         for info in PgList::<pg_sys::RestrictInfo>::from_pg(scan_clauses).iter_ptr() {
-            let done_inside = pg_sys::list_member_ptr((*sketch).inner_clauses, (*info).clause.cast());
+            let done_inside = pg_sys::list_member((*sketch).inner_clauses, (*info).clause.cast());
             if !(*info).pseudoconstant && !done_inside {
                 local = pg_sys::lappend(local, (*info).clause.cast());
             }
@@ -349,11 +394,11 @@ impl Sketch {
         // SAFETY: by contract.
         unsafe {
             let outputs = needed_columns(rel, source);
-            let names: Vec<String> = outputs
-                .iter()
-                .filter_map(|number| source.columns.iter().find(|(n, _)| n == number))
-                .map(|(_, name)| pgrx::spi::quote_identifier(name))
-                .collect();
+            let name_of = |number: &i16| match *number {
+                CTID => Some("ctid".to_owned()),
+                _ => source.columns.iter().find(|(n, _)| n == number).map(|(_, name)| quote_identifier(name)),
+            };
+            let names: Vec<String> = outputs.iter().filter_map(name_of).collect();
             let table = catalog::qualified_name(source.cache).unwrap_or_default();
             let sql = format!("SELECT {} FROM {table}{}", names.join(", "), lock_clause(root, rel));
             let query = analyze(&sql);
@@ -414,8 +459,8 @@ unsafe fn needed_columns(rel: *mut pg_sys::RelOptInfo, source: &Source) -> Vec<i
             }
         }
         let all = numbers.contains(&0);
-        let wanted = |number: &i16| all || numbers.contains(number);
-        source.columns.iter().map(|(number, _)| *number).filter(wanted).collect()
+        let wanted = |number: &i16| (all && *number != CTID) || numbers.contains(number);
+        source.columns.iter().map(|(number, _)| *number).chain([CTID]).filter(wanted).collect()
     }
 }
 
@@ -549,7 +594,15 @@ unsafe extern "C-unwind" fn localize(node: *mut pg_sys::Node, context: *mut c_vo
                 without_nulling_relations(copy);
                 copy.cast()
             }
-            pg_sys::NodeTag::T_PlaceHolderVar => (*localizer).parameter(node),
+            pg_sys::NodeTag::T_PlaceHolderVar => {
+                let holder: *mut pg_sys::PlaceHolderVar = node.cast();
+                if pg_sys::bms_is_member((*localizer).relid, (*holder).phrels) {
+                    // What the scan itself computes: as below an outer join that turned out to be an inner one.
+                    localize((*holder).phexpr.cast(), context)
+                } else {
+                    (*localizer).parameter(node)
+                }
+            }
             pg_sys::NodeTag::T_Param
                 if (*node.cast::<pg_sys::Param>()).paramkind == pg_sys::ParamKind::PARAM_EXEC =>
             {
