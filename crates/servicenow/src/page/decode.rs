@@ -71,8 +71,14 @@ fn decode(layout: &Arc<Layout>, body: &[u8], shape: Shape) -> Result<Rows> {
         failure: None,
         route: Vec::new(),
     };
-    let mut json = serde_json::Deserializer::from_slice(body);
+    // Once for all: the parser would look at every string by itself.
+    let (valid, is_broken) = match std::str::from_utf8(body) {
+        Ok(text) => (text, false),
+        Err(e) => (std::str::from_utf8(&body[..e.valid_up_to()]).unwrap_or_default(), true),
+    };
+    let mut json = serde_json::Deserializer::from_str(valid);
     let parsed = Answer(&mut decoder).deserialize(&mut json).and_then(|()| json.end());
+    let parsed = if is_broken { parsed.and(Err(serde_json::Error::custom("not UTF-8"))) } else { parsed };
     if let Some(failure) = decoder.failure {
         return Err(failure);
     }
@@ -375,10 +381,15 @@ impl<'de> Visitor<'de> for FieldSink<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<(), A::Error> {
-        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-            match key.as_ref() {
-                "value" => map.next_value_seed(Scalar { sink: &mut self, label: false })?,
-                "display_value" => map.next_value_seed(Scalar { sink: &mut self, label: true })?,
+        let wants = self.target.wants;
+        while let Some(side) = map.next_key_seed(SideName)? {
+            match side {
+                Some(Show::Value) if wants.value => {
+                    map.next_value_seed(Scalar { sink: &mut self, label: false })?
+                }
+                Some(Show::Label) if wants.label => {
+                    map.next_value_seed(Scalar { sink: &mut self, label: true })?
+                }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -390,6 +401,35 @@ impl<'de> Visitor<'de> for FieldSink<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
         Ok(())
+    }
+}
+
+/// The name of a field's side.
+struct SideName;
+
+impl<'de> DeserializeSeed<'de> for SideName {
+    type Value = Option<Show>;
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<Option<Show>, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for SideName {
+    type Value = Option<Show>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> std::result::Result<Option<Show>, E> {
+        Ok(match name {
+            "value" => Some(Show::Value),
+            "display_value" => Some(Show::Label),
+            _ => None,
+        })
     }
 }
 

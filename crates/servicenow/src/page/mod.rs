@@ -41,6 +41,15 @@ pub struct Layout {
 struct Target {
     columns: Vec<usize>,
     stamp: Option<Stamp>,
+    /// Whether anybody wants the label, and the stored value.
+    wants: Sides,
+}
+
+/// Sides of a field.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sides {
+    label: bool,
+    value: bool,
 }
 
 /// The fields kept for every row besides the wanted columns.
@@ -59,10 +68,17 @@ impl Layout {
     pub fn new(columns: Vec<Column>) -> Self {
         let mut targets: HashMap<String, Target> = HashMap::new();
         for (i, column) in columns.iter().enumerate() {
-            targets.entry(column.field.clone()).or_default().columns.push(i);
+            let target = targets.entry(column.field.clone()).or_default();
+            target.columns.push(i);
+            match column.show {
+                Show::Label => target.wants.label = true,
+                Show::Value => target.wants.value = true,
+            }
         }
         for (field, stamp) in STAMPS {
-            targets.entry(field.to_owned()).or_default().stamp = Some(stamp);
+            let target = targets.entry(field.to_owned()).or_default();
+            target.stamp = Some(stamp);
+            target.wants.value = true;
         }
         Self { columns, targets }
     }
@@ -248,7 +264,7 @@ impl Rows {
     /// Keeps text without the NUL characters that Postgres cannot store.
     fn keep(&mut self, text: &str) -> Cell {
         let start = self.text.len() as u32;
-        if text.contains('\0') {
+        if text.as_bytes().contains(&0) {
             self.text.extend(text.chars().filter(|&c| c != '\0'));
         } else {
             self.text.push_str(text);
