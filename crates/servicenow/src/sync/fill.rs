@@ -4,16 +4,17 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use futures_util::future::try_join;
-use futures_util::stream::{TryStreamExt, iter};
+use futures_util::stream::{StreamExt, TryStreamExt, iter};
 
 use super::compare::{Difference, Gathering, Shown};
 use super::mirror::Mirror;
-use super::range::Range;
+use super::range::{self, Range};
 use super::recheck::recheck;
 use super::store::{OpenRange, Position, Step, Store};
 use super::sweep::{Progress, Seen, Sweep};
 use super::upkeep::Underway;
 use super::{Stop, local_seconds};
+use crate::client::retry::{self, Effect, Policy};
 use crate::client::table_api::{List, shrinking};
 use crate::client::transport::Transport;
 use crate::page::{Layout, Rows};
@@ -23,6 +24,12 @@ use crate::value::SysId;
 const SPLIT_FROM: u64 = 4_000;
 /// The ranges a larger table is read in.
 const RANGES: usize = 16;
+/// A table of so many pages is worth the calls that it takes to learn how its records are distributed.
+const MEASURED_PAGES: u64 = 50;
+/// Records looked at to find one that is shown.
+const LOOKED_AT: u32 = 20;
+/// Pages of what has changed last.
+const NEWEST_PAGES: u64 = 2;
 /// So many records of a refill are held before they are compared with the store.
 const COMPARED: usize = 50_000;
 
@@ -41,11 +48,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let at = SystemTime::now();
         let page = self.list(&self.spec.query, 1, 0, true).await?;
         let since = page.served_at.unwrap_or_else(|| local_seconds(at));
-        let count = match page.total {
-            Some(total) if total < SPLIT_FROM => 1,
-            _ => RANGES,
+        let ranges = match page.total {
+            Some(total) if total < SPLIT_FROM => Range::partition(1),
+            Some(total) if total >= MEASURED_PAGES * u64::from(self.spec.page_size) => {
+                self.measured().await?
+            }
+            _ => Range::partition(RANGES),
         };
-        let ranges = Range::partition(count);
         let open = ranges.iter().cloned().zip(0..);
         let open = open.map(|(range, number)| OpenRange { number, range, after: None }).collect();
         self.apply(Step::Begin { ranges, since, refill, total: page.total, at }).await?;
@@ -54,7 +63,67 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         self.underway = Underway::default();
         self.nudge();
         self.upkeep.scrub = None;
+        if !refill && page.total.is_some_and(|total| total > NEWEST_PAGES * u64::from(self.spec.page_size)) {
+            self.bring_newest().await?;
+        }
         Ok(())
+    }
+
+    /// Brings the rows that have changed last, so that a large table is of use soon. If the instance fails, the
+    /// fill that follows will meet it too.
+    async fn bring_newest(&self) -> Result<(), Stop> {
+        if !self.traits.is_some_and(|traits| traits.has_updated_on) {
+            return Ok(());
+        }
+        let newest =
+            self.spec.query.clone().order_by_descending("sys_updated_on").order_by_descending("sys_id");
+        for offset in (0..NEWEST_PAGES).map(|page| page * u64::from(self.spec.page_size)) {
+            let page = shrinking(self.spec.page_size, |limit| self.list(&newest, limit, offset, false)).await;
+            let Ok((page, _)) = page else { break };
+            self.apply(Step::Newest(page.rows)).await?;
+        }
+        Ok(())
+    }
+
+    /// Ranges that hold about the same number of records, whatever their identifiers look like: those of random
+    /// hexadecimal digits are counted, and what holds far more than its share is cut.
+    async fn measured(&self) -> Result<Vec<Range>, Stop> {
+        let ranges = Range::partition(RANGES);
+        let counted = iter(ranges.into_iter().map(|range| async move {
+            let query = range.within(self.spec.query.clone()).map_err(crate::Error::from)?;
+            Ok::<_, Stop>((self.client.count(&self.spec.table, &query).await?, range))
+        }));
+        let counted: Vec<_> = counted.buffered(self.spec.parallel.max(1)).try_collect().await?;
+        let share = counted.iter().map(|(count, _)| count).sum::<u64>().div_ceil(RANGES as u64).max(1);
+        let mut ranges = Vec::new();
+        for (count, range) in counted {
+            let parts = if count > 2 * share { count.div_ceil(share) } else { 1 };
+            let places = iter((1..parts).map(|part| self.record_at(&range, count * part / parts)));
+            let found: Vec<_> = places.buffered(self.spec.parallel.max(1)).try_collect().await?;
+            let mut bounds: Vec<SysId> =
+                found.into_iter().flatten().filter(|id| range.is_cut_by(id)).collect();
+            bounds.sort_by(|a, b| range::compare(a.as_str(), b.as_str()));
+            bounds.dedup_by(|a, b| range::compare(a.as_str(), b.as_str()).is_eq());
+            ranges.extend(range.cut(bounds));
+        }
+        Ok(ranges)
+    }
+
+    /// A record at about this place within a range, if one is shown there.
+    async fn record_at(&self, range: &Range, place: u64) -> Result<Option<SysId>, Stop> {
+        let query = range.within(self.spec.query.clone()).map_err(crate::Error::from)?.order_by("sys_id");
+        let layout = Arc::new(Layout::of_text(&[]));
+        let (table, query, limit) = (&self.spec.table, &query, LOOKED_AT);
+        match self
+            .client
+            .list(List { table, query, layout: &layout, limit, offset: place, count: false })
+            .await
+        {
+            Ok(page) => Ok(page.rows.ids().next().map(SysId::new)),
+            // Too far for the instance: the range stays as it is.
+            Err(e) if retry::policy(&e, Effect::Read) == Policy::Shrink => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Fills the open ranges, several at a time. A range's position advances in the store as its pages are

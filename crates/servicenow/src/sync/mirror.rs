@@ -22,6 +22,9 @@ use crate::value::TableName;
 /// The time between two readings of a table that cannot be polled because it has no `sys_updated_on`.
 const FULL_READ_INTERVAL: Duration = Duration::from_secs(600);
 
+/// The time between two looks whether a mass update has come to its end.
+const MASS_PAUSE: Duration = Duration::from_secs(10);
+
 /// What is mirrored, and how.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -86,8 +89,12 @@ pub struct Mirror<T, S: Store> {
     /// There was nothing more to be done at once: the next thing is a poll.
     is_idle: bool,
     pub(super) underway: Underway,
-    /// Everything may be read again because much differs; if that has just been done it does not help.
-    pub(super) may_refill: bool,
+    /// Everything has just been read again because of how much was counted; once more would not help.
+    pub(super) refilled_for_counts: bool,
+    /// Everything has just been read again because of how much had changed.
+    pub(super) refilled_for_changes: bool,
+    /// Since when much has been changing.
+    pub(super) mass_since: Option<SystemTime>,
 }
 
 impl Spec {
@@ -121,7 +128,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             last_poll: None,
             is_idle: true,
             underway: Underway::default(),
-            may_refill: true,
+            refilled_for_counts: false,
+            refilled_for_changes: false,
+            mass_since: None,
         }
     }
 
@@ -163,7 +172,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             }
             Position::Following { .. } if has_updated_on => {
                 if self.is_poll_due() {
-                    self.poll().await?;
+                    if !self.poll().await? {
+                        return Ok(self.spec.poll_interval.min(MASS_PAUSE));
+                    }
                     self.is_idle = false;
                 }
                 let is_more = match self.keep_up().await {

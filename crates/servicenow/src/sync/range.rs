@@ -63,6 +63,13 @@ impl Range {
         })
     }
 
+    /// Whether an identifier cuts the range in two, as a bound that can stand in a query.
+    pub fn is_cut_by(&self, bound: &SysId) -> bool {
+        let id = bound.as_str();
+        let is_lower = |lower: &SysId| compare(lower.as_str(), id).is_eq();
+        bound.is_plain() && id.trim() == id && self.contains(id) && !self.lower.as_ref().is_some_and(is_lower)
+    }
+
     /// Restricts a query to the range.
     pub fn within(&self, mut query: Query) -> Result<Query, QueryError> {
         if let Some(lower) = &self.lower {

@@ -24,9 +24,14 @@ const COUNTS_PER_PAGE: u64 = 4;
 /// Longer prefixes of identifiers are not counted by; such ranges are read, however large.
 const LONGEST_PREFIX: usize = 64;
 
+/// Whether so many records are more than are read one page after the other.
+pub fn is_many(records: u64, page: u64) -> bool {
+    records > MANY_PAGES * page
+}
+
 /// Whether so many records of a table of so many are too many to be looked at one by one.
 pub fn is_much(changed: u64, of: u64, page: u64) -> bool {
-    changed > MANY_PAGES * page && changed > of / MUCH
+    is_many(changed, page) && changed > of / MUCH
 }
 
 /// What has to be known, or done, next.
@@ -93,15 +98,6 @@ struct Swept {
 impl Part {
     fn rows(&self) -> u64 {
         self.counts.iter().map(|(_, rows)| rows).sum()
-    }
-
-    /// Whether there are two sides to a bound, which can stand in a query.
-    fn is_cut_by(&self, bound: &str) -> bool {
-        let is_lower = |lower: &SysId| compare(lower.as_str(), bound).is_eq();
-        SysId::new(bound).is_plain()
-            && bound.trim() == bound
-            && self.range.contains(bound)
-            && !self.range.lower.as_ref().is_some_and(is_lower)
     }
 }
 
@@ -273,7 +269,7 @@ impl Reconcile {
         for (at, pair) in part.counts.windows(2).enumerate() {
             before += pair[0].1;
             let bound = &pair[1].0;
-            if !part.is_cut_by(bound) {
+            if !part.range.is_cut_by(&SysId::new(bound.as_str())) {
                 continue;
             }
             let rank = (self.is_within_remembered(bound), rows.abs_diff(2 * before));

@@ -137,7 +137,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         if self.underway.counting.is_some() || self.reconcile_due_in().is_zero() {
             let mut counting = self.underway.counting.take().unwrap_or_else(|| Counting {
                 began: SystemTime::now(),
-                reconcile: Reconcile::new(self.spec.page_size, self.may_refill),
+                reconcile: Reconcile::new(self.spec.page_size, !self.refilled_for_counts),
                 sweeping: None,
                 shown: Vec::new(),
             });
@@ -203,12 +203,12 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             }
             Question::Refill => {
                 self.begin(true).await?;
-                self.may_refill = false;
+                self.refilled_for_counts = true;
             }
             Question::Done(total) => {
                 self.apply(Step::Reconciled { at: counting.began, total }).await?;
                 self.upkeep.reconciled = Some(counting.began);
-                self.may_refill = true;
+                self.refilled_for_counts = false;
                 return Ok(true);
             }
         }

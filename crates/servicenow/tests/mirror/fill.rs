@@ -5,10 +5,10 @@ use std::pin::pin;
 
 use servicenow::sync::range::Range;
 use servicenow::sync::store::Position;
-use servicenow_sim::Dataset;
+use servicenow_sim::{AclRule, Cut, Dataset, Effect, Fault};
 
 use crate::restart::begun;
-use crate::{TASK_FIELDS, World, fill, poll};
+use crate::{INTEGRATION, TASK_FIELDS, World, fill, poll};
 
 /// Runs a future, and does something each time before it goes on.
 pub async fn meanwhile<F: Future>(future: F, mut each: impl FnMut(usize)) -> F::Output {
@@ -63,6 +63,83 @@ async fn a_large_table_is_cut_into_ranges_and_filled_whole() {
         .filter(|r| r.parameter("sysparm_query").is_some_and(|q| q.contains("sys_id<")))
         .count();
     assert!(asked_by_range >= 15, "{asked_by_range}");
+}
+
+/// Identifiers need not be random: the ranges are cut where the records are.
+#[tokio::test]
+async fn ranges_hold_about_the_same_number_of_records_whatever_the_identifiers() {
+    for digits in [6, 32] {
+        let world = World::new("cmn_cost_center", &["name"]).await.in_pages_of(20);
+        world.sim.edit().delete_where("cmn_cost_center", "").expect("a query");
+        for n in 0..4_000 {
+            let id =
+                if n < 800 { format!("{n:031x}f").chars().rev().collect() } else { format!("{n:0digits$}") };
+            world.sim.edit().insert("cmn_cost_center", &[("sys_id", &id)]).expect("a record");
+        }
+        for id in ["global", "a,b", "ÄÖ"] {
+            world.sim.edit().insert("cmn_cost_center", &[("sys_id", id)]).expect("a record");
+        }
+        let mut mirror = world.mirror();
+        mirror.advance().await.expect("it begins");
+        let calls =
+            world.sim.requests().iter().filter(|r| r.table.as_deref() == Some("cmn_cost_center")).count();
+        assert!(calls <= 1 + 16 + 32 + 2, "{calls}");
+        let Position::Filling { open, .. } = mirror.position().clone() else {
+            panic!("{:?}", mirror.position())
+        };
+        let ids: Vec<String> = world.truth().into_keys().collect();
+        let held = open.iter().map(|o| ids.iter().filter(|id| o.range.contains(id)).count());
+        assert_eq!(held.clone().sum::<usize>(), ids.len(), "each record lies in one range");
+        let most = held.max().unwrap_or_default();
+        assert!(most <= 2 * ids.len() / 16 + 1, "{most} of {} in one range", ids.len());
+        fill(&mut mirror).await.expect("it is filled");
+        world.assert_alike();
+    }
+}
+
+/// A table that nobody shows a row of where it is cut, or whose deep pages take too long, is filled all the same.
+#[tokio::test]
+async fn ranges_that_cannot_be_cut_stay_as_they_are() {
+    let world = World::new("cmn_cost_center", &["name"]).await.in_pages_of(20);
+    for n in 0..4_000 {
+        world.sim.edit().insert("cmn_cost_center", &[("sys_id", &format!("{n:032}"))]).expect("a record");
+    }
+    world.sim.fault(
+        Fault::new(Effect::Cut { rows: 0, cut: Cut::Error }).table("cmn_cost_center").path("sysparm_offset="),
+    );
+    world.filled().await;
+    world.assert_alike();
+}
+
+#[tokio::test]
+async fn what_changed_last_is_there_first() {
+    let world = World::with(Dataset::Incidents(4_100), "incident", TASK_FIELDS).await.in_pages_of(100);
+    let changed: Vec<String> = world.truth().into_keys().step_by(25).collect();
+    changed.iter().for_each(|id| world.describe(id, "just changed"));
+    let mut mirror = world.mirror();
+    mirror.advance().await.expect("it begins");
+    assert_eq!(world.stored().len(), 200);
+    assert!(changed.iter().all(|id| world.stored_description(id).as_deref() == Some("just changed")));
+    fill(&mut mirror).await.expect("it is filled");
+    world.assert_alike();
+    // Not when there are rows already, nor where it would not help.
+    world.store.with(|m| m.position = Position::Start { refill: true });
+    world.sim.clear_requests();
+    world.mirror().advance().await.expect("it begins anew");
+    assert!(!world.lists().iter().any(|r| r.parameter("sysparm_query").is_some_and(|q| q.contains("DESC"))));
+}
+
+/// Whatever hinders the newest rows hinders nothing else.
+#[tokio::test]
+async fn without_a_right_to_sort_by_time_a_table_is_filled() {
+    let world = World::with(Dataset::Incidents(4_100), "incident", TASK_FIELDS).await.in_pages_of(100);
+    world.sim.edit().add_acl(AclRule::QueryRange {
+        table: "task".to_owned(),
+        field: "sys_updated_on".to_owned(),
+        user: Some(INTEGRATION.to_owned()),
+    });
+    fill(&mut world.mirror()).await.expect("it is filled");
+    world.assert_alike();
 }
 
 /// Counting tells the last page, so that nobody has to look behind it.

@@ -256,3 +256,84 @@ async fn a_record_that_changes_its_class_keeps_its_place() {
     assert_eq!(world.stored()[&id][4], "problem");
     world.assert_alike();
 }
+
+/// What most of a table changes in is read range by range, side by side, and not along the time of the changes.
+#[tokio::test]
+async fn a_mass_update_is_read_like_a_fill() {
+    let world = World::new("cmn_cost_center", &["name"]).await.in_pages_of(50);
+    for n in 0..2_500 {
+        world.sim.edit().insert("cmn_cost_center", &[("name", &n.to_string())]).expect("a record");
+    }
+    world.sim.clock().advance(Duration::from_secs(300));
+    let mut mirror = world.filled().await;
+    poll(&mut mirror).await;
+    let edit = world.sim.edit();
+    edit.update_where("cmn_cost_center", "sys_id>3", &[("name", "all at once")]).expect("a query");
+    edit.clone().without_workflow().delete_where("cmn_cost_center", "sys_idSTARTSWITHa").expect("a query");
+    // As long as it goes on, it is waited for.
+    for _ in 0..3 {
+        poll(&mut mirror).await;
+        assert!(matches!(mirror.position(), Position::Following { .. }), "{:?}", mirror.position());
+    }
+    world.sim.clock().advance(Duration::from_secs(70));
+    world.sim.clear_requests();
+    poll(&mut mirror).await;
+    assert!(matches!(mirror.position(), Position::Filling { refill: true, .. }), "{:?}", mirror.position());
+    crate::fill(&mut mirror).await.expect("it is filled");
+    let late = edit.insert("cmn_cost_center", &[("name", "afterwards")]).expect("a record");
+    poll(&mut mirror).await;
+    let by_time = |r: &servicenow_sim::LoggedRequest| {
+        r.parameter("sysparm_query").is_some_and(|query| query.contains("sys_updated_on"))
+    };
+    assert!(world.lists().iter().filter(|r| by_time(r)).count() <= 3);
+    assert!(world.stored().contains_key(&late));
+    world.assert_alike();
+    let now = world.sim.clock().now().timestamp();
+    assert!((now - 30..=now).contains(&watermark(mirror.position())));
+}
+
+/// Also where most of what changed does not match, and never did.
+#[tokio::test]
+async fn a_mass_update_of_other_records_is_not_read_along_their_time() {
+    let world = World::new("cmn_cost_center", &["name"]).await.in_pages_of(50).matching("nameSTARTSWITHmine");
+    for n in 0..2_500 {
+        let name = format!("{} {n}", if n % 50 == 0 { "mine" } else { "other" });
+        world.sim.edit().insert("cmn_cost_center", &[("name", &name)]).expect("a record");
+    }
+    world.sim.clock().advance(Duration::from_secs(300));
+    let mut mirror = world.filled().await;
+    poll(&mut mirror).await;
+    world.sim.edit().update_where("cmn_cost_center", "sys_id>1", &[("name", "nobody's")]).expect("a query");
+    world.sim.clock().advance(Duration::from_secs(70));
+    world.sim.clear_requests();
+    poll(&mut mirror).await;
+    crate::fill(&mut mirror).await.expect("it is filled");
+    poll(&mut mirror).await;
+    assert!(world.lists().len() < 20, "{}", world.lists().len());
+    crate::assert_same(&world.stored(), &world.truth_where("nameSTARTSWITHmine"));
+}
+
+/// A table that never comes to rest is read as it comes.
+#[tokio::test]
+async fn a_fill_after_a_mass_update_is_followed_by_a_poll_whatever_has_changed_meanwhile() {
+    let world = World::new("cmn_cost_center", &["name"]).await.in_pages_of(50);
+    for n in 0..2_000 {
+        world.sim.edit().insert("cmn_cost_center", &[("name", &n.to_string())]).expect("a record");
+    }
+    world.sim.clock().advance(Duration::from_secs(300));
+    let mut mirror = world.filled().await;
+    poll(&mut mirror).await;
+    let change = |name: &str| {
+        world.sim.edit().update_where("cmn_cost_center", "", &[("name", name)]).expect("a query");
+        world.sim.clock().advance(Duration::from_secs(90));
+    };
+    change("once");
+    poll(&mut mirror).await;
+    assert!(matches!(mirror.position(), Position::Filling { .. }), "{:?}", mirror.position());
+    change("twice");
+    crate::fill(&mut mirror).await.expect("it is filled");
+    change("three times");
+    poll(&mut mirror).await;
+    assert!(matches!(mirror.position(), Position::Following { .. }), "{:?}", mirror.position());
+    world.assert_alike();
+}
