@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::Method;
 use serde_json::{Map, Value as Json};
 
+use super::answer::served_at;
 use super::retry::{Effect, Policy, policy};
 use super::transport::{Response, Transport};
 use super::{Call, Client};
@@ -55,12 +56,6 @@ pub enum Identity {
     Fresh(SysId),
     /// Chosen by somebody: a record that has it may have been there before.
     Given(SysId),
-}
-
-/// The instance's clock when it answered, from the `Date` header.
-pub(super) fn served_at(response: &Response) -> Option<i64> {
-    let date = httpdate::parse_http_date(response.header("date")?).ok()?;
-    date.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs() as i64)
 }
 
 impl<T: Transport> Client<T> {
