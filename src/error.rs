@@ -34,9 +34,12 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             &format!("could not connect: {reason}"),
             "Check that the instance is up and that this host can reach it.",
         ),
-        Error::Broken { reason, .. } => plain(
+        Error::Broken { reason, .. } => {
+            plain(Sql::ERRCODE_CONNECTION_FAILURE, &format!("connection broke: {reason}"), "Try again.")
+        }
+        Error::TimedOut { .. } => plain(
             Sql::ERRCODE_CONNECTION_FAILURE,
-            &format!("connection broke: {reason}"),
+            "no answer came in time",
             "Try again; if it happens often, raise the server option request_timeout.",
         ),
         Error::Login => plain(

@@ -49,13 +49,19 @@ pub enum Error {
         /// The operating system's or TLS library's reason.
         reason: String,
     },
-    /// The connection broke or timed out after the request may have reached the instance.
+    /// The connection broke after the request may have reached the instance.
     #[error("connection to \"{host}\" broke: {reason}")]
     Broken {
         /// Host and port.
         host: String,
         /// What happened to the connection.
         reason: String,
+    },
+    /// No answer came in the time it may take; the request may have been carried out.
+    #[error("no answer from \"{host}\" came in time")]
+    TimedOut {
+        /// Host and port.
+        host: String,
     },
     /// The token endpoint refused the credentials; it gives one answer for every cause.
     #[error("login was refused")]
@@ -159,7 +165,11 @@ impl Error {
     pub fn leaves_outcome_unknown(&self) -> bool {
         matches!(
             self,
-            Error::Broken { .. } | Error::Unreadable(_) | Error::Unavailable { .. } | Error::TooLarge { .. }
+            Error::Broken { .. }
+                | Error::TimedOut { .. }
+                | Error::Unreadable(_)
+                | Error::Unavailable { .. }
+                | Error::TooLarge { .. }
         )
     }
 }

@@ -5,6 +5,7 @@
 
 mod answer;
 pub mod auth;
+pub mod page_size;
 pub mod retry;
 pub mod table_api;
 pub mod transport;

@@ -45,6 +45,11 @@ pub fn policy(error: &Error, effect: Effect) -> Policy {
             Effect::Read => Policy::Shrink,
             Effect::Idempotent | Effect::Once => Policy::Fail,
         },
+        // The same list would most likely take as long again.
+        Error::TimedOut { .. } => match effect {
+            Effect::Read => Policy::Shrink,
+            Effect::Idempotent | Effect::Once => unless_done(None),
+        },
         Error::Login
         | Error::Unauthorized(_)
         | Error::Refused { .. }
@@ -88,6 +93,9 @@ mod tests {
         let broken = Error::Broken { host: "h".into(), reason: "reset".into() };
         assert_eq!(policy(&broken, Effect::Once), Policy::Fail);
         assert_eq!(policy(&broken, Effect::Idempotent), Policy::Retry(None));
+        let timed_out = Error::TimedOut { host: "h".into() };
+        assert_eq!(policy(&timed_out, Effect::Once), Policy::Fail);
+        assert_eq!(policy(&timed_out, Effect::Idempotent), Policy::Retry(None));
         let unavailable = Error::Unavailable { status: 503, retry_after: None };
         assert_eq!(policy(&unavailable, Effect::Once), Policy::Fail);
         assert_eq!(policy(&Error::Discarded, Effect::Once), Policy::Retry(None));
@@ -101,8 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn a_list_cut_short_is_asked_for_in_smaller_pages() {
+    fn a_list_cut_short_or_too_slow_is_asked_for_in_smaller_pages() {
         assert_eq!(policy(&Error::CutShort(Default::default()), Effect::Read), Policy::Shrink);
+        assert_eq!(policy(&Error::TimedOut { host: "h".into() }, Effect::Read), Policy::Shrink);
     }
 
     proptest! {

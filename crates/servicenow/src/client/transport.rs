@@ -54,7 +54,8 @@ impl Response {
 
 /// Sends one request and gives back one answer, whatever its status.
 pub trait Transport: Send + Sync + 'static {
-    /// Fails with [`Error::Connect`] only if nothing was sent, with [`Error::Broken`] if something may have been.
+    /// Fails with [`Error::Connect`] only if nothing was sent, with [`Error::Broken`] or [`Error::TimedOut`] if
+    /// something may have been.
     fn send(&self, request: Request) -> impl Future<Output = Result<Response>> + Send;
 }
 
@@ -131,6 +132,8 @@ fn classify(host: &str, e: &reqwest::Error) -> Error {
     let reason = if e.is_timeout() { "timeout expired".to_owned() } else { root_cause(e) };
     if e.is_connect() || e.is_builder() {
         Error::Connect { host, reason }
+    } else if e.is_timeout() {
+        Error::TimedOut { host }
     } else {
         Error::Broken { host, reason }
     }

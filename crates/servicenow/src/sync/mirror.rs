@@ -15,6 +15,7 @@ use super::sweep::{Progress, Range, Seen, Sweep};
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds, pause_after};
 use crate::client::Client;
+use crate::client::page_size::PageSize;
 use crate::client::retry::{self, Effect, Policy};
 use crate::client::table_api::{List, Page, shrinking};
 use crate::client::transport::Transport;
@@ -44,7 +45,7 @@ pub struct Spec {
     pub query: Query,
     /// The time between two polls.
     pub poll_interval: Duration,
-    /// Rows asked for at a time.
+    /// Rows asked for at a time, at most.
     pub page_size: u32,
     /// Ranges filled side by side.
     pub parallel: usize,
@@ -82,6 +83,7 @@ pub struct Mirror<T, S: Store> {
     store: Arc<S>,
     table: S::Table,
     spec: Spec,
+    page_size: PageSize,
     position: Position,
     /// What the dictionary says that matters here; `None` if it has to be read.
     traits: Option<Traits>,
@@ -131,7 +133,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     ) -> Self {
         let known = known.filter(|_| !spec.paths().any(|path| path.contains('.')));
         let traits = known.and_then(|def| Traits::of(def, &spec).ok());
-        Self { client, store, table, spec, position, traits, last_poll: None }
+        let page_size = PageSize::new(spec.page_size);
+        Self { client, store, table, spec, page_size, position, traits, last_poll: None }
     }
 
     /// The position reached.
@@ -306,8 +309,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     async fn sweep_page(&self, sweep: &mut Sweep) -> Result<(Rows, Progress), Stop> {
         let (query, offset) = sweep.page(&self.spec.query)?;
         let (page, limit) =
-            shrinking(self.spec.page_size, |limit| self.list(&query, limit, offset, sweep.wants_count()))
-                .await?;
+            shrinking(&self.page_size, |limit| self.list(&query, limit, offset, sweep.wants_count())).await?;
         let last = page.rows.ids().last().map(SysId::new);
         let progress = sweep.advance(&Seen { rows: page.rows.len(), last, total: page.total }, limit);
         Ok((page.rows, progress))
@@ -320,7 +322,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut matching = HashSet::new();
         let mut next_watermark: Option<i64> = None;
         loop {
-            let (page, limit) = shrinking(self.spec.page_size, async |limit| {
+            let (page, limit) = shrinking(&self.page_size, async |limit| {
                 let (query, offset) = tail.page(&self.spec.query, limit)?;
                 self.list(&query, limit, offset, true).await
             })
@@ -371,7 +373,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut tail = Tail::new("sys_updated_on", watermark - OVERLAP);
         let mut others = Vec::new();
         loop {
-            let (page, limit) = shrinking(self.spec.page_size, async |limit| {
+            let (page, limit) = shrinking(&self.page_size, async |limit| {
                 let (query, offset) = tail.page(&Query::all(), limit)?;
                 let table = &self.spec.table;
                 let list = List { table, query: &query, layout: &layout, limit, offset, count: true };
