@@ -161,6 +161,18 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether it is certain that the request was not carried out.
+    pub(crate) fn was_not_carried_out(&self) -> bool {
+        matches!(
+            self,
+            Error::Connect { .. }
+                | Error::Login
+                | Error::Unauthorized(_)
+                | Error::RateLimited { .. }
+                | Error::Discarded
+        )
+    }
+
     /// Whether the request may have been carried out although no answer says so.
     pub fn leaves_outcome_unknown(&self) -> bool {
         matches!(

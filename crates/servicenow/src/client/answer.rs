@@ -6,6 +6,9 @@ use super::transport::Response;
 use crate::error::{Error, Refusal, Result, Words};
 use crate::page::decode_words;
 
+/// The longest wait that is believed: whatever asks for more has its clock wrong.
+const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
+
 /// Tells apart what an answer's status and `error` object mean; `Ok` if it may hold a result.
 /// The texts are those of the vendor's documentation and of captured answers.
 pub(super) fn interpret(response: &Response) -> Result<()> {
@@ -56,16 +59,30 @@ fn refusal(words: &Words) -> Refusal {
 /// both measured against the instance's own clock.
 pub(super) fn retry_after(response: &Response) -> Option<Duration> {
     let now = served_at(response);
-    if let Some(text) = response.header("retry-after") {
-        if let Ok(seconds) = text.trim().parse() {
-            return Some(Duration::from_secs(seconds));
-        }
-        let then = httpdate::parse_http_date(text).ok()?;
-        let then = then.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs() as i64;
-        return Some(Duration::from_secs(u64::try_from(then.saturating_sub(now?)).unwrap_or(0)));
-    }
-    let reset: i64 = response.header("x-ratelimit-reset")?.trim().parse().ok()?;
-    Some(Duration::from_secs(u64::try_from(reset.saturating_sub(now?)).unwrap_or(0)))
+    let until = |moment: i64| Some(u64::try_from(moment.saturating_sub(now?)).unwrap_or(0));
+    let seconds = match response.header("retry-after") {
+        Some(text) => match text.trim().parse() {
+            Ok(seconds) => Some(seconds),
+            Err(_) => {
+                let moment = httpdate::parse_http_date(text).ok()?;
+                until(moment.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs() as i64)
+            }
+        },
+        None => until(response.header("x-ratelimit-reset")?.trim().parse().ok()?),
+    };
+    seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_WAIT))
+}
+
+/// How long a call stood in the instance's queue, from `Server-Timing: sem_wait;dur=N, …` in milliseconds; none
+/// if the answer does not say.
+pub(super) fn queued(response: &Response) -> Duration {
+    let metrics = response.header("server-timing").into_iter().flat_map(|text| text.split(','));
+    let waits = metrics.filter_map(|metric| {
+        let (name, parameters) = metric.split_once(';')?;
+        let duration = parameters.split(';').find_map(|p| p.trim().strip_prefix("dur="))?;
+        (name.trim() == "sem_wait").then(|| duration.parse::<f64>().ok())?
+    });
+    waits.map(|ms| Duration::try_from_secs_f64(ms / 1000.0).unwrap_or_default()).sum()
 }
 
 /// The instance's clock when it answered, from the `Date` header.
@@ -170,6 +187,20 @@ mod tests {
         assert_eq!(wait(("retry-after", "17")), Some(17));
         assert_eq!(wait(("retry-after", "Thu, 03 Nov 2022 20:33:02 GMT")), Some(30));
         assert_eq!(wait(("x-ratelimit-reset", "1667507562")), Some(10));
+        assert_eq!(wait(("x-ratelimit-reset", "-9223372036854775808")), Some(0));
+        assert_eq!(wait(("retry-after", "18446744073709551615")), Some(86_400));
         assert_eq!(wait(("x-other", "1")), None);
+    }
+
+    #[test]
+    fn the_time_in_the_instances_queue_is_read_from_its_answer() {
+        let waited = |text| queued(&answer(200, &[("server-timing", text)], "")).as_millis();
+        assert_eq!(waited("sem_wait;dur=17, sesh_wait;dur=4"), 17);
+        assert_eq!(waited("db;dur=3.5,sem_wait;desc=\"queue\";dur=2.5"), 2);
+        for text in
+            ["", "sem_wait", "sem_wait;dur=", "sem_wait;dur=NaN", "sem_wait;dur=-1", "sem_wait;dur=1e300"]
+        {
+            assert_eq!(waited(text), 0, "{text}");
+        }
     }
 }

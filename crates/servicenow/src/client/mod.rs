@@ -5,28 +5,35 @@
 
 mod answer;
 pub mod auth;
+mod gate;
+mod limit;
 pub mod page_size;
 pub mod retry;
 pub mod table_api;
 pub mod transport;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use url::Url;
 
 use crate::error::{Error, Result, Words};
-use answer::interpret;
+use answer::{interpret, queued};
 use auth::{Credentials, Login};
+use gate::{Gate, Permit};
+use limit::Outcome;
 use retry::{Effect, Patience, Policy};
 use transport::{Request, Response, Transport};
 
 /// Longer addresses are refused by the front end of an instance (8 KiB), some proxies sooner.
 const URL_LIMIT: usize = 7_500;
+
+/// The longest we hold all calls back of our own accord.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Where an instance is and how to log in to it.
 #[derive(Clone, Debug)]
@@ -37,7 +44,7 @@ pub struct Instance {
     pub token_url: Option<Url>,
     /// The login.
     pub credentials: Credentials,
-    /// The most calls under way at a time.
+    /// The most calls under way at a time; fewer if the instance does not bear as many.
     pub max_concurrency: usize,
     /// When to give up.
     pub patience: Patience,
@@ -59,9 +66,8 @@ struct Inner<T> {
     url: Url,
     login: Login,
     transport: T,
-    slots: Semaphore,
-    /// No call before this moment: what the instance last asked for.
-    not_before: std::sync::Mutex<Option<Instant>>,
+    gate: Arc<Gate>,
+    hold: Mutex<Hold>,
     patience: Patience,
 }
 
@@ -92,8 +98,8 @@ impl<T: Transport> Client<T> {
                 url: instance.url,
                 login: Login::new(instance.credentials, token_url),
                 transport,
-                slots: Semaphore::new(instance.max_concurrency.max(1)),
-                not_before: std::sync::Mutex::new(None),
+                gate: Gate::new(instance.max_concurrency),
+                hold: Mutex::default(),
                 patience: instance.patience,
             }),
         })
@@ -115,20 +121,24 @@ impl<T: Transport> Client<T> {
         }
     }
 
+    /// How many calls may be under way at the moment: as many as the instance bears, within `max_concurrency`.
+    pub fn concurrency(&self) -> usize {
+        self.inner.gate.limit()
+    }
+
     /// Sends a call until it is answered or not worth repeating, and decodes the answer. An answer that cannot
     /// be decoded counts as a failed attempt: instances send login pages and `null` with status 200.
     async fn call<R>(&self, call: Call, decode: impl Fn(&Response) -> Result<R>) -> Result<R> {
         let mut rejected: Option<HeaderValue> = None;
+        let mut unknown: Option<Error> = None;
         let mut attempt = 1;
-        loop {
-            let error = match self.attempt(&call, rejected.as_ref()).await {
-                Ok(response) => match decode(&response) {
-                    Ok(result) => {
-                        self.inner.login.note(true);
-                        return Ok(result);
-                    }
-                    Err(e) => e,
-                },
+        let error = loop {
+            let permit = match self.admit(call.effect).await {
+                Ok(permit) => permit,
+                Err(e) => break e,
+            };
+            let error = match self.attempt(permit, &call, rejected.as_ref(), &decode).await {
+                Ok(result) => return Ok(result),
                 Err((Error::Unauthorized(_), Some(header)))
                     if self.inner.login.has_token() && rejected.is_none() =>
                 {
@@ -142,31 +152,58 @@ impl<T: Transport> Client<T> {
                 self.inner.login.note(false);
             }
             attempt += 1;
-            let Policy::Retry(after) = retry::policy(&error, call.effect) else { return Err(error) };
+            let Policy::Retry(after) = retry::policy(&error, call.effect) else { break error };
             if let Some(wait) = after {
-                self.hold_until(Instant::now() + wait);
+                self.hold().ask(Instant::now() + wait);
             }
             if after.is_some_and(|wait| wait > self.inner.patience.longest_wait)
                 || attempt > self.inner.patience.attempts
             {
-                return Err(error);
+                break error;
+            }
+            if call.effect != Effect::Read && error.leaves_outcome_unknown() {
+                unknown.get_or_insert(error);
             }
             if after.is_none() {
                 sleep(retry::backoff(attempt, chance())).await;
+            }
+        };
+        // That the last attempt was not carried out says nothing about the ones before.
+        match unknown {
+            Some(before) if error.was_not_carried_out() => Err(before),
+            _ => Err(error),
+        }
+    }
+
+    /// Waits until a call may be made: until the instance has had the rest it asked for, and the calls before
+    /// this one have been let in.
+    async fn admit(&self, effect: Effect) -> Result<Permit> {
+        loop {
+            self.wait_for_rest().await?;
+            let permit = self.inner.gate.enter(effect).await;
+            // Calls that came back meanwhile may have been told to wait.
+            if self.hold().until() <= Some(Instant::now()) {
+                return Ok(permit);
             }
         }
     }
 
     /// One attempt; a failure comes with the login header it was made with.
-    async fn attempt(
+    async fn attempt<R>(
         &self,
+        permit: Permit,
         call: &Call,
         rejected: Option<&HeaderValue>,
-    ) -> std::result::Result<Response, (Error, Option<HeaderValue>)> {
-        self.wait_for_turn().await.map_err(|e| (e, None))?;
-        let _slot = self.inner.slots.acquire().await.expect("the semaphore is never closed");
+        decode: impl Fn(&Response) -> Result<R>,
+    ) -> std::result::Result<R, (Error, Option<HeaderValue>)> {
         let transport = &self.inner.transport;
-        let header = self.inner.login.header(transport, rejected).await.map_err(|e| (e, None))?;
+        let header = match self.inner.login.header(transport, rejected).await {
+            Ok(header) => header,
+            Err(e) => {
+                self.leave(permit, outcome_of_failure(&e));
+                return Err((e, None));
+            }
+        };
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(AUTHORIZATION, header.clone());
@@ -175,37 +212,84 @@ impl<T: Transport> Client<T> {
         }
         let request =
             Request { method: call.method.clone(), url: call.url.clone(), headers, body: call.body.clone() };
-        let response = transport.send(request).await.map_err(|e| (e, Some(header.clone())))?;
-        interpret(&response).map_err(|e| (e, Some(header)))?;
-        Ok(response)
+        let sent_at = Instant::now();
+        let sent = transport.send(request).await;
+        let latency = sent_at.elapsed();
+        let outcome = match &sent {
+            Ok(response) => match interpret(response) {
+                Err(e) if outcome_of_failure(&e) == Outcome::Overloaded => Outcome::Overloaded,
+                _ => Outcome::Answered { latency, queued: queued(response) },
+            },
+            Err(e) => outcome_of_failure(e),
+        };
+        // The next call need not wait for this one's answer to be decoded.
+        self.leave(permit, outcome);
+        let result = sent.and_then(|response| interpret(&response).and_then(|()| decode(&response)));
+        if result.is_ok() {
+            self.inner.login.note(true);
+        }
+        result.map_err(|e| (e, Some(header)))
+    }
+
+    /// Gives a permit back. When all that comes back is that there is too much to do, every call waits a while.
+    fn leave(&self, permit: Permit, outcome: Outcome) {
+        if let Some(setbacks @ 2..) = permit.end(outcome) {
+            let pause = retry::backoff(setbacks, chance()).min(LONGEST_PAUSE);
+            self.hold().ours = Some(Instant::now() + pause);
+        }
     }
 
     /// Waits as long as the instance has asked to; fails at once if that is longer than the caller would.
-    async fn wait_for_turn(&self) -> Result<()> {
+    async fn wait_for_rest(&self) -> Result<()> {
         loop {
-            let until = *self.inner.not_before.lock().expect("no panic while it is held");
-            let left = until.map(|moment| moment.saturating_duration_since(Instant::now()));
-            match (until, left) {
-                (Some(moment), Some(left)) if !left.is_zero() => {
-                    if left > self.inner.patience.longest_wait {
-                        let seconds = left.as_secs().max(1);
-                        let detail = format!(
-                            "No call was made: the instance has asked to wait for {seconds} more seconds."
-                        );
-                        let words = Words { message: "Rate limit exceeded".to_owned(), detail: Some(detail) };
-                        return Err(Error::RateLimited { retry_after: Some(left), words });
-                    }
-                    sleep_until(moment).await;
-                }
+            let (hold, now) = (*self.hold(), Instant::now());
+            let left = hold.asked.map_or(Duration::ZERO, |moment| moment.saturating_duration_since(now));
+            if left > self.inner.patience.longest_wait {
+                let seconds = left.as_secs().max(1);
+                let detail =
+                    format!("No call was made: the instance has asked to wait for {seconds} more seconds.");
+                let words = Words { message: "Rate limit exceeded".to_owned(), detail: Some(detail) };
+                return Err(Error::RateLimited { retry_after: Some(left), words });
+            }
+            match hold.until() {
+                Some(moment) if moment > now => sleep_until(moment).await,
                 _ => return Ok(()),
             }
         }
     }
 
-    /// Holds back every call of this client until then.
-    fn hold_until(&self, moment: Instant) {
-        let mut held = self.inner.not_before.lock().expect("no panic while it is held");
-        *held = Some(held.map_or(moment, |h| h.max(moment)));
+    fn hold(&self) -> MutexGuard<'_, Hold> {
+        self.inner.hold.lock().expect("no panic while it is held")
+    }
+}
+
+/// Until when no call is made.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hold {
+    /// What the instance has asked for.
+    asked: Option<Instant>,
+    /// What we have decided, because it asks for nothing and is overloaded.
+    ours: Option<Instant>,
+}
+
+impl Hold {
+    fn ask(&mut self, until: Instant) {
+        self.asked = self.asked.max(Some(until));
+    }
+
+    fn until(&self) -> Option<Instant> {
+        self.asked.max(self.ours)
+    }
+}
+
+/// What a failure says about the load of the instance.
+fn outcome_of_failure(error: &Error) -> Outcome {
+    match error {
+        Error::RateLimited { .. }
+        | Error::Discarded
+        | Error::TimedOut { .. }
+        | Error::Unavailable { status: 503, .. } => Outcome::Overloaded,
+        _ => Outcome::Unclear,
     }
 }
 

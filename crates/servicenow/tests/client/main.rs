@@ -1,7 +1,9 @@
-//! The client against a simulated instance, over HTTP: logins, answers, retries, records, dictionary, TLS.
+//! The client against a simulated instance, over HTTP: logins, answers, retries, load, records,
+//! dictionary, TLS.
 
 mod answers;
 mod dictionary;
+mod load;
 mod login;
 mod records;
 mod retry;
