@@ -75,6 +75,11 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             "Rate limit exceeded",
             "Wait, or have the rate limit rule for this user raised in ServiceNow.",
         ),
+        Error::BudgetUsedUp { .. } => plain(
+            Sql::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            &error.to_string(),
+            "Wait, or raise the server option max_calls_per_hour.",
+        ),
         Error::Discarded => plain(
             Sql::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             &error.to_string(),

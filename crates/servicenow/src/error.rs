@@ -91,6 +91,17 @@ pub enum Error {
         /// The instance's own words, if there are any.
         words: Words,
     },
+    /// The caller's own budget of calls (`max_calls_per_hour`) is used up; nothing was sent.
+    #[error(
+        "budget of {per_hour} calls an hour (max_calls_per_hour) is used up, and there is room in {} seconds",
+        room_in.as_secs().max(1)
+    )]
+    BudgetUsedUp {
+        /// The most calls in an hour.
+        per_hour: u32,
+        /// When there is room again.
+        room_in: Duration,
+    },
     /// Accepted by the front end but discarded: too many calls wait on one session.
     #[error("request was discarded because too many requests wait on one session")]
     Discarded,
@@ -169,6 +180,7 @@ impl Error {
                 | Error::Login
                 | Error::Unauthorized(_)
                 | Error::RateLimited { .. }
+                | Error::BudgetUsedUp { .. }
                 | Error::Discarded
         )
     }

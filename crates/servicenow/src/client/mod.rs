@@ -5,6 +5,7 @@
 
 mod answer;
 pub mod auth;
+pub mod budget;
 mod gate;
 mod limit;
 pub mod page_size;
@@ -24,16 +25,22 @@ use url::Url;
 use crate::error::{Error, Result, Words};
 use answer::{interpret, queued};
 use auth::{Credentials, Login};
+use budget::{Answer, Budget, Remaining};
 use gate::{Gate, Permit};
 use limit::Outcome;
-use retry::{Effect, Patience, Policy};
+use retry::{Effect, Patience, Policy, Urgency};
 use transport::{Request, Response, Transport};
 
 /// Longer addresses are refused by the front end of an instance (8 KiB), some proxies sooner.
 const URL_LIMIT: usize = 7_500;
 
 /// The longest we hold all calls back of our own accord.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const fn longest_pause(urgency: Urgency) -> Duration {
+    match urgency {
+        Urgency::Statement => Duration::from_secs(1),
+        Urgency::Background => Duration::from_secs(4),
+    }
+}
 
 /// Where an instance is and how to log in to it.
 #[derive(Clone, Debug)]
@@ -46,6 +53,8 @@ pub struct Instance {
     pub credentials: Credentials,
     /// The most calls under way at a time; fewer if the instance does not bear as many.
     pub max_concurrency: usize,
+    /// The most calls in any hour; those for tokens, which no rate limit rule of an instance covers, do not count.
+    pub max_calls_per_hour: Option<u32>,
     /// When to give up.
     pub patience: Patience,
 }
@@ -68,6 +77,7 @@ struct Inner<T> {
     transport: T,
     gate: Arc<Gate>,
     hold: Mutex<Hold>,
+    budget: Option<Mutex<Budget>>,
     patience: Patience,
 }
 
@@ -100,6 +110,7 @@ impl<T: Transport> Client<T> {
                 transport,
                 gate: Gate::new(instance.max_concurrency),
                 hold: Mutex::default(),
+                budget: instance.max_calls_per_hour.map(|calls| Mutex::new(Budget::new(calls, now()))),
                 patience: instance.patience,
             }),
         })
@@ -124,6 +135,21 @@ impl<T: Transport> Client<T> {
     /// How many calls may be under way at the moment: as many as the instance bears, within `max_concurrency`.
     pub fn concurrency(&self) -> usize {
         self.inner.gate.limit()
+    }
+
+    /// What is left of `max_calls_per_hour`, if there is such a budget.
+    pub fn budget(&self) -> Option<Remaining> {
+        self.with_budget(Budget::remaining)
+    }
+
+    /// Takes so many calls from the budget, which another process has just made.
+    pub fn note_calls_elsewhere(&self, calls: u32) {
+        self.with_budget(|budget, now| budget.note(calls, now));
+    }
+
+    fn with_budget<R>(&self, ask: impl FnOnce(&mut Budget, std::time::Instant) -> R) -> Option<R> {
+        let budget = self.inner.budget.as_ref()?;
+        Some(ask(&mut budget.lock().expect("no panic while it is held"), now()))
     }
 
     /// Sends a call until it is answered or not worth repeating, and decodes the answer. An answer that cannot
@@ -175,15 +201,34 @@ impl<T: Transport> Client<T> {
         }
     }
 
-    /// Waits until a call may be made: until the instance has had the rest it asked for, and the calls before
-    /// this one have been let in.
+    /// Waits until a call may be made: until the instance has had the rest it asked for, the budget has room, and
+    /// the calls before this one have been let in.
     async fn admit(&self, effect: Effect) -> Result<Permit> {
+        let urgency = match effect {
+            Effect::Read => self.inner.patience.urgency,
+            Effect::Idempotent | Effect::Once => Urgency::Statement,
+        };
         loop {
             self.wait_for_rest().await?;
+            self.wait_for_budget(urgency).await?;
             let permit = self.inner.gate.enter(effect).await;
-            // Calls that came back meanwhile may have been told to wait.
-            if self.hold().until() <= Some(Instant::now()) {
+            // Calls that came back meanwhile may have been told to wait, and others have taken from the budget.
+            if self.hold().until() <= Some(Instant::now())
+                && matches!(self.with_budget(|b, now| b.take(urgency, now)), None | Some(Answer::Go))
+            {
                 return Ok(permit);
+            }
+        }
+    }
+
+    async fn wait_for_budget(&self, urgency: Urgency) -> Result<()> {
+        loop {
+            match self.with_budget(|budget, now| (budget.ask(urgency, now), budget.remaining(now))) {
+                None | Some((Answer::Go, _)) => return Ok(()),
+                Some((Answer::Wait(wait), _)) => sleep(wait).await,
+                Some((Answer::UsedUp(room_in), Remaining { per_hour, .. })) => {
+                    return Err(Error::BudgetUsedUp { per_hour, room_in });
+                }
             }
         }
     }
@@ -234,7 +279,8 @@ impl<T: Transport> Client<T> {
     /// Gives a permit back. When all that comes back is that there is too much to do, every call waits a while.
     fn leave(&self, permit: Permit, outcome: Outcome) {
         if let Some(setbacks @ 2..) = permit.end(outcome) {
-            let pause = retry::backoff(setbacks, chance()).min(LONGEST_PAUSE);
+            let longest = longest_pause(self.inner.patience.urgency);
+            let pause = retry::backoff(setbacks, chance()).min(longest);
             self.hold().ours = Some(Instant::now() + pause);
         }
     }
@@ -291,6 +337,11 @@ fn outcome_of_failure(error: &Error) -> Outcome {
         | Error::Unavailable { status: 503, .. } => Outcome::Overloaded,
         _ => Outcome::Unclear,
     }
+}
+
+/// The moment, for what knows no runtime.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// A random number from 0 to 1, for jitter only.

@@ -52,6 +52,7 @@ pub fn policy(error: &Error, effect: Effect) -> Policy {
         },
         Error::Login
         | Error::Unauthorized(_)
+        | Error::BudgetUsedUp { .. }
         | Error::Refused { .. }
         | Error::NoTable(_)
         | Error::NoRecord(_)
@@ -65,6 +66,15 @@ pub fn policy(error: &Error, effect: Effect) -> Policy {
     }
 }
 
+/// Whether somebody waits for a client's answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// A statement does: its calls take what there is of a budget, and fail rather than waiting for an hour.
+    Statement,
+    /// Nobody does: reads leave the budget's reserve to others and wait for room for as long as it takes.
+    Background,
+}
+
 /// How many attempts a caller makes and how long it is willing to wait between two of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -72,6 +82,8 @@ pub struct Patience {
     pub attempts: u32,
     /// The longest wait an instance may ask for before the call gives up instead.
     pub longest_wait: Duration,
+    /// Whether somebody waits for the answers.
+    pub urgency: Urgency,
 }
 
 /// The wait before attempt `next` (2 for the second): doubling from a quarter of a second up to half a minute,

@@ -1,7 +1,8 @@
-//! The client against a simulated instance, over HTTP: logins, answers, retries, load, records,
+//! The client against a simulated instance, over HTTP: logins, answers, retries, load, budget, records,
 //! dictionary, TLS.
 
 mod answers;
+mod budget;
 mod dictionary;
 mod load;
 mod login;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use servicenow::Error;
 use servicenow::client::auth::{Credentials, Secret};
-use servicenow::client::retry::Patience;
+use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::table_api::{List, Page};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
@@ -42,7 +43,8 @@ fn set_up(
         token_url: None,
         credentials,
         max_concurrency: 8,
-        patience: Patience { attempts: 3, longest_wait: Duration::from_secs(3) },
+        max_calls_per_hour: None,
+        patience: Patience { attempts: 3, longest_wait: Duration::from_secs(3), urgency: Urgency::Statement },
     };
     let mut options = TransportOptions {
         connect_timeout: Duration::from_secs(5),
