@@ -12,10 +12,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 /// Tells apart what an answer's status and `error` object mean; `Ok` if it may hold a result.
 /// The texts are those of the vendor's documentation and of captured answers.
 pub(super) fn interpret(response: &Response) -> Result<()> {
-    let status = response.status;
-    if matches!(status, 200 | 201 | 204) {
+    if response.is_success() {
         return Ok(());
     }
+    let status = response.status;
     let spoken = decode_words(&response.body);
     let words = spoken.clone().unwrap_or_default();
     if words.message.starts_with("Transaction cancelled") {

@@ -10,6 +10,7 @@ mod gate;
 mod limit;
 pub mod page_size;
 pub mod retry;
+pub mod stats;
 pub mod table_api;
 pub mod transport;
 
@@ -29,6 +30,7 @@ use budget::{Answer, Budget, Remaining};
 use gate::{Gate, Permit};
 use limit::Outcome;
 use retry::{Effect, Patience, Policy, Urgency};
+use stats::{Recorder, Stats, endpoint};
 use transport::{Request, Response, Transport};
 
 /// Longer addresses are refused by the front end of an instance (8 KiB), some proxies sooner.
@@ -78,6 +80,7 @@ struct Inner<T> {
     gate: Arc<Gate>,
     hold: Mutex<Hold>,
     budget: Option<Mutex<Budget>>,
+    recorder: Recorder,
     patience: Patience,
 }
 
@@ -110,6 +113,7 @@ impl<T: Transport> Client<T> {
                 transport,
                 gate: Gate::new(instance.max_concurrency),
                 hold: Mutex::default(),
+                recorder: Recorder::default(),
                 budget: instance.max_calls_per_hour.map(|calls| Mutex::new(Budget::new(calls, now()))),
                 patience: instance.patience,
             }),
@@ -147,6 +151,11 @@ impl<T: Transport> Client<T> {
         self.with_budget(|budget, now| budget.note(calls, now));
     }
 
+    /// What this client has counted since it was last asked, to be added to what is kept.
+    pub fn take_stats(&self) -> Stats {
+        self.inner.recorder.take()
+    }
+
     fn with_budget<R>(&self, ask: impl FnOnce(&mut Budget, std::time::Instant) -> R) -> Option<R> {
         let budget = self.inner.budget.as_ref()?;
         Some(ask(&mut budget.lock().expect("no panic while it is held"), now()))
@@ -157,12 +166,15 @@ impl<T: Transport> Client<T> {
     async fn call<R>(&self, call: Call, decode: impl Fn(&Response) -> Result<R>) -> Result<R> {
         let mut rejected: Option<HeaderValue> = None;
         let mut unknown: Option<Error> = None;
-        let mut attempt = 1;
+        let (mut attempt, mut repeats) = (1, false);
         let error = loop {
             let permit = match self.admit(call.effect).await {
                 Ok(permit) => permit,
                 Err(e) => break e,
             };
+            if std::mem::replace(&mut repeats, true) {
+                self.inner.recorder.repeating(&endpoint(&call.method, &call.url));
+            }
             let error = match self.attempt(permit, &call, rejected.as_ref(), &decode).await {
                 Ok(result) => return Ok(result),
                 Err((Error::Unauthorized(_), Some(header)))
@@ -241,7 +253,7 @@ impl<T: Transport> Client<T> {
         rejected: Option<&HeaderValue>,
         decode: impl Fn(&Response) -> Result<R>,
     ) -> std::result::Result<R, (Error, Option<HeaderValue>)> {
-        let transport = &self.inner.transport;
+        let transport = &*self.inner;
         let header = match self.inner.login.header(transport, rejected).await {
             Ok(header) => header,
             Err(e) => {
@@ -269,7 +281,12 @@ impl<T: Transport> Client<T> {
         };
         // The next call need not wait for this one's answer to be decoded.
         self.leave(permit, outcome);
-        let result = sent.and_then(|response| interpret(&response).and_then(|()| decode(&response)));
+        let result = sent.and_then(|response| {
+            interpret(&response)?;
+            decode(&response).inspect_err(|_| {
+                self.inner.recorder.unusable(&endpoint(&call.method, &call.url));
+            })
+        });
         if result.is_ok() {
             self.inner.login.note(true);
         }
@@ -306,6 +323,18 @@ impl<T: Transport> Client<T> {
 
     fn hold(&self) -> MutexGuard<'_, Hold> {
         self.inner.hold.lock().expect("no panic while it is held")
+    }
+}
+
+/// Counts what is sent, calls and logins alike.
+impl<T: Transport> Transport for Inner<T> {
+    async fn send(&self, request: Request) -> Result<Response> {
+        let endpoint = endpoint(&request.method, &request.url);
+        let sent_at = Instant::now();
+        self.recorder.sending(&endpoint);
+        let answer = self.transport.send(request).await;
+        self.recorder.ended(&endpoint, sent_at.elapsed(), &answer);
+        answer
     }
 }
 

@@ -46,6 +46,11 @@ pub struct Response {
 }
 
 impl Response {
+    /// Whether the status says that the request was carried out: 202 says that it was discarded.
+    pub(super) fn is_success(&self) -> bool {
+        matches!(self.status, 200 | 201 | 204)
+    }
+
     /// A header's value, if it is there and is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())

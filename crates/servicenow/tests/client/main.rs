@@ -1,5 +1,5 @@
-//! The client against a simulated instance, over HTTP: logins, answers, retries, load, budget, records,
-//! dictionary, TLS.
+//! The client against a simulated instance, over HTTP: logins, answers, retries, load, budget,
+//! statistics, records, dictionary, TLS.
 
 mod answers;
 mod budget;
@@ -8,6 +8,7 @@ mod load;
 mod login;
 mod records;
 mod retry;
+mod stats;
 mod tls;
 
 use std::sync::Arc;
