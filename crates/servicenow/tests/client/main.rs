@@ -1,5 +1,5 @@
 //! The client against a simulated instance, over HTTP: logins, answers, retries, load, budget,
-//! statistics, records, dictionary, TLS.
+//! statistics, records, dictionary, TLS, HTTP.
 
 mod answers;
 mod budget;
@@ -10,6 +10,7 @@ mod records;
 mod retry;
 mod stats;
 mod tls;
+mod transport;
 
 use std::sync::Arc;
 use std::time::Duration;
