@@ -6,7 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
-use servicenow::client::retry::Patience;
+use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 
@@ -19,9 +19,11 @@ use crate::pg;
 pub type HttpClient = Client<HttpTransport>;
 
 /// A statement's calls are tried so often, and wait no longer than this for the instance: a user is waiting.
-const STATEMENT: Patience = Patience { attempts: 4, longest_wait: Duration::from_secs(30) };
+const STATEMENT: Patience =
+    Patience { attempts: 4, longest_wait: Duration::from_secs(30), urgency: Urgency::Statement };
 /// The worker has time; what takes longer is reported and tried again by the mirror itself.
-pub const WORKER: Patience = Patience { attempts: 3, longest_wait: Duration::from_secs(60) };
+pub const WORKER: Patience =
+    Patience { attempts: 3, longest_wait: Duration::from_secs(60), urgency: Urgency::Background };
 
 thread_local! {
     static CONNECTIONS: RefCell<HashMap<(pg_sys::Oid, pg_sys::Oid), Connection>> = RefCell::new(HashMap::new());
@@ -93,6 +95,7 @@ pub fn new_client(
         token_url: login.token_url,
         credentials: login.credentials,
         max_concurrency: options.max_concurrency,
+        max_calls_per_hour: None,
         patience,
     };
     Client::new(instance, transport)

@@ -34,9 +34,12 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             &format!("could not connect: {reason}"),
             "Check that the instance is up and that this host can reach it.",
         ),
-        Error::Broken { reason, .. } => plain(
+        Error::Broken { reason, .. } => {
+            plain(Sql::ERRCODE_CONNECTION_FAILURE, &format!("connection broke: {reason}"), "Try again.")
+        }
+        Error::TimedOut { .. } => plain(
             Sql::ERRCODE_CONNECTION_FAILURE,
-            &format!("connection broke: {reason}"),
+            "no answer came in time",
             "Try again; if it happens often, raise the server option request_timeout.",
         ),
         Error::Login => plain(
@@ -71,6 +74,11 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             words,
             "Rate limit exceeded",
             "Wait, or have the rate limit rule for this user raised in ServiceNow.",
+        ),
+        Error::BudgetUsedUp { .. } => plain(
+            Sql::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            &error.to_string(),
+            "Wait, or raise the server option max_calls_per_hour.",
         ),
         Error::Discarded => plain(
             Sql::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,

@@ -166,6 +166,7 @@ fn one(instance: &Instance, actor: &Actor, item: &Value, body: &str) -> Response
             status: response.status,
             bytes: response.body.len(),
             duration_ms: began.elapsed().as_secs_f64() * 1000.0,
+            sem_wait_ms: 0,
             body: pipeline::logged_body(&request, &endpoint),
             in_batch: true,
             faults: effects.iter().map(pipeline::name_of).collect(),

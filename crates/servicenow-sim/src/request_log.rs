@@ -32,6 +32,8 @@ pub struct LoggedRequest {
     pub bytes: usize,
     /// How long it took, in ms.
     pub duration_ms: f64,
+    /// How much of that it stood in the queue of the semaphore, in ms.
+    pub sem_wait_ms: u64,
     /// The body of a write with secrets blanked; none for token calls.
     pub body: Option<Value>,
     /// It was an item of a batch.

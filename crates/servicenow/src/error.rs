@@ -49,13 +49,19 @@ pub enum Error {
         /// The operating system's or TLS library's reason.
         reason: String,
     },
-    /// The connection broke or timed out after the request may have reached the instance.
+    /// The connection broke after the request may have reached the instance.
     #[error("connection to \"{host}\" broke: {reason}")]
     Broken {
         /// Host and port.
         host: String,
         /// What happened to the connection.
         reason: String,
+    },
+    /// No answer came in the time it may take; the request may have been carried out.
+    #[error("no answer from \"{host}\" came in time")]
+    TimedOut {
+        /// Host and port.
+        host: String,
     },
     /// The token endpoint refused the credentials; it gives one answer for every cause.
     #[error("login was refused")]
@@ -84,6 +90,17 @@ pub enum Error {
         retry_after: Option<Duration>,
         /// The instance's own words, if there are any.
         words: Words,
+    },
+    /// The caller's own budget of calls (`max_calls_per_hour`) is used up; nothing was sent.
+    #[error(
+        "budget of {per_hour} calls an hour (max_calls_per_hour) is used up, and there is room in {} seconds",
+        room_in.as_secs().max(1)
+    )]
+    BudgetUsedUp {
+        /// The most calls in an hour.
+        per_hour: u32,
+        /// When there is room again.
+        room_in: Duration,
     },
     /// Accepted by the front end but discarded: too many calls wait on one session.
     #[error("request was discarded because too many requests wait on one session")]
@@ -155,11 +172,28 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether it is certain that the request was not carried out.
+    pub(crate) fn was_not_carried_out(&self) -> bool {
+        matches!(
+            self,
+            Error::Connect { .. }
+                | Error::Login
+                | Error::Unauthorized(_)
+                | Error::RateLimited { .. }
+                | Error::BudgetUsedUp { .. }
+                | Error::Discarded
+        )
+    }
+
     /// Whether the request may have been carried out although no answer says so.
     pub fn leaves_outcome_unknown(&self) -> bool {
         matches!(
             self,
-            Error::Broken { .. } | Error::Unreadable(_) | Error::Unavailable { .. } | Error::TooLarge { .. }
+            Error::Broken { .. }
+                | Error::TimedOut { .. }
+                | Error::Unreadable(_)
+                | Error::Unavailable { .. }
+                | Error::TooLarge { .. }
         )
     }
 }

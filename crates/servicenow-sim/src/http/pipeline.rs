@@ -100,6 +100,7 @@ pub(crate) async fn handle(instance: &Instance, request: Request) -> Outcome {
             status,
             bytes,
             duration_ms: began.elapsed().as_secs_f64() * 1000.0,
+            sem_wait_ms: trace.sem_wait as u64,
             body: logged_body(&request, &endpoint),
             in_batch: false,
             faults: trace.faults,

@@ -208,6 +208,8 @@ fn the_semaphore_queues_and_says_so_and_refuses_when_the_queue_is_full() {
     let waited: u64 =
         timing.trim_start_matches("sem_wait;dur=").split(',').next().expect("a number").parse().expect("ms");
     assert!(waited > 50, "{timing}");
+    let logged = sim.sim.requests();
+    assert!(logged.iter().any(|r| r.sem_wait_ms == waited && r.duration_ms >= waited as f64), "{logged:?}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use url::Url;
 
+use super::answer::interpret;
 use super::transport::{Request, Transport};
 use crate::error::{Error, Result};
 
@@ -229,15 +230,13 @@ async fn send_token_request<T: Transport>(transport: &T, request: HttpRequest) -
     let url = Url::parse(&parts.uri.to_string()).map_err(|e| Error::Setup(e.to_string()))?;
     let body = Some(Bytes::from(body));
     let answer = transport.send(Request { method: parts.method, url, headers: parts.headers, body }).await?;
-    match answer.status {
-        429 => Err(Error::RateLimited { retry_after: None, words: Default::default() }),
-        status @ 500.. => Err(Error::Unavailable { status, retry_after: None }),
-        status => {
-            let mut response = HttpResponse::new(answer.body.to_vec());
-            *response.status_mut() = http::StatusCode::from_u16(status)
-                .map_err(|_| Error::Unreadable(format!("status {status}")))?;
-            *response.headers_mut() = answer.headers;
-            Ok(response)
-        }
+    // An instance in trouble has not refused the login.
+    if matches!(answer.status, 202 | 429 | 500..) {
+        interpret(&answer)?;
     }
+    let mut response = HttpResponse::new(answer.body.to_vec());
+    *response.status_mut() = http::StatusCode::from_u16(answer.status)
+        .map_err(|_| Error::Unreadable(format!("status {}", answer.status)))?;
+    *response.headers_mut() = answer.headers;
+    Ok(response)
 }

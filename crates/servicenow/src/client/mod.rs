@@ -1,32 +1,49 @@
 //! The client: one instance, one login, any number of calls at a time.
 //!
 //! [`Client::call`] is the only place a request leaves from: it adds the login, keeps to the limits, tells the
-//! answers apart ([`interpret`]) and repeats what [`retry::policy`] allows.
+//! answers apart ([`answer::interpret`]) and repeats what [`retry::policy`] allows.
 
 mod aggregate;
+mod answer;
 pub mod auth;
+pub mod budget;
+mod gate;
+mod limit;
+pub mod page_size;
 pub mod retry;
+pub mod stats;
 pub mod table_api;
 pub mod transport;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use url::Url;
 
-use crate::error::{Error, Refusal, Result, Words};
-use crate::page::decode_words;
+use crate::error::{Error, Result, Words};
+use answer::{interpret, queued};
 use auth::{Credentials, Login};
-use retry::{Effect, Patience, Policy};
+use budget::{Answer, Budget, Remaining};
+use gate::{Gate, Permit};
+use limit::Outcome;
+use retry::{Effect, Patience, Policy, Urgency};
+use stats::{Recorder, Stats, endpoint};
 use transport::{Request, Response, Transport};
 
 /// Longer addresses are refused by the front end of an instance (8 KiB), some proxies sooner.
 const URL_LIMIT: usize = 7_500;
+
+/// The longest we hold all calls back of our own accord.
+const fn longest_pause(urgency: Urgency) -> Duration {
+    match urgency {
+        Urgency::Statement => Duration::from_secs(1),
+        Urgency::Background => Duration::from_secs(4),
+    }
+}
 
 /// Where an instance is and how to log in to it.
 #[derive(Clone, Debug)]
@@ -37,8 +54,10 @@ pub struct Instance {
     pub token_url: Option<Url>,
     /// The login.
     pub credentials: Credentials,
-    /// The most calls under way at a time.
+    /// The most calls under way at a time; fewer if the instance does not bear as many.
     pub max_concurrency: usize,
+    /// The most calls in any hour; those for tokens, which no rate limit rule of an instance covers, do not count.
+    pub max_calls_per_hour: Option<u32>,
     /// When to give up.
     pub patience: Patience,
 }
@@ -59,9 +78,10 @@ struct Inner<T> {
     url: Url,
     login: Login,
     transport: T,
-    slots: Semaphore,
-    /// No call before this moment: what the instance last asked for.
-    not_before: std::sync::Mutex<Option<Instant>>,
+    gate: Arc<Gate>,
+    hold: Mutex<Hold>,
+    budget: Option<Mutex<Budget>>,
+    recorder: Recorder,
     patience: Patience,
 }
 
@@ -92,8 +112,10 @@ impl<T: Transport> Client<T> {
                 url: instance.url,
                 login: Login::new(instance.credentials, token_url),
                 transport,
-                slots: Semaphore::new(instance.max_concurrency.max(1)),
-                not_before: std::sync::Mutex::new(None),
+                gate: Gate::new(instance.max_concurrency),
+                hold: Mutex::default(),
+                recorder: Recorder::default(),
+                budget: instance.max_calls_per_hour.map(|calls| Mutex::new(Budget::new(calls, now()))),
                 patience: instance.patience,
             }),
         })
@@ -115,20 +137,47 @@ impl<T: Transport> Client<T> {
         }
     }
 
+    /// How many calls may be under way at the moment: as many as the instance bears, within `max_concurrency`.
+    pub fn concurrency(&self) -> usize {
+        self.inner.gate.limit()
+    }
+
+    /// What is left of `max_calls_per_hour`, if there is such a budget.
+    pub fn budget(&self) -> Option<Remaining> {
+        self.with_budget(Budget::remaining)
+    }
+
+    /// Takes so many calls from the budget, which another process has just made.
+    pub fn note_calls_elsewhere(&self, calls: u32) {
+        self.with_budget(|budget, now| budget.note(calls, now));
+    }
+
+    /// What this client has counted since it was last asked, to be added to what is kept.
+    pub fn take_stats(&self) -> Stats {
+        self.inner.recorder.take()
+    }
+
+    fn with_budget<R>(&self, ask: impl FnOnce(&mut Budget, std::time::Instant) -> R) -> Option<R> {
+        let budget = self.inner.budget.as_ref()?;
+        Some(ask(&mut budget.lock().expect("no panic while it is held"), now()))
+    }
+
     /// Sends a call until it is answered or not worth repeating, and decodes the answer. An answer that cannot
     /// be decoded counts as a failed attempt: instances send login pages and `null` with status 200.
     async fn call<R>(&self, call: Call, decode: impl Fn(&Response) -> Result<R>) -> Result<R> {
         let mut rejected: Option<HeaderValue> = None;
-        let mut attempt = 1;
-        loop {
-            let error = match self.attempt(&call, rejected.as_ref()).await {
-                Ok(response) => match decode(&response) {
-                    Ok(result) => {
-                        self.inner.login.note(true);
-                        return Ok(result);
-                    }
-                    Err(e) => e,
-                },
+        let mut unknown: Option<Error> = None;
+        let (mut attempt, mut repeats) = (1, false);
+        let error = loop {
+            let permit = match self.admit(call.effect).await {
+                Ok(permit) => permit,
+                Err(e) => break e,
+            };
+            if std::mem::replace(&mut repeats, true) {
+                self.inner.recorder.repeating(&endpoint(&call.method, &call.url));
+            }
+            let error = match self.attempt(permit, &call, rejected.as_ref(), &decode).await {
+                Ok(result) => return Ok(result),
                 Err((Error::Unauthorized(_), Some(header)))
                     if self.inner.login.has_token() && rejected.is_none() =>
                 {
@@ -142,31 +191,77 @@ impl<T: Transport> Client<T> {
                 self.inner.login.note(false);
             }
             attempt += 1;
-            let Policy::Retry(after) = retry::policy(&error, call.effect) else { return Err(error) };
+            let Policy::Retry(after) = retry::policy(&error, call.effect) else { break error };
             if let Some(wait) = after {
-                self.hold_until(Instant::now() + wait);
+                self.hold().ask(Instant::now() + wait);
             }
             if after.is_some_and(|wait| wait > self.inner.patience.longest_wait)
                 || attempt > self.inner.patience.attempts
             {
-                return Err(error);
+                break error;
+            }
+            if call.effect != Effect::Read && error.leaves_outcome_unknown() {
+                unknown.get_or_insert(error);
             }
             if after.is_none() {
                 sleep(retry::backoff(attempt, chance())).await;
+            }
+        };
+        // That the last attempt was not carried out says nothing about the ones before.
+        match unknown {
+            Some(before) if error.was_not_carried_out() => Err(before),
+            _ => Err(error),
+        }
+    }
+
+    /// Waits until a call may be made: until the instance has had the rest it asked for, the budget has room, and
+    /// the calls before this one have been let in.
+    async fn admit(&self, effect: Effect) -> Result<Permit> {
+        let urgency = match effect {
+            Effect::Read => self.inner.patience.urgency,
+            Effect::Idempotent | Effect::Once => Urgency::Statement,
+        };
+        loop {
+            self.wait_for_rest().await?;
+            self.wait_for_budget(urgency).await?;
+            let permit = self.inner.gate.enter(effect).await;
+            // Calls that came back meanwhile may have been told to wait, and others have taken from the budget.
+            if self.hold().until() <= Some(Instant::now())
+                && matches!(self.with_budget(|b, now| b.take(urgency, now)), None | Some(Answer::Go))
+            {
+                return Ok(permit);
+            }
+        }
+    }
+
+    async fn wait_for_budget(&self, urgency: Urgency) -> Result<()> {
+        loop {
+            match self.with_budget(|budget, now| (budget.ask(urgency, now), budget.remaining(now))) {
+                None | Some((Answer::Go, _)) => return Ok(()),
+                Some((Answer::Wait(wait), _)) => sleep(wait).await,
+                Some((Answer::UsedUp(room_in), Remaining { per_hour, .. })) => {
+                    return Err(Error::BudgetUsedUp { per_hour, room_in });
+                }
             }
         }
     }
 
     /// One attempt; a failure comes with the login header it was made with.
-    async fn attempt(
+    async fn attempt<R>(
         &self,
+        permit: Permit,
         call: &Call,
         rejected: Option<&HeaderValue>,
-    ) -> std::result::Result<Response, (Error, Option<HeaderValue>)> {
-        self.wait_for_turn().await.map_err(|e| (e, None))?;
-        let _slot = self.inner.slots.acquire().await.expect("the semaphore is never closed");
-        let transport = &self.inner.transport;
-        let header = self.inner.login.header(transport, rejected).await.map_err(|e| (e, None))?;
+        decode: impl Fn(&Response) -> Result<R>,
+    ) -> std::result::Result<R, (Error, Option<HeaderValue>)> {
+        let transport = &*self.inner;
+        let header = match self.inner.login.header(transport, rejected).await {
+            Ok(header) => header,
+            Err(e) => {
+                self.leave(permit, outcome_of_failure(&e));
+                return Err((e, None));
+            }
+        };
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(AUTHORIZATION, header.clone());
@@ -175,38 +270,108 @@ impl<T: Transport> Client<T> {
         }
         let request =
             Request { method: call.method.clone(), url: call.url.clone(), headers, body: call.body.clone() };
-        let response = transport.send(request).await.map_err(|e| (e, Some(header.clone())))?;
-        interpret(&response).map_err(|e| (e, Some(header)))?;
-        Ok(response)
+        let sent_at = Instant::now();
+        let sent = transport.send(request).await;
+        let latency = sent_at.elapsed();
+        let outcome = match &sent {
+            Ok(response) => match interpret(response) {
+                Err(e) if outcome_of_failure(&e) == Outcome::Overloaded => Outcome::Overloaded,
+                _ => Outcome::Answered { latency, queued: queued(response) },
+            },
+            Err(e) => outcome_of_failure(e),
+        };
+        // The next call need not wait for this one's answer to be decoded.
+        self.leave(permit, outcome);
+        let result = sent.and_then(|response| {
+            interpret(&response)?;
+            decode(&response).inspect_err(|_| {
+                self.inner.recorder.unusable(&endpoint(&call.method, &call.url));
+            })
+        });
+        if result.is_ok() {
+            self.inner.login.note(true);
+        }
+        result.map_err(|e| (e, Some(header)))
+    }
+
+    /// Gives a permit back. When all that comes back is that there is too much to do, every call waits a while.
+    fn leave(&self, permit: Permit, outcome: Outcome) {
+        if let Some(setbacks @ 2..) = permit.end(outcome) {
+            let longest = longest_pause(self.inner.patience.urgency);
+            let pause = retry::backoff(setbacks, chance()).min(longest);
+            self.hold().ours = Some(Instant::now() + pause);
+        }
     }
 
     /// Waits as long as the instance has asked to; fails at once if that is longer than the caller would.
-    async fn wait_for_turn(&self) -> Result<()> {
+    async fn wait_for_rest(&self) -> Result<()> {
         loop {
-            let until = *self.inner.not_before.lock().expect("no panic while it is held");
-            let left = until.map(|moment| moment.saturating_duration_since(Instant::now()));
-            match (until, left) {
-                (Some(moment), Some(left)) if !left.is_zero() => {
-                    if left > self.inner.patience.longest_wait {
-                        let seconds = left.as_secs().max(1);
-                        let detail = format!(
-                            "No call was made: the instance has asked to wait for {seconds} more seconds."
-                        );
-                        let words = Words { message: "Rate limit exceeded".to_owned(), detail: Some(detail) };
-                        return Err(Error::RateLimited { retry_after: Some(left), words });
-                    }
-                    sleep_until(moment).await;
-                }
+            let (hold, now) = (*self.hold(), Instant::now());
+            let left = hold.asked.map_or(Duration::ZERO, |moment| moment.saturating_duration_since(now));
+            if left > self.inner.patience.longest_wait {
+                let seconds = left.as_secs().max(1);
+                let detail =
+                    format!("No call was made: the instance has asked to wait for {seconds} more seconds.");
+                let words = Words { message: "Rate limit exceeded".to_owned(), detail: Some(detail) };
+                return Err(Error::RateLimited { retry_after: Some(left), words });
+            }
+            match hold.until() {
+                Some(moment) if moment > now => sleep_until(moment).await,
                 _ => return Ok(()),
             }
         }
     }
 
-    /// Holds back every call of this client until then.
-    fn hold_until(&self, moment: Instant) {
-        let mut held = self.inner.not_before.lock().expect("no panic while it is held");
-        *held = Some(held.map_or(moment, |h| h.max(moment)));
+    fn hold(&self) -> MutexGuard<'_, Hold> {
+        self.inner.hold.lock().expect("no panic while it is held")
     }
+}
+
+/// Counts what is sent, calls and logins alike.
+impl<T: Transport> Transport for Inner<T> {
+    async fn send(&self, request: Request) -> Result<Response> {
+        let endpoint = endpoint(&request.method, &request.url);
+        let sent_at = Instant::now();
+        self.recorder.sending(&endpoint);
+        let answer = self.transport.send(request).await;
+        self.recorder.ended(&endpoint, sent_at.elapsed(), &answer);
+        answer
+    }
+}
+
+/// Until when no call is made.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hold {
+    /// What the instance has asked for.
+    asked: Option<Instant>,
+    /// What we have decided, because it asks for nothing and is overloaded.
+    ours: Option<Instant>,
+}
+
+impl Hold {
+    fn ask(&mut self, until: Instant) {
+        self.asked = self.asked.max(Some(until));
+    }
+
+    fn until(&self) -> Option<Instant> {
+        self.asked.max(self.ours)
+    }
+}
+
+/// What a failure says about the load of the instance.
+fn outcome_of_failure(error: &Error) -> Outcome {
+    match error {
+        Error::RateLimited { .. }
+        | Error::Discarded
+        | Error::TimedOut { .. }
+        | Error::Unavailable { status: 503, .. } => Outcome::Overloaded,
+        _ => Outcome::Unclear,
+    }
+}
+
+/// The moment, for what knows no runtime.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 /// A random number from 0 to 1, for jitter only.
@@ -217,164 +382,10 @@ fn chance() -> f64 {
     hash as f64 / u64::MAX as f64
 }
 
-/// Tells apart what an answer's status and `error` object mean; `Ok` if it may hold a result.
-/// The texts are those of the vendor's documentation and of captured answers.
-fn interpret(response: &Response) -> Result<()> {
-    let status = response.status;
-    if matches!(status, 200 | 201 | 204) {
-        return Ok(());
-    }
-    let spoken = decode_words(&response.body);
-    let words = spoken.clone().unwrap_or_default();
-    if words.message.starts_with("Transaction cancelled") {
-        return Err(Error::CutShort(words));
-    }
-    Err(match status {
-        202 => Error::Discarded,
-        300..=399 => Error::Unreadable("the answer is a redirect, as to a login page".to_owned()),
-        400 if words.message.starts_with("Invalid table") => Error::NoTable(words),
-        400 if words.message.contains("too long to build the response pagination header") => Error::TooLong,
-        401 => Error::Unauthorized(words),
-        403 => Error::Refused { refusal: refusal(&words), words },
-        404 if spoken.is_some() => Error::NoRecord(words),
-        409 => Error::Refused { refusal: Refusal::Unique, words },
-        414 => Error::TooLong,
-        429 => Error::RateLimited { retry_after: retry_after(response), words },
-        500..=599 => Error::Unavailable { status, retry_after: retry_after(response) },
-        _ => Error::Rejected { status, words },
-    })
-}
-
-fn refusal(words: &Words) -> Refusal {
-    let detail = words.detail.as_deref().unwrap_or_default();
-    let says = |text: &str| words.message.contains(text) || detail.contains(text);
-    if says("Insufficient rights to query records") {
-        Refusal::QueryAcl
-    } else if says("Data Policy Exception") {
-        Refusal::Mandatory
-    } else if says("Unique Key violation") || says("Duplicate entry") {
-        Refusal::Unique
-    } else if says("ACL") || says("insufficient rights") {
-        Refusal::Acl
-    } else if says("aborted") || says("Operation Failed") {
-        Refusal::Aborted
-    } else {
-        Refusal::Acl
-    }
-}
-
-/// How long the instance asks to wait: `Retry-After` (seconds or a date), else `X-RateLimit-Reset` (a moment),
-/// both measured against the instance's own clock.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let now = table_api::served_at(response);
-    if let Some(text) = response.header("retry-after") {
-        if let Ok(seconds) = text.trim().parse() {
-            return Some(Duration::from_secs(seconds));
-        }
-        let then = httpdate::parse_http_date(text).ok()?;
-        let then = then.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs() as i64;
-        return Some(Duration::from_secs(u64::try_from(then - now?).unwrap_or(0)));
-    }
-    let reset: i64 = response.header("x-ratelimit-reset")?.trim().parse().ok()?;
-    Some(Duration::from_secs(u64::try_from(reset - now?).unwrap_or(0)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::value::{SysId, TableName};
-
-    fn answer(status: u16, headers: &[(&'static str, &'static str)], body: &'static str) -> Response {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)));
-        Response { status, headers: headers.collect(), body: Bytes::from_static(body.as_bytes()) }
-    }
-
-    #[test]
-    fn every_documented_failure_is_told_apart() {
-        let error = |status, body| interpret(&answer(status, &[], body)).unwrap_err();
-        let refusal = |body| match error(403, body) {
-            Error::Refused { refusal, .. } => refusal,
-            other => panic!("{other:?}"),
-        };
-        assert!(matches!(
-            error(400, r#"{"error":{"message":"Invalid table foo","detail":null},"status":"failure"}"#),
-            Error::NoTable(_)
-        ));
-        assert!(matches!(
-            error(
-                400,
-                r#"{"error":{"message":"the requested query is too long to build the response pagination header URLs"}}"#
-            ),
-            Error::TooLong
-        ));
-        assert!(matches!(
-            error(
-                401,
-                r#"{"error":{"message":"User Not Authenticated","detail":"Required to provide Auth information"}}"#
-            ),
-            Error::Unauthorized(_)
-        ));
-        assert!(matches!(
-            error(
-                404,
-                r#"{"error":{"message":"No Record found","detail":"Record doesn't exist or ACL restricts the record retrieval"}}"#
-            ),
-            Error::NoRecord(_)
-        ));
-        assert!(matches!(error(414, "<html>"), Error::TooLong));
-        assert!(matches!(error(202, ""), Error::Discarded));
-        assert!(matches!(error(302, ""), Error::Unreadable(_)));
-        assert!(matches!(error(503, "<html>"), Error::Unavailable { status: 503, .. }));
-        assert!(matches!(
-            error(500, r#"{"error":{"message":"Transaction cancelled: maximum execution time exceeded"}}"#),
-            Error::CutShort(_)
-        ));
-        assert_eq!(
-            refusal(
-                r#"{"error":{"message":"Operation Failed","detail":"ACL Exception due to insufficient rights"}}"#
-            ),
-            Refusal::Acl
-        );
-        assert_eq!(
-            refusal(
-                r#"{"error":{"message":"Operation Failed","detail":"Data Policy Exception: The following fields are mandatory: Resolution code"}}"#
-            ),
-            Refusal::Mandatory
-        );
-        assert_eq!(
-            refusal(
-                r#"{"error":{"message":"Operation Failed","detail":"Operation against file 'incident' was aborted by Business Rule 'no^1'. Business Rule Stack:no"}}"#
-            ),
-            Refusal::Aborted
-        );
-        assert_eq!(
-            refusal(
-                r#"{"error":{"message":"Insufficient rights to query records","detail":"Field(s) present in the query do not have permission to be read"}}"#
-            ),
-            Refusal::QueryAcl
-        );
-        assert_eq!(
-            refusal(
-                r#"{"error":{"message":"Operation Failed","detail":"Unique Key violation detected by database (Duplicate entry 'X' for key 'name')"}}"#
-            ),
-            Refusal::Unique
-        );
-    }
-
-    #[test]
-    fn the_wait_asked_for_is_measured_by_the_instances_own_clock() {
-        let date = ("date", "Thu, 03 Nov 2022 20:32:32 GMT");
-        let wait = |header| match interpret(&answer(429, &[date, header], "")) {
-            Err(Error::RateLimited { retry_after, .. }) => retry_after.map(|wait| wait.as_secs()),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(wait(("retry-after", "17")), Some(17));
-        assert_eq!(wait(("retry-after", "Thu, 03 Nov 2022 20:33:02 GMT")), Some(30));
-        assert_eq!(wait(("x-ratelimit-reset", "1667507562")), Some(10));
-        assert_eq!(wait(("x-other", "1")), None);
-    }
 
     /// The compiler checks this one: an interrupted statement drops the future on another thread.
     #[test]

@@ -45,8 +45,14 @@ pub fn policy(error: &Error, effect: Effect) -> Policy {
             Effect::Read => Policy::Shrink,
             Effect::Idempotent | Effect::Once => Policy::Fail,
         },
+        // The same list would most likely take as long again.
+        Error::TimedOut { .. } => match effect {
+            Effect::Read => Policy::Shrink,
+            Effect::Idempotent | Effect::Once => unless_done(None),
+        },
         Error::Login
         | Error::Unauthorized(_)
+        | Error::BudgetUsedUp { .. }
         | Error::Refused { .. }
         | Error::NoTable(_)
         | Error::NoRecord(_)
@@ -60,6 +66,15 @@ pub fn policy(error: &Error, effect: Effect) -> Policy {
     }
 }
 
+/// Whether somebody waits for a client's answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// A statement does: its calls take what there is of a budget, and fail rather than waiting for an hour.
+    Statement,
+    /// Nobody does: reads leave the budget's reserve to others and wait for room for as long as it takes.
+    Background,
+}
+
 /// How many attempts a caller makes and how long it is willing to wait between two of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -67,6 +82,8 @@ pub struct Patience {
     pub attempts: u32,
     /// The longest wait an instance may ask for before the call gives up instead.
     pub longest_wait: Duration,
+    /// Whether somebody waits for the answers.
+    pub urgency: Urgency,
 }
 
 /// The wait before attempt `next` (2 for the second): doubling from a quarter of a second up to half a minute,
@@ -88,6 +105,9 @@ mod tests {
         let broken = Error::Broken { host: "h".into(), reason: "reset".into() };
         assert_eq!(policy(&broken, Effect::Once), Policy::Fail);
         assert_eq!(policy(&broken, Effect::Idempotent), Policy::Retry(None));
+        let timed_out = Error::TimedOut { host: "h".into() };
+        assert_eq!(policy(&timed_out, Effect::Once), Policy::Fail);
+        assert_eq!(policy(&timed_out, Effect::Idempotent), Policy::Retry(None));
         let unavailable = Error::Unavailable { status: 503, retry_after: None };
         assert_eq!(policy(&unavailable, Effect::Once), Policy::Fail);
         assert_eq!(policy(&Error::Discarded, Effect::Once), Policy::Retry(None));
@@ -101,8 +121,9 @@ mod tests {
     }
 
     #[test]
-    fn a_list_cut_short_is_asked_for_in_smaller_pages() {
+    fn a_list_cut_short_or_too_slow_is_asked_for_in_smaller_pages() {
         assert_eq!(policy(&Error::CutShort(Default::default()), Effect::Read), Policy::Shrink);
+        assert_eq!(policy(&Error::TimedOut { host: "h".into() }, Effect::Read), Policy::Shrink);
     }
 
     proptest! {

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use http::Method;
 use serde_json::{Map, Value as Json};
 
+use super::answer::served_at;
+use super::page_size::PageSize;
 use super::retry::{Effect, Policy, policy};
 use super::transport::{Response, Transport};
 use super::{Call, Client};
@@ -17,8 +19,6 @@ use crate::value::{SysId, TableName};
 
 /// Lists whose `sysparm_fields` would be longer than this many characters ask for whole records instead.
 const FIELDS_LIMIT: usize = 5_000;
-/// The smallest page: below this a cut-off answer is not the page's fault.
-const SMALLEST_PAGE: u32 = 10;
 
 /// A list call.
 #[derive(Clone, Debug)]
@@ -55,12 +55,6 @@ pub enum Identity {
     Fresh(SysId),
     /// Chosen by somebody: a record that has it may have been there before.
     Given(SysId),
-}
-
-/// The instance's clock when it answered, from the `Date` header.
-pub(super) fn served_at(response: &Response) -> Option<i64> {
-    let date = httpdate::parse_http_date(response.header("date")?).ok()?;
-    date.duration_since(std::time::UNIX_EPOCH).ok().map(|since| since.as_secs() as i64)
 }
 
 impl<T: Transport> Client<T> {
@@ -191,19 +185,22 @@ impl<T: Transport> Client<T> {
     }
 }
 
-/// Makes a list call in ever smaller pages as long as the instance cuts the answer short; gives back the page
-/// and the limit it was asked for with.
+/// Makes a list call in ever smaller pages as long as the instance cannot answer it whole and in time; gives back
+/// the page and the limit it was asked for with.
 pub(crate) async fn shrinking<F: Future<Output = Result<Page>>>(
-    page_size: u32,
+    size: &PageSize,
     list: impl Fn(u32) -> F,
 ) -> Result<(Page, u32)> {
-    let mut limit = page_size.max(1);
     loop {
+        let limit = size.current();
         match list(limit).await {
-            Ok(page) => return Ok((page, limit)),
-            Err(e) if policy(&e, Effect::Read) == Policy::Shrink && limit > SMALLEST_PAGE => {
-                limit = (limit / 2).max(SMALLEST_PAGE);
+            Ok(page) => {
+                size.answered(limit, page.rows.len());
+                return Ok((page, limit));
             }
+            // An address that is too long is so for a smaller page, too.
+            Err(e @ Error::TooLong) => return Err(e),
+            Err(e) if policy(&e, Effect::Read) == Policy::Shrink && size.shrink(limit) => {}
             Err(e) => return Err(e),
         }
     }

@@ -46,6 +46,11 @@ pub struct Response {
 }
 
 impl Response {
+    /// Whether the status says that the request was carried out: 202 says that it was discarded.
+    pub(super) fn is_success(&self) -> bool {
+        matches!(self.status, 200 | 201 | 204)
+    }
+
     /// A header's value, if it is there and is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
@@ -54,7 +59,8 @@ impl Response {
 
 /// Sends one request and gives back one answer, whatever its status.
 pub trait Transport: Send + Sync + 'static {
-    /// Fails with [`Error::Connect`] only if nothing was sent, with [`Error::Broken`] if something may have been.
+    /// Fails with [`Error::Connect`] only if nothing was sent, with [`Error::Broken`] or [`Error::TimedOut`] if
+    /// something may have been.
     fn send(&self, request: Request) -> impl Future<Output = Result<Response>> + Send;
 }
 
@@ -131,6 +137,8 @@ fn classify(host: &str, e: &reqwest::Error) -> Error {
     let reason = if e.is_timeout() { "timeout expired".to_owned() } else { root_cause(e) };
     if e.is_connect() || e.is_builder() {
         Error::Connect { host, reason }
+    } else if e.is_timeout() {
+        Error::TimedOut { host }
     } else {
         Error::Broken { host, reason }
     }

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
+use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, shrinking};
 use crate::client::transport::Transport;
 use crate::error::{Error, Result};
@@ -199,10 +200,10 @@ async fn read_all<T: Transport>(
     let table = TableName::new(table)?;
     let layout = std::sync::Arc::new(Layout::of_text(fields));
     let mut sweep = Sweep::new(Range::default(), None);
-    let mut pages = Vec::new();
+    let (mut pages, page_size) = (Vec::new(), PageSize::new(PAGE));
     loop {
         let (query, offset) = sweep.page(&query)?;
-        let (page, limit) = shrinking(PAGE, |limit| {
+        let (page, limit) = shrinking(&page_size, |limit| {
             let (table, query, layout, count) = (&table, &query, &layout, sweep.wants_count(limit));
             client.list(List { table, query, layout, limit, offset, count })
         })

@@ -20,6 +20,7 @@ use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds, pause_after};
 use crate::client::Client;
+use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, shrinking};
 use crate::client::transport::Transport;
 use crate::page::Layout;
@@ -35,6 +36,7 @@ pub struct Deletes<T, S: Store> {
     store: Arc<S>,
     /// What each table mirrors.
     specs: HashMap<S::Table, Spec>,
+    page_size: PageSize,
 }
 
 impl<T: Transport, S: Store> Deletes<T, S>
@@ -43,7 +45,7 @@ where
 {
     /// A reader for these tables.
     pub fn new(client: Client<T>, store: Arc<S>, specs: HashMap<S::Table, Spec>) -> Self {
-        Self { client, store, specs }
+        Self { client, store, specs, page_size: PageSize::new(PAGE) }
     }
 
     /// Reads what was deleted since the last reading the store took note of, and drops what is gone.
@@ -59,7 +61,7 @@ where
         let mut served = None;
         let mut all = true;
         loop {
-            let (page, limit) = shrinking(PAGE, async |limit| {
+            let (page, limit) = shrinking(&self.page_size, async |limit| {
                 let (query, offset) = tail.page(&Query::all(), limit)?;
                 let (table, query, layout) = (&table, &query, &layout);
                 self.client.list(List { table, query, layout, limit, offset, count: true }).await

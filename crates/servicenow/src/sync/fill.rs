@@ -78,7 +78,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let newest =
             self.spec.query.clone().order_by_descending("sys_updated_on").order_by_descending("sys_id");
         for offset in (0..NEWEST_PAGES).map(|page| page * u64::from(self.spec.page_size)) {
-            let page = shrinking(self.spec.page_size, |limit| self.list(&newest, limit, offset, false)).await;
+            let page = shrinking(&self.page_size, |limit| self.list(&newest, limit, offset, false)).await;
             let Ok((page, _)) = page else { break };
             self.apply(Step::Newest(page.rows)).await?;
         }
@@ -237,7 +237,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         layout: &Arc<Layout>,
     ) -> Result<SweptPage, Stop> {
         let (query, offset) = sweep.page(&self.spec.query)?;
-        let (page, limit) = shrinking(self.spec.page_size, |limit| {
+        let (page, limit) = shrinking(&self.page_size, |limit| {
             let (table, query, count) = (&self.spec.table, &query, sweep.wants_count(limit));
             self.client.list(List { table, query, layout, limit, offset, count })
         })

@@ -19,6 +19,7 @@ use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds, pause_after};
 use crate::client::Client;
+use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, shrinking};
 use crate::client::transport::Transport;
 use crate::dictionary::{self, TableDef};
@@ -70,6 +71,7 @@ pub struct Metadata<T, S> {
     /// Tables that cannot be asked for what has changed in them.
     opaque: HashSet<TableName>,
     labels: HashMap<(TableName, SysId), String>,
+    page_size: PageSize,
 }
 
 impl<T: Transport, S: MetadataStore> Metadata<T, S> {
@@ -83,6 +85,7 @@ impl<T: Transport, S: MetadataStore> Metadata<T, S> {
             described: None,
             opaque: HashSet::new(),
             labels: HashMap::new(),
+            page_size: PageSize::new(PAGE),
         }
     }
 
@@ -154,7 +157,7 @@ impl<T: Transport, S: MetadataStore> Metadata<T, S> {
         let mut tail = Tail::new("sys_updated_on", from);
         let mut news = Vec::new();
         loop {
-            let listed = shrinking(PAGE, async |limit| {
+            let listed = shrinking(&self.page_size, async |limit| {
                 let (query, offset) = tail.page(&Query::all(), limit)?;
                 let layout = &layout;
                 self.client.list(List { table, query: &query, layout, limit, offset, count: true }).await

@@ -12,6 +12,7 @@ use super::store::{Position, Step, Store, StoreError, Upkeep};
 use super::upkeep::Underway;
 use super::{Stop, pause_after};
 use crate::client::Client;
+use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, Page};
 use crate::client::transport::Transport;
 use crate::dictionary::TableDef;
@@ -42,7 +43,7 @@ pub struct Spec {
     pub reconcile_interval: Duration,
     /// The time in which everything is read once more.
     pub scrub_interval: Duration,
-    /// Rows asked for at a time.
+    /// Rows asked for at a time, at most.
     pub page_size: u32,
     /// Ranges filled side by side.
     pub parallel: usize,
@@ -80,6 +81,7 @@ pub struct Mirror<T, S: Store> {
     pub(super) store: Arc<S>,
     pub(super) table: S::Table,
     pub(super) spec: Spec,
+    pub(super) page_size: PageSize,
     pub(super) position: Position,
     pub(super) upkeep: Upkeep,
     /// What the dictionary says that matters here; `None` if it has to be read.
@@ -121,6 +123,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             client,
             store,
             table,
+            page_size: PageSize::new(spec.page_size),
             spec,
             position,
             upkeep,

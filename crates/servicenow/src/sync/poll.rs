@@ -41,7 +41,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut matching = HashSet::new();
         let mut first_served: Option<i64> = None;
         loop {
-            let (page, limit) = shrinking(self.spec.page_size, async |limit| {
+            let (page, limit) = shrinking(&self.page_size, async |limit| {
                 let (query, offset) = tail.page(&self.spec.query, limit)?;
                 self.list(&query, limit, offset, true).await
             })
@@ -142,7 +142,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut others = Vec::new();
         let mut is_first = true;
         loop {
-            let (page, limit) = shrinking(self.spec.page_size, async |limit| {
+            let (page, limit) = shrinking(&self.page_size, async |limit| {
                 let (query, offset) = tail.page(&Query::all(), limit)?;
                 let table = &self.spec.table;
                 let list = List { table, query: &query, layout: &layout, limit, offset, count: true };

@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use servicenow::Error;
 use servicenow::dictionary::{self, ChoiceRule, FieldDef, Resolution, TableDef};
 
-use crate::{HttpClient, basic, client, instance, table};
+use crate::{HttpClient, basic, calls, client, instance, login, set_up, table};
 
 async fn describe(client: &HttpClient, name: &str) -> Result<TableDef, Error> {
     let mut described = dictionary::fetch(client, &[table(name)]).await?;
@@ -235,4 +236,19 @@ async fn a_dictionary_that_cannot_be_read_for_the_moment_is_not_taken_for_a_hidd
         assert!(matches!(outcome, Err(Error::Unavailable { .. })), "{table}: {outcome:?}");
         sim.remove_fault(fault);
     }
+}
+
+#[tokio::test]
+async fn a_list_that_takes_too_long_is_read_in_smaller_pages() {
+    use servicenow_sim::{Effect, Fault};
+    let sim = instance().await;
+    sim.fault(Fault::new(Effect::Hang).table("sys_db_object").path("sysparm_limit=(1000|500)&"));
+    let impatient = set_up(sim.url(), login("fdw.integration"), |_, options| {
+        options.request_timeout = Duration::from_millis(500);
+    });
+    let tables = dictionary::list_tables(&impatient.expect("a client")).await.expect("a list");
+    assert!(tables.iter().any(|summary| summary.name == table("incident")));
+    let asked = calls(&sim, "GET");
+    let asked: Vec<_> = asked.iter().filter_map(|call| call.parameter("sysparm_limit")).collect();
+    assert_eq!(asked[..3], ["1000", "500", "250"], "none of them twice");
 }

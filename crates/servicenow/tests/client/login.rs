@@ -149,6 +149,7 @@ async fn a_login_that_failed_for_want_of_an_answer_does_not_rest() {
     for effect in [
         Effect::Status { status: 503, html: true },
         Effect::RateLimited { headers: false, retry_after: None, json: false },
+        Effect::Discard,
         Effect::ResetBefore,
         Effect::LoginPage,
     ] {
@@ -158,6 +159,7 @@ async fn a_login_that_failed_for_want_of_an_answer_does_not_rest() {
         let told_apart = match effect {
             Effect::Status { .. } => matches!(error, Error::Unavailable { status: 503, .. }),
             Effect::RateLimited { .. } => matches!(error, Error::RateLimited { .. }),
+            Effect::Discard => matches!(error, Error::Discarded),
             Effect::ResetBefore => matches!(error, Error::Broken { .. }),
             _ => matches!(error, Error::Unreadable(_)),
         };
@@ -165,6 +167,19 @@ async fn a_login_that_failed_for_want_of_an_answer_does_not_rest() {
         sim.remove_fault(fault);
         page(&client, "incident", "", 1).await.expect("an answer at once");
     }
+}
+
+#[tokio::test]
+async fn the_wait_that_the_token_endpoint_asks_for_is_kept() {
+    let sim = instance().await;
+    let limited = Effect::RateLimited { headers: true, retry_after: Some(1_800), json: true };
+    sim.fault(Fault::new(limited).path("oauth_token"));
+    let client = client_at(sim.url(), client_credentials("fdw-client-secret"), 3);
+    for _ in 0..3 {
+        let error = page(&client, "incident", "", 1).await.expect_err("no token");
+        assert!(matches!(error, Error::RateLimited { retry_after: Some(_), .. }), "{error:?}");
+    }
+    assert_eq!(sim.requests().len(), 1);
 }
 
 #[tokio::test]

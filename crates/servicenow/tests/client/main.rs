@@ -1,19 +1,24 @@
-//! The client against a simulated instance, over HTTP: logins, answers, retries, records, dictionary, TLS.
+//! The client against a simulated instance, over HTTP: logins, answers, retries, load, budget,
+//! statistics, records, dictionary, TLS, HTTP.
 
 mod aggregate;
 mod answers;
+mod budget;
 mod dictionary;
+mod load;
 mod login;
 mod records;
 mod retry;
+mod stats;
 mod tls;
+mod transport;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use servicenow::Error;
 use servicenow::client::auth::{Credentials, Secret};
-use servicenow::client::retry::Patience;
+use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::table_api::{List, Page};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
@@ -41,7 +46,8 @@ fn set_up(
         token_url: None,
         credentials,
         max_concurrency: 8,
-        patience: Patience { attempts: 3, longest_wait: Duration::from_secs(3) },
+        max_calls_per_hour: None,
+        patience: Patience { attempts: 3, longest_wait: Duration::from_secs(3), urgency: Urgency::Statement },
     };
     let mut options = TransportOptions {
         connect_timeout: Duration::from_secs(5),

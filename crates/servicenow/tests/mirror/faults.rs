@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use servicenow::client::auth::{Credentials, Secret};
-use servicenow::client::retry::Patience;
+use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 use servicenow_sim::{Cut, Effect, Fault, RowQuota};
@@ -182,7 +182,12 @@ fn with_tokens(world: &World) -> Client<HttpTransport> {
             client_secret: Secret::new("fdw-client-secret"),
         },
         max_concurrency: 4,
-        patience: Patience { attempts: 1, longest_wait: Duration::from_secs(1) },
+        max_calls_per_hour: None,
+        patience: Patience {
+            attempts: 1,
+            longest_wait: Duration::from_secs(1),
+            urgency: Urgency::Background,
+        },
     };
     Client::new(instance, HttpTransport::new(&options).expect("a transport")).expect("a client")
 }

@@ -18,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use servicenow::client::auth::{Credentials, Secret};
-use servicenow::client::retry::Patience;
+use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 use servicenow::page::Layout;
@@ -260,7 +260,8 @@ fn client(sim: &Simulator, user: &str, attempts: u32) -> Client<HttpTransport> {
         token_url: None,
         credentials: Credentials::Basic { username: user.to_owned(), password: Secret::new(password) },
         max_concurrency: 4,
-        patience: Patience { attempts, longest_wait: Duration::from_secs(3) },
+        max_calls_per_hour: None,
+        patience: Patience { attempts, longest_wait: Duration::from_secs(3), urgency: Urgency::Background },
     };
     Client::new(instance, HttpTransport::new(options).expect("a transport")).expect("a client")
 }
