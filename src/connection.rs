@@ -95,7 +95,7 @@ pub fn new_client(
         token_url: login.token_url,
         credentials: login.credentials,
         max_concurrency: options.max_concurrency,
-        max_calls_per_hour: None,
+        max_calls_per_hour: options.max_calls_per_hour,
         patience,
     };
     Client::new(instance, transport)

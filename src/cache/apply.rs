@@ -438,11 +438,12 @@ pub fn versions<'i>(mirror: &Mirror, ids: impl Iterator<Item = &'i str>) -> Hash
         return HashMap::new();
     }
     let KeyColumns { table, key, version: parts } = KeyColumns::of(mirror);
-    catalog::read(
-        &format!("SELECT {key}::text, {parts} FROM {table} WHERE {key} = ANY ($1)"),
-        &[ids.into()],
-        |rows| rows.filter_map(|row| Some((get(&row, 1)?, version(&row)))).collect(),
-    )
+    let sql = format!("SELECT {key}::text, {parts} FROM {table} WHERE {key} = ANY ($1)");
+    let _owner = pg::session::AsOwner::by_key();
+    Spi::connect(|client| {
+        let rows = client.select(&sql, None, &[ids.into()]).expect("a valid use of SPI");
+        rows.filter_map(|row| Some((get(&row, 1)?, version(&row)))).collect()
+    })
 }
 
 /// Whether a record has been put into the cache by now.
@@ -515,7 +516,7 @@ pub fn lock_free<'i>(mirror: &Mirror, ids: impl Iterator<Item = &'i str>) -> Has
         return HashSet::new();
     }
     let KeyColumns { table, key, .. } = KeyColumns::of(mirror);
-    let _owner = pg::session::AsOwner::begin();
+    let _owner = pg::session::AsOwner::by_key();
     Spi::connect_mut(|client| {
         let sql = format!("SELECT {key}::text FROM {table} WHERE {key} = ANY ($1) FOR UPDATE SKIP LOCKED");
         let rows = client.update(&sql, None, &[ids.into()]).expect("a valid use of SPI");

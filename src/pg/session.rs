@@ -35,6 +35,15 @@ pub struct AsOwner {
 }
 
 impl AsOwner {
+    /// Begins, for queries that look up rows by keys: the planner is not to read a whole table for them, which it
+    /// would as long as the table has no statistics.
+    pub fn by_key() -> Self {
+        let this = Self::begin();
+        // SAFETY: within the nest level that `begin` has made.
+        unsafe { set_locally(c"enable_seqscan", c"off") };
+        this
+    }
+
     /// Begins.
     pub fn begin() -> Self {
         let (mut user, mut context) = (pg_sys::InvalidOid, 0);
@@ -42,16 +51,7 @@ impl AsOwner {
         // restores all of it too. The setting and its value are valid.
         unsafe {
             let settings = pg_sys::NewGUCNestLevel();
-            pg_sys::set_config_option(
-                c"search_path".as_ptr(),
-                c"pg_catalog, pg_temp".as_ptr(),
-                pg_sys::GucContext::PGC_USERSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_SAVE,
-                true,
-                0,
-                false,
-            );
+            set_locally(c"search_path", c"pg_catalog, pg_temp");
             pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
             pg_sys::SetUserIdAndSecContext(
                 pg_sys::Oid::from(pg_sys::BOOTSTRAP_SUPERUSERID),
@@ -59,6 +59,26 @@ impl AsOwner {
             );
             Self { user, context, settings }
         }
+    }
+}
+
+/// Sets a setting until the end of the nest level.
+///
+/// # Safety
+/// There is a nest level of the caller's own; name and value are valid.
+unsafe fn set_locally(name: &CStr, value: &CStr) {
+    // SAFETY: by contract.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
     }
 }
 

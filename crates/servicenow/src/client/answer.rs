@@ -102,7 +102,12 @@ mod tests {
         let headers = headers
             .iter()
             .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)));
-        Response { status, headers: headers.collect(), body: Bytes::from_static(body.as_bytes()) }
+        Response {
+            status,
+            headers: headers.collect(),
+            body: Bytes::from_static(body.as_bytes()),
+            wire_bytes: body.len(),
+        }
     }
 
     #[test]

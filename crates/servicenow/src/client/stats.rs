@@ -201,7 +201,7 @@ impl Recorder {
             counters.latency.record(latency);
             match outcome {
                 Ok(response) => {
-                    counters.bytes_in += response.body.len() as u64;
+                    counters.bytes_in += response.wire_bytes as u64;
                     counters.errors += u64::from(!response.is_success());
                     counters.rate_limited += u64::from(matches!(response.status, 202 | 429));
                 }
@@ -309,7 +309,12 @@ mod tests {
     fn what_became_of_requests_is_counted() {
         let recorder = Recorder::default();
         let answer = |status| {
-            Ok(Response { status, headers: HeaderMap::new(), body: Bytes::from_static(b"0123456789") })
+            Ok(Response {
+                status,
+                headers: HeaderMap::new(),
+                body: Bytes::from_static(b"0123456789"),
+                wire_bytes: 10,
+            })
         };
         for outcome in [
             answer(200),
