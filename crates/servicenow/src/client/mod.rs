@@ -2,6 +2,10 @@
 //!
 //! [`Client::call`] is the only place a request leaves from: it adds the login, keeps to the limits, tells the
 //! answers apart ([`answer::interpret`]) and repeats what [`retry::policy`] allows.
+//!
+//! A call is made when the instance has had the rest it asked for, when the hour's [`budget`] has room, and when
+//! the `gate` lets it in, which knows how many calls at a time the instance bears (`limit`). Lists ask for less
+//! at a time when the instance cannot answer them whole ([`page_size`]). What calls cost is counted in [`stats`].
 
 mod answer;
 pub mod auth;
