@@ -172,6 +172,14 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// How long the instance asks to wait, if it does.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Error::RateLimited { retry_after, .. } | Error::Unavailable { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// Whether it is certain that the request was not carried out.
     pub(crate) fn was_not_carried_out(&self) -> bool {
         matches!(

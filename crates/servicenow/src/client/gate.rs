@@ -30,8 +30,7 @@ type Waiter = oneshot::Sender<Permit>;
 #[derive(Debug)]
 pub(super) struct Permit {
     call: u64,
-    /// `None` once it was given back.
-    gate: Option<Arc<Gate>>,
+    gate: Arc<Gate>,
 }
 
 impl Gate {
@@ -65,26 +64,23 @@ impl Gate {
         turn.await.expect("the gate drops only those who have given up")
     }
 
-    fn leave(self: &Arc<Self>, call: u64, outcome: Outcome) -> Option<u32> {
+    fn leave(self: &Arc<Self>) {
         let mut next = Vec::new();
-        let setbacks = {
+        {
             let mut state = self.lock();
             state.under_way -= 1;
-            let setbacks = state.limit.end(call, outcome);
             while let Some(waiter) = state.next() {
                 next.push((waiter, state.begin(true)));
             }
-            setbacks
-        };
+        }
         for (waiter, call) in next {
             // Should it have given up just now, the permit comes back here and is dropped.
             let _gone = waiter.send(self.permit(call));
         }
-        setbacks
     }
 
     fn permit(self: &Arc<Self>, call: u64) -> Permit {
-        Permit { call, gate: Some(self.clone()) }
+        Permit { call, gate: self.clone() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -115,18 +111,16 @@ impl State {
 }
 
 impl Permit {
-    /// Gives the permit back with what became of the call. If the limit was halved, tells how often it was since
-    /// the last answer.
-    pub(super) fn end(mut self, outcome: Outcome) -> Option<u32> {
-        self.gate.take().and_then(|gate| gate.leave(self.call, outcome))
+    /// Takes note of what became of the call. If that halves the limit, tells how often it was since the last
+    /// answer. Nobody is let in before the permit is dropped.
+    pub(super) fn report(&self, outcome: Outcome) -> Option<u32> {
+        self.gate.lock().limit.end(self.call, outcome)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(gate) = self.gate.take() {
-            gate.leave(self.call, Outcome::Unclear);
-        }
+        self.gate.leave();
     }
 }
 
@@ -179,8 +173,7 @@ mod tests {
     enum Step {
         Come(bool),
         GiveUp(usize),
-        /// Gives up after having been let in without having noticed.
-        End(usize, Outcome),
+        End(usize, Option<Outcome>),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -188,9 +181,9 @@ mod tests {
             4 => any::<bool>().prop_map(Step::Come),
             1 => (0usize..100).prop_map(Step::GiveUp),
             3 => (0usize..100, prop_oneof![
-                5 => Just(ANSWERED),
-                1 => Just(Outcome::Overloaded),
-                1 => Just(Outcome::Unclear),
+                5 => Just(Some(ANSWERED)),
+                1 => Just(Some(Outcome::Overloaded)),
+                1 => Just(None),
             ]).prop_map(|(which, outcome)| Step::End(which, outcome)),
         ]
     }
@@ -220,7 +213,8 @@ mod tests {
                         drop(waiting.swap_remove(which % waiting.len()));
                     }
                     Step::End(which, outcome) if !inside.is_empty() => {
-                        inside.swap_remove(which % inside.len()).end(outcome);
+                        let permit = inside.swap_remove(which % inside.len());
+                        outcome.map(|outcome| permit.report(outcome));
                     }
                     Step::GiveUp(_) | Step::End(..) => {}
                 }

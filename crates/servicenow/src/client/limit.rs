@@ -23,7 +23,7 @@ const WORTH: f64 = 1.0 / 4.0;
 /// The rounds without growth after a step back.
 const REST: u32 = 16;
 
-/// What became of a call, as far as it says something about the instance's load.
+/// What became of a call. One that was interrupted or broke says nothing about the instance's load.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Outcome {
     /// It was answered.
@@ -35,8 +35,6 @@ pub(super) enum Outcome {
     },
     /// It was turned away, or no answer came in time: the instance has too much to do.
     Overloaded,
-    /// Nothing can be said: it was interrupted, or broke.
-    Unclear,
 }
 
 /// The limit and what it depends on.
@@ -110,7 +108,6 @@ impl Limit {
     /// A call has ended. If the limit is halved, tells how often it was since the last answer.
     pub(super) fn end(&mut self, call: u64, outcome: Outcome) -> Option<u32> {
         match outcome {
-            Outcome::Unclear => None,
             Outcome::Overloaded if call < self.halved_before => None,
             Outcome::Overloaded => {
                 self.limit = (self.limit / 2).max(1);
@@ -226,9 +223,6 @@ mod tests {
                     Outcome::Answered { latency: Duration::from_micros(back - sent), queued: told },
                 );
             }
-            while let Some(std::cmp::Reverse((_, number, ..))) = answers.pop() {
-                limit.end(number, Outcome::Unclear);
-            }
             Seen {
                 calls_per_second: sent_calls as f64 / (now as f64 / 1e6),
                 mean_queued: queued_sum as f64 / 1e6 / sent_calls as f64,
@@ -307,7 +301,6 @@ mod tests {
                 queued: Duration::from_millis(queued),
             }),
             Just(Outcome::Overloaded),
-            Just(Outcome::Unclear),
         ]
     }
 
@@ -329,7 +322,6 @@ mod tests {
                 prop_assert!(limit.get() <= before + 1);
                 prop_assert!(limit.get() + 1 >= before || halved.is_some());
             }
-            under_way.into_iter().for_each(|call| { limit.end(call, Outcome::Unclear); });
             let model = Model { served_at_a_time: 4, service: 0.1, network: 0.01, tells: true };
             model.run(&mut limit, 3_000);
             prop_assert!(limit.get() >= ceiling.min(4), "{}", limit.get());

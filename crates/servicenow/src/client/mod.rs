@@ -2,6 +2,10 @@
 //!
 //! [`Client::call`] is the only place a request leaves from: it adds the login, keeps to the limits, tells the
 //! answers apart ([`answer::interpret`]) and repeats what [`retry::policy`] allows.
+//!
+//! A call is made when the instance has had the rest it asked for, when the hour's [`budget`] has room, and when
+//! the `gate` lets it in, which knows how many calls at a time the instance bears (`limit`). Lists ask for less
+//! at a time when the instance cannot answer them whole ([`page_size`]). What calls cost is counted in [`stats`].
 
 mod aggregate;
 mod answer;
@@ -192,9 +196,6 @@ impl<T: Transport> Client<T> {
             }
             attempt += 1;
             let Policy::Retry(after) = retry::policy(&error, call.effect) else { break error };
-            if let Some(wait) = after {
-                self.hold().ask(Instant::now() + wait);
-            }
             if after.is_some_and(|wait| wait > self.inner.patience.longest_wait)
                 || attempt > self.inner.patience.attempts
             {
@@ -258,7 +259,7 @@ impl<T: Transport> Client<T> {
         let header = match self.inner.login.header(transport, rejected).await {
             Ok(header) => header,
             Err(e) => {
-                self.leave(permit, outcome_of_failure(&e));
+                self.leave(permit, None, Some(&e));
                 return Err((e, None));
             }
         };
@@ -273,17 +274,11 @@ impl<T: Transport> Client<T> {
         let sent_at = Instant::now();
         let sent = transport.send(request).await;
         let latency = sent_at.elapsed();
-        let outcome = match &sent {
-            Ok(response) => match interpret(response) {
-                Err(e) if outcome_of_failure(&e) == Outcome::Overloaded => Outcome::Overloaded,
-                _ => Outcome::Answered { latency, queued: queued(response) },
-            },
-            Err(e) => outcome_of_failure(e),
-        };
+        let answered = sent.as_ref().ok().map(|r| Outcome::Answered { latency, queued: queued(r) });
+        let answer = sent.and_then(|response| interpret(&response).map(|()| response));
         // The next call need not wait for this one's answer to be decoded.
-        self.leave(permit, outcome);
-        let result = sent.and_then(|response| {
-            interpret(&response)?;
+        self.leave(permit, answered, answer.as_ref().err());
+        let result = answer.and_then(|response| {
             decode(&response).inspect_err(|_| {
                 self.inner.recorder.unusable(&endpoint(&call.method, &call.url));
             })
@@ -294,12 +289,17 @@ impl<T: Transport> Client<T> {
         result.map_err(|e| (e, Some(header)))
     }
 
-    /// Gives a permit back. When all that comes back is that there is too much to do, every call waits a while.
-    fn leave(&self, permit: Permit, outcome: Outcome) {
-        if let Some(setbacks @ 2..) = permit.end(outcome) {
+    /// Gives a permit back. What its call was told, or shows, is taken note of before another one is let in.
+    fn leave(&self, permit: Permit, answered: Option<Outcome>, error: Option<&Error>) {
+        if let Some(wait) = error.and_then(Error::retry_after) {
+            let mut hold = self.hold();
+            hold.asked = hold.asked.max(Some(Instant::now() + wait));
+        }
+        let outcome = if error.is_some_and(is_overload) { Some(Outcome::Overloaded) } else { answered };
+        // Nothing else has come back for a while: then every call waits, not only those that failed.
+        if let Some(setbacks @ 2..) = outcome.and_then(|outcome| permit.report(outcome)) {
             let longest = longest_pause(self.inner.patience.urgency);
-            let pause = retry::backoff(setbacks, chance()).min(longest);
-            self.hold().ours = Some(Instant::now() + pause);
+            self.hold().ours = Some(Instant::now() + retry::backoff(setbacks, chance()).min(longest));
         }
     }
 
@@ -349,24 +349,20 @@ struct Hold {
 }
 
 impl Hold {
-    fn ask(&mut self, until: Instant) {
-        self.asked = self.asked.max(Some(until));
-    }
-
     fn until(&self) -> Option<Instant> {
         self.asked.max(self.ours)
     }
 }
 
-/// What a failure says about the load of the instance.
-fn outcome_of_failure(error: &Error) -> Outcome {
-    match error {
+/// Whether a failure says that the instance has too much to do.
+fn is_overload(error: &Error) -> bool {
+    matches!(
+        error,
         Error::RateLimited { .. }
-        | Error::Discarded
-        | Error::TimedOut { .. }
-        | Error::Unavailable { status: 503, .. } => Outcome::Overloaded,
-        _ => Outcome::Unclear,
-    }
+            | Error::Discarded
+            | Error::TimedOut { .. }
+            | Error::Unavailable { status: 503, .. }
+    )
 }
 
 /// The moment, for what knows no runtime.

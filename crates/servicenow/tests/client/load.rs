@@ -60,8 +60,14 @@ async fn an_instance_that_serves_more_is_given_more() {
     let sim = instance().await;
     sim.set(|s| s.latency_ms = 60);
     let client = patient(&sim);
-    load(&client, 300).await;
-    assert!(client.concurrency() > 4, "{} at a time", client.concurrency());
+    // On a busy machine calls become slower by themselves; then it takes another try.
+    for _ in 0..10 {
+        load(&client, 100).await;
+        if client.concurrency() > 4 {
+            return;
+        }
+    }
+    panic!("still four at a time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,6 +123,7 @@ async fn calls_that_wait_for_others_heed_what_those_are_told() {
         .expect("a client");
     let wait = Effect::RateLimited { headers: true, retry_after: Some(1), json: true };
     sim.fault(Fault::new(wait).times(1));
+    sim.fault(Fault::new(Effect::Delay { ms: 100 }).after(1).times(1)); // under way when the first is answered
     let calls = join_all((0..10).map(|_| page(&client, "incident", "", 1)));
     let early = async {
         tokio::time::sleep(Duration::from_millis(900)).await;
@@ -124,8 +131,7 @@ async fn calls_that_wait_for_others_heed_what_those_are_told() {
     };
     let (pages, early) = tokio::join!(calls, early);
     assert!(pages.iter().all(Result::is_ok));
-    // The other one was under way, and ended before the first's answer was there or just after.
-    assert!(early <= 3, "{early} calls although the instance asked for a second's rest");
+    assert!(early <= 2, "{early} calls although the instance asked for a second's rest");
 }
 
 #[tokio::test]
