@@ -121,6 +121,14 @@ CREATE TABLE servicenow.dictionary (
     PRIMARY KEY (server, remote_table)
 );
 
+-- Calls made to instances, per endpoint: counters as client/stats.rs keeps them.
+CREATE TABLE servicenow.request_stat (
+    server          oid NOT NULL,
+    endpoint        text NOT NULL,
+    counters        jsonb NOT NULL,
+    PRIMARY KEY (server, endpoint)
+) WITH (fillfactor = 50);
+
 -- What has changed in ServiceNow's dictionary since its description above was read for the first time.
 CREATE TABLE servicenow.drift (
     server          oid NOT NULL,

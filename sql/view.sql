@@ -60,3 +60,34 @@ WHERE CASE d.change WHEN 'added' THEN NOT c.shown AND d.noticed_at > t.followed_
 COMMENT ON VIEW servicenow.schema_drift IS 'how ServiceNow''s fields differ by now from the foreign tables'' columns';
 
 GRANT SELECT ON servicenow.schema_drift TO PUBLIC;
+
+CREATE VIEW servicenow.stat_requests AS
+SELECT s.srvname AS server,
+       r.endpoint,
+       (r.counters ->> 'calls')::bigint AS calls,
+       (r.counters ->> 'errors')::bigint AS errors,
+       (r.counters ->> 'retries')::bigint AS retries,
+       (r.counters ->> 'rate_limited')::bigint AS rate_limited,
+       (r.counters ->> 'bytes_in')::bigint AS bytes_in,
+       round(l.min_us / 1000, 3) AS latency_min,
+       round(l.sum_us / nullif(l.count, 0) / 1000, 3) AS latency_mean,
+       round(least(l.p95_us, l.max_us) / 1000, 3) AS latency_p95,
+       round(l.max_us / 1000, 3) AS latency_max
+FROM servicenow.request_stat r
+     JOIN pg_catalog.pg_foreign_server s ON s.oid = r.server,
+     LATERAL (SELECT (r.counters -> 'latency' ->> 'min_us')::numeric AS min_us,
+                     (r.counters -> 'latency' ->> 'sum_us')::numeric AS sum_us,
+                     (r.counters -> 'latency' ->> 'max_us')::numeric AS max_us,
+                     (SELECT sum((b ->> 1)::numeric) FROM jsonb_array_elements(r.counters -> 'latency' -> 'buckets') b) AS count,
+                     -- Bucket n holds latencies from 2^(n/8) to 2^((n+1)/8) microseconds.
+                     (SELECT power(2, (min(c.bucket) + 0.5) / 8)::numeric
+                      FROM (SELECT (b ->> 0)::int AS bucket,
+                                   sum((b ->> 1)::numeric) OVER (ORDER BY (b ->> 0)::int) AS below,
+                                   sum((b ->> 1)::numeric) OVER () AS count
+                            FROM jsonb_array_elements(r.counters -> 'latency' -> 'buckets') b) c
+                      WHERE c.below >= 0.95 * c.count) AS p95_us) l
+WHERE pg_catalog.has_server_privilege(s.oid, 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
+
+COMMENT ON VIEW servicenow.stat_requests IS 'calls made to ServiceNow; latencies in milliseconds';
+
+GRANT SELECT ON servicenow.stat_requests TO PUBLIC;

@@ -14,6 +14,7 @@ use crate::catalog;
 use crate::error::{Doing, error, raise, report, unknown_outcome};
 use crate::option::{self, Login, ServerOptions};
 use crate::pg;
+use crate::worker::mailbox;
 
 /// A client over HTTP.
 pub type HttpClient = Client<HttpTransport>;
@@ -33,6 +34,7 @@ thread_local! {
 #[derive(Clone)]
 pub struct Connection {
     client: HttpClient,
+    oid: pg_sys::Oid,
     server: String,
     /// The worker logs in the same way, so that it sees what this connection sees.
     is_workers: bool,
@@ -65,7 +67,7 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
     let client = new_client(&options, login, STATEMENT).unwrap_or_else(|e| {
         raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
     });
-    let connection = Connection { client, server: description.name, is_workers };
+    let connection = Connection { client, oid: server, server: description.name, is_workers };
     CONNECTIONS.with_borrow_mut(|known| known.insert((server, user), connection.clone()));
     connection
 }
@@ -144,6 +146,7 @@ impl Connection {
                 || unknown_outcome(what, &self.server, "it was interrupted").report(PgLogLevel::WARNING),
             ),
         };
+        mailbox::tell(self.oid, self.client.take_stats());
         match answer {
             Ok(answer) => answer,
             Err(e) => raise(error(Sql::ERRCODE_SYSTEM_ERROR, e.to_string())),

@@ -138,6 +138,11 @@ pub fn tidy() {
         &[],
     );
     write(
+        "DELETE FROM servicenow.request_stat r
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s WHERE s.oid = r.server)",
+        &[],
+    );
+    write(
         "DELETE FROM servicenow.dictionary d
          WHERE NOT EXISTS (SELECT FROM servicenow.sync_table t
                            JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table

@@ -9,6 +9,7 @@ mod drift;
 mod follow;
 mod notice;
 mod progress;
+mod request_stat;
 mod rows;
 mod upkeep;
 mod work;
@@ -43,6 +44,7 @@ pub use follow::{
 };
 pub use notice::notify;
 pub use progress::{Progress, enable_worker, lock_holder, locked_objects, progress, worker_enabled};
+pub use request_stat::add_request_stats;
 pub use rows::{ask_to_recheck, count_rows, leave_to_recheck, rechecked, to_recheck};
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};

@@ -5,6 +5,7 @@
 //! for what there is to mirror ([`tasks`]). No transaction is open while anybody waits for the network.
 
 pub mod launcher;
+pub mod mailbox;
 mod store;
 mod tasks;
 
@@ -20,6 +21,7 @@ use crate::pg;
 use crate::pg::io::Bell;
 use crate::pg::worker::End;
 use crate::setting;
+use mailbox::Mailbox;
 use tasks::Tasks;
 
 /// The first key of this extension's advisory locks: `snow` in ASCII.
@@ -37,6 +39,8 @@ const QUEUE: usize = 16;
 const TURN: Duration = Duration::from_millis(200);
 /// How often the worker looks for changes that have been kept long enough.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the worker writes down the calls that were made.
+const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a session that uses foreign tables looks whether there is a worker.
 const NOW_AND_THEN: Duration = Duration::from_secs(60);
 /// What must not differ, whatever the database's or the cluster's settings are. A row or table that somebody
@@ -90,7 +94,8 @@ fn run() -> std::io::Result<(&'static str, End)> {
     let bell = Bell::new()?;
     let (requests, mut inbox) = mpsc::channel(QUEUE);
     let mut tasks = Tasks::new(requests, bell.clone());
-    let mut tidied: Option<Instant> = None;
+    let mailbox = Mailbox::open();
+    let (mut tidied, mut counted): (Option<Instant>, _) = (None, Instant::now());
     loop {
         let mut woken = pg::io::wait(Some(&bell), Some(TICK));
         let began = Instant::now();
@@ -120,6 +125,10 @@ fn run() -> std::io::Result<(&'static str, End)> {
                 matches!(pg::xact::transaction(|| catalog::forget_old_changes(age)), Ok(true))
             });
             tidied = if more { None } else { Some(Instant::now()) };
+        }
+        if counted.elapsed() > COUNT_INTERVAL {
+            counted = Instant::now();
+            tasks.count(mailbox.as_ref().map(Mailbox::take).unwrap_or_default());
         }
         if woken && let Ok(waiting) = pg::xact::transaction(|| catalog::locked_objects(WAIT_CLASS)) {
             tasks.nudge(&waiting);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgrx::pg_sys;
+use servicenow::client::stats::Stats;
 use servicenow::dictionary::TableDef;
 use servicenow::sync::deletes::{self, Deletes};
 use servicenow::sync::metadata::{self, Metadata};
@@ -13,6 +14,7 @@ use servicenow::sync::mirror::{self, Mirror, Spec};
 use servicenow::sync::store::{Position, Upkeep};
 use tokio::sync::{Notify, mpsc};
 
+use super::mailbox::Letter;
 use super::store::{PgStore, Request, Table, note_failure};
 use crate::cache::ddl;
 use crate::catalog;
@@ -31,6 +33,8 @@ pub struct Tasks {
     requests: mpsc::Sender<Request>,
     bell: Bell,
     servers: HashMap<pg_sys::Oid, Server>,
+    /// Calls that were made and not written down yet.
+    uncounted: HashMap<pg_sys::Oid, Stats>,
 }
 
 /// One server's tasks.
@@ -78,7 +82,7 @@ struct PlannedTable {
 impl Tasks {
     /// Nothing runs yet.
     pub fn new(requests: mpsc::Sender<Request>, bell: Bell) -> Self {
-        Self { requests, bell, servers: HashMap::new() }
+        Self { requests, bell, servers: HashMap::new(), uncounted: HashMap::new() }
     }
 
     /// Starts what should run and does not, stops what should not and does.
@@ -87,6 +91,7 @@ impl Tasks {
             catalog::keep_work_changed(); // tried again at the next tick
             return Ok(());
         };
+        self.count(Vec::new());
         self.servers.retain(|server, _| plans.contains_key(server));
         for (oid, plan) in plans {
             let same = |server: &Server| (&server.options, &server.login) == (&plan.options, &plan.login);
@@ -116,6 +121,28 @@ impl Tasks {
             }
         }
         Ok(())
+    }
+
+    /// Writes down the calls that were made since the last time, by this process and by the sessions that have told
+    /// of theirs, which count towards the budget too.
+    pub fn count(&mut self, letters: Vec<Letter>) {
+        for letter in letters {
+            let server = pg_sys::Oid::from(letter.server);
+            if let Some(known) = self.servers.get(&server) {
+                known.client.note_calls_elsewhere(u32::try_from(letter.stats.calls()).unwrap_or(u32::MAX));
+            }
+            self.uncounted.entry(server).or_default().merge(&letter.stats);
+        }
+        for (oid, server) in &self.servers {
+            self.uncounted.entry(*oid).or_default().merge(&server.client.take_stats());
+        }
+        self.uncounted.retain(|_, stats| !stats.is_empty());
+        let written = pg::xact::transaction(|| {
+            self.uncounted.iter().for_each(|(server, stats)| catalog::add_request_stats(*server, stats));
+        });
+        if written.is_ok() {
+            self.uncounted.clear();
+        }
     }
 
     /// Whether anything that should run does not run any more.

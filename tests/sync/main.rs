@@ -5,6 +5,7 @@ mod crash;
 mod fill;
 mod follow;
 mod labels;
+mod requests;
 mod worker;
 
 use std::time::{Duration, Instant};

@@ -35,7 +35,7 @@ pub struct Counters {
     pub retries: u64,
     /// Requests that were turned away because there were too many: status 429, and 202 for a discarded request.
     pub rate_limited: u64,
-    /// Bytes of the answers' bodies, after decompression.
+    /// Bytes of the answers' bodies, as they came.
     pub bytes_in: u64,
     /// How long requests took, those that failed included and those that were interrupted not.
     pub latency: Latencies,
