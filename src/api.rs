@@ -9,7 +9,7 @@ use pgrx::{Internal, PgSqlErrorCode as Sql};
 use crate::error::{error, raise};
 use crate::option::{self, Context};
 use crate::wait::Wait;
-use crate::{cache, catalog, import, pg, wait, worker};
+use crate::{cache, catalog, import, pg, verify, wait, worker};
 
 /// The handler of the foreign-data wrapper.
 #[pg_extern(sql = "
@@ -149,6 +149,33 @@ fn resync(foreign_table: pg_sys::Oid) {
     catalog::announce(foreign_table);
     worker::ensure();
     worker::wake_at_commit();
+}
+
+/// Compares a whole table with the instance, range by range; repairs nothing.
+#[allow(clippy::type_complexity)]
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.verify(
+    foreign_table regclass, OUT range text, OUT remote bigint, OUT local bigint, OUT hidden bigint, OUT missing bigint,
+    OUT extra bigint, OUT differing bigint) RETURNS SETOF record
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'verify_wrapper';
+REVOKE ALL ON FUNCTION servicenow.verify(regclass) FROM PUBLIC;
+")]
+fn verify(
+    foreign_table: pg_sys::Oid,
+) -> TableIterator<
+    'static,
+    (
+        name!(range, String),
+        name!(remote, i64),
+        name!(local, i64),
+        name!(hidden, i64),
+        name!(missing, i64),
+        name!(extra, i64),
+        name!(differing, i64),
+    ),
+> {
+    let rows = verify::verify(foreign_table);
+    TableIterator::new(rows.map(|v| (v.range, v.remote, v.local, v.hidden, v.missing, v.extra, v.differing)))
 }
 
 /// Adds columns for the fields that a foreign table does not show; gives back how many.

@@ -8,6 +8,7 @@
 //! - [`setting`]: the settings of sessions; [`freshness`]: whether caches may be read as they are; [`wait`]:
 //!   waiting until they may
 //! - [`worker`]: the background process that keeps caches up to date
+//! - [`verify`]: the proof that a cache is complete
 //! - [`catalog`]: the extension's own tables, and the mirror behind a foreign table
 //! - [`pg`] and [`entry`]: the boundary to Postgres, the only places with `unsafe`
 //!
@@ -33,6 +34,7 @@ mod option;
 mod pg;
 mod planner;
 mod setting;
+mod verify;
 mod wait;
 mod worker;
 

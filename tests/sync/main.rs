@@ -6,6 +6,7 @@ mod fill;
 mod follow;
 mod labels;
 mod requests;
+mod upkeep;
 mod worker;
 
 use std::time::{Duration, Instant};

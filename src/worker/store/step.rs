@@ -6,7 +6,7 @@ use std::rc::Rc;
 use pgrx::{Spi, pg_sys};
 use servicenow::page::Rows;
 use servicenow::sync::Stop;
-use servicenow::sync::store::{Step, StoreError};
+use servicenow::sync::store::{Origin, Step, StoreError};
 use servicenow::value::SysId;
 
 use super::Table;
@@ -135,12 +135,17 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             changed(relation, rows, &outcome, 0);
         }
-        Step::Rechecked { looked_up, present } => {
-            let outcome = put(&mirror, present, Replace::Unchanged(looked_up), from(Source::Poll), careful);
+        Step::Rechecked { looked_up, present, origin } => {
+            let source = match origin {
+                Origin::Fill => Source::Backfill,
+                Origin::Poll => Source::Poll,
+                Origin::Upkeep => Source::Reconcile,
+            };
+            let outcome = put(&mirror, present, Replace::Unchanged(looked_up), from(source), careful);
             let there: HashSet<&str> = present.ids().collect();
             let looked_up = looked_up.iter().map(|(id, version)| (id.as_str(), *version));
             let absent: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
-            let mut writer = CacheWriter::open(&mirror, Triggers::Own, from(Source::Poll));
+            let mut writer = CacheWriter::open(&mirror, Triggers::Own, from(source));
             let (deleted, kept) = writer.delete_unchanged(&absent);
             writer.close();
             catalog::rechecked(relation, looked_up.map(|(id, _)| id).collect());

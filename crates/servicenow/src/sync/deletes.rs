@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::mirror::Spec;
 use super::recheck::recheck;
-use super::store::{DeletesRead, Store};
+use super::store::{DeletesRead, Origin, Store};
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds, pause_after};
@@ -104,7 +104,7 @@ where
         let found = self.store.find(ids).await?;
         for (table, stored) in found.records {
             if let Some(spec) = self.specs.get(&table) {
-                recheck(&self.client, &*self.store, table, spec, stored).await?;
+                recheck(&self.client, &*self.store, table, spec, stored, Origin::Poll).await?;
             }
         }
         Ok(found.complete)

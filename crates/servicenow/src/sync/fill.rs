@@ -10,7 +10,7 @@ use super::compare::{Difference, Gathering, Shown};
 use super::mirror::Mirror;
 use super::range::{self, Range};
 use super::recheck::recheck;
-use super::store::{OpenRange, Position, Step, Store};
+use super::store::{OpenRange, Origin, Position, Step, Store};
 use super::sweep::{Progress, Seen, Sweep};
 use super::upkeep::Underway;
 use super::{Stop, local_seconds};
@@ -227,7 +227,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     async fn compare_now(&self, shown: Shown) -> Result<(), Stop> {
         let differences = self.store.compare(self.table, vec![shown]).await?;
         let differing = differences.into_iter().flat_map(Difference::to_recheck).collect();
-        recheck(&self.client, &*self.store, self.table, &self.spec, differing).await
+        recheck(&self.client, &*self.store, self.table, &self.spec, differing, Origin::Fill).await
     }
 
     /// One page of a sweep, asked for in smaller pieces as long as the instance cuts it short.

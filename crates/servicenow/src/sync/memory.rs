@@ -115,7 +115,7 @@ impl Memory {
                 self.failure = None;
             }
             Step::Newest(rows) | Step::Changed(rows) => self.keep(&rows, &StoredRecords::new()),
-            Step::Rechecked { looked_up, present } => {
+            Step::Rechecked { looked_up, present, .. } => {
                 for (id, _) in &looked_up {
                     self.recheck.remove(id.as_str());
                 }

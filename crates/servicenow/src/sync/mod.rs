@@ -31,6 +31,7 @@ pub mod store;
 pub mod sweep;
 pub mod tail;
 mod upkeep;
+pub mod verify;
 
 /// How far behind the watermark a poll begins, in seconds: records are stamped by the node that writes them
 /// and become visible when their transaction ends; nodes' clocks differ.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::mirror::Mirror;
 use super::recheck::recheck;
 use super::reconcile::{is_many, is_much};
-use super::store::{Position, Step, Store};
+use super::store::{Origin, Position, Step, Store};
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds};
@@ -74,7 +74,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             }
         }
         let unsettled = self.store.to_recheck(self.table).await?;
-        recheck(&self.client, &*self.store, self.table, &self.spec, unsettled).await?;
+        recheck(&self.client, &*self.store, self.table, &self.spec, unsettled, Origin::Poll).await?;
         let next = match first_served {
             Some(served) if all => self.next_watermark(watermark, served, at),
             _ => watermark,
@@ -164,7 +164,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let found = self.store.find(others).await?;
         for (table, stored) in found.records {
             if table == self.table {
-                recheck(&self.client, &*self.store, table, &self.spec, stored).await?;
+                recheck(&self.client, &*self.store, table, &self.spec, stored, Origin::Poll).await?;
             }
         }
         Ok(Ok(found.complete))

@@ -2,7 +2,7 @@
 
 use super::Stop;
 use super::mirror::Spec;
-use super::store::{Step, Store, StoredRecords};
+use super::store::{Origin, Step, Store, StoredRecords};
 use crate::client::Client;
 use crate::client::retry::{self, Effect, Policy};
 use crate::client::table_api::List;
@@ -22,6 +22,7 @@ pub(super) async fn recheck<T: Transport, S: Store>(
     table: S::Table,
     spec: &Spec,
     stored: StoredRecords,
+    origin: Origin,
 ) -> Result<(), Stop> {
     let (plain, odd): (Vec<_>, Vec<_>) = stored.into_iter().partition(|(id, _)| id.is_plain());
     let mut batches: Vec<&[(SysId, Version)]> = plain.chunks(IDS_AT_A_TIME).collect();
@@ -38,7 +39,7 @@ pub(super) async fn recheck<T: Transport, S: Store>(
             }
             Err(e) => return Err(e.into()),
         };
-        let step = Step::Rechecked { looked_up: batch.to_vec(), present };
+        let step = Step::Rechecked { looked_up: batch.to_vec(), present, origin };
         store.apply(table, step).await?;
     }
     // An identifier that cannot stand in a query is looked up by its address.
@@ -48,7 +49,7 @@ pub(super) async fn recheck<T: Transport, S: Store>(
             Err(Error::NoRecord(_)) => Rows::new(spec.layout.clone()),
             Err(e) => return Err(e.into()),
         };
-        let step = Step::Rechecked { looked_up: vec![(id, version)], present };
+        let step = Step::Rechecked { looked_up: vec![(id, version)], present, origin };
         store.apply(table, step).await?;
     }
     Ok(())

@@ -91,6 +91,17 @@ pub struct ScrubPosition {
     pub total: u64,
 }
 
+/// What made a mirror look records up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Everything is read.
+    Fill,
+    /// They have changed, or were deleted.
+    Poll,
+    /// A comparison with the instance.
+    Upkeep,
+}
+
 /// One change of a store, all or nothing.
 pub enum Step {
     /// What the dictionary says about the table.
@@ -140,6 +151,8 @@ pub enum Step {
         looked_up: StoredRecords,
         /// Those of them that are there; the others are gone.
         present: Rows,
+        /// Why they were looked up.
+        origin: Origin,
     },
     /// A poll has come to its end.
     Polled {
@@ -195,7 +208,7 @@ impl fmt::Debug for Step {
             Step::RangeDone { number } => write!(f, "RangeDone({number})"),
             Step::Complete { watermark } => write!(f, "Complete({watermark})"),
             Step::Changed(rows) => write!(f, "Changed({rows:?})"),
-            Step::Rechecked { looked_up, present } => {
+            Step::Rechecked { looked_up, present, .. } => {
                 write!(f, "Rechecked({} records, {present:?})", looked_up.len())
             }
             Step::Polled { watermark, .. } => write!(f, "Polled({watermark})"),

@@ -10,7 +10,7 @@ use super::range::Range;
 use super::recheck::recheck;
 use super::reconcile::{Question, Reconcile};
 use super::scrub::{STRETCH_PAGES, Scrub};
-use super::store::{Position, ScrubPosition, Step, Store, StoredRecords};
+use super::store::{Origin, Position, ScrubPosition, Step, Store, StoredRecords};
 use super::sweep::{Progress, Sweep};
 use super::{Stop, pause_after};
 use crate::client::transport::Transport;
@@ -130,7 +130,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         if !self.underway.to_recheck.is_empty() {
             let from = self.underway.to_recheck.len().saturating_sub(RECHECKED_AT_A_TIME);
             let some = self.underway.to_recheck[from..].to_vec();
-            recheck(&self.client, &*self.store, self.table, &self.spec, some).await?;
+            recheck(&self.client, &*self.store, self.table, &self.spec, some, Origin::Upkeep).await?;
             self.underway.to_recheck.truncate(from);
             return Ok(true);
         }

@@ -1,0 +1,84 @@
+//! What polls cannot see: deletions and edits without a trace, and records that are hidden.
+
+use servicenow_sim::{AclRule, Dataset};
+use world::World;
+
+use crate::{COLUMNS, INCIDENT, lists};
+
+/// The rows of `verify`, added up.
+async fn verified(world: &World) -> [i64; 6] {
+    let sums = "SELECT sum(remote)::bigint, sum(local)::bigint, sum(hidden)::bigint, sum(missing)::bigint,
+                       sum(extra)::bigint, sum(differing)::bigint FROM servicenow.verify('incident')";
+    let row = &world.db.rows(sums).await[0];
+    std::array::from_fn(|i| row.get(i))
+}
+
+async fn quick(options: &str) -> World {
+    let world = World::with(Dataset::Small, options).await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_or_made_without_a_trace_is_found_by_counting() {
+    let world = quick(", reconcile_interval '1s'").await;
+    world.until("SELECT last_reconcile_at IS NOT NULL FROM servicenow.sync_status").await;
+    let silent = world.sim.edit().without_workflow();
+    let (gone, kept) =
+        (world.find("incident", "number=INC0012345"), world.find("incident", "number=INC0010002"));
+    silent.delete("incident", &gone).expect("it is there");
+    world.until(&format!("SELECT count(*) = 0 FROM incident WHERE sys_id = '{gone}'")).await;
+    let old = [("sys_updated_on", "2019-01-01 00:00:00"), ("short_description", "old")];
+    let came = silent.without_auto_sys_fields().insert("incident", &old).expect("a record");
+    world.until(&format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{came}'")).await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+    let sources = "SELECT string_agg(op || ' ' || source, ', ' ORDER BY seq) FROM servicenow._sync_cdc";
+    assert_eq!(world.db.value::<String>(sources).await, "delete reconcile, insert reconcile");
+    // A record that may not be seen any more is counted as before: reading everything again finds it. From then on
+    // it is counted as hidden.
+    world.db.run("ALTER SERVER acme OPTIONS (ADD scrub_interval '1s')").await;
+    world.sim.edit().add_acl(AclRule::Rows {
+        table: "incident".to_owned(),
+        user: Some(world::INTEGRATION.to_owned()),
+        query: format!("sys_id!={kept}"),
+    });
+    world.until(&format!("SELECT count(*) = 0 FROM incident WHERE sys_id = '{kept}'")).await;
+    world.until("SELECT rows_hidden = 1 AND rows_total = rows + 1 FROM servicenow.sync_status").await;
+    let calls = lists(&world, "incident", 0).len();
+    let [remote, local, hidden, missing, extra, differing] = verified(&world).await;
+    assert_eq!((remote, hidden, missing, extra, differing), (local + 1, 1, 0, 0, 0));
+    assert!(lists(&world, "incident", 0).len() > calls);
+    world.sim.edit().clear_acls();
+    world.until(&format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{kept}'")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_counts_what_differs_and_repairs_nothing() {
+    let world = quick("").await;
+    let rows = world.db.value::<i64>("SELECT count(*) FROM incident").await;
+    assert_eq!(verified(&world).await, [rows, rows, 0, 0, 0, 0]);
+    world.db.run("SELECT servicenow.stop_worker()").await;
+    world.until("SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'servicenow_fdw worker'").await;
+    let ids: Vec<String> = world.sim.edit().find("incident", "ORDERBYsys_id").expect("a query");
+    world.sim.edit().delete("incident", &ids[0]).expect("it is there");
+    world.sim.edit().update("incident", &ids[1], &[("short_description", "other")]).expect("it is there");
+    world.sim.edit().insert("incident", &[("short_description", "new")]).expect("a record");
+    world.sim.edit().insert("incident", &[("short_description", "new too")]).expect("a record");
+    assert_eq!(verified(&world).await, [rows + 1, rows, 0, 2, 1, 1]);
+    assert_eq!(verified(&world).await, [rows + 1, rows, 0, 2, 1, 1]);
+    let somebody = world.session_as("somebody").await;
+    assert_eq!(somebody.error("SELECT servicenow.verify('incident')").await.code().code(), "42501");
+    assert_eq!(world.db.error("SELECT servicenow.verify('pg_class')").await.code().code(), "42809");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_without_a_trace_is_mended_by_the_next_round_of_reading_everything() {
+    let world = quick(", scrub_interval '2s'").await;
+    let id = world.find("incident", "number=INC0012345");
+    let silent = world.sim.edit().without_workflow().without_auto_sys_fields();
+    silent.update("incident", &id, &[("short_description", "silently")]).expect("it is there");
+    world.until(&format!("SELECT short_description = 'silently' FROM incident WHERE sys_id = '{id}'")).await;
+    let source = "SELECT source FROM servicenow._sync_cdc";
+    assert_eq!(world.db.value::<String>(source).await, "reconcile");
+}
