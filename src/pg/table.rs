@@ -1,6 +1,7 @@
 //! Writing rows into a table below SQL: the way COPY and logical replication do it, with indexes,
 //! constraints and triggers kept, but without parsing, planning or privilege checks.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
 use std::panic::AssertUnwindSafe;
 
@@ -62,11 +63,17 @@ impl TableWriter {
         // The order follows `create_edata_for_relation` of logical replication's apply worker.
         unsafe {
             let relation = pg_sys::table_open(table, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
-            let places: Option<Vec<_>> = columns.iter().map(|name| column(relation, name)).collect();
+            let (places, key) = {
+                let tupdesc = pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att);
+                let attributes = tupdesc.iter().enumerate().filter(|(_, attribute)| !attribute.attisdropped);
+                let by_name: HashMap<&str, (usize, DatumWriter)> = attributes
+                    .map(|(place, a)| (a.name(), (place, DatumWriter::new(a.atttypid, a.atttypmod))))
+                    .collect();
+                let places: Option<Vec<_>> = columns.iter().map(|name| by_name.get(name).cloned()).collect();
+                (places, by_name.get(key).cloned())
+            };
             let key_index = primary_key(relation);
-            let (Some(places), Some(key), true) =
-                (places, column(relation, key), key_index != pg_sys::InvalidOid)
-            else {
+            let (Some(places), Some(key), true) = (places, key, key_index != pg_sys::InvalidOid) else {
                 pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
                 return None;
             };
@@ -370,18 +377,6 @@ pub(super) fn new_context(name: &'static CStr) -> pg_sys::MemoryContext {
 unsafe fn alloc_in<T>(context: pg_sys::MemoryContext) -> *mut T {
     // SAFETY: by contract.
     unsafe { pg_sys::MemoryContextAllocZero(context, size_of::<T>()).cast() }
-}
-
-/// A column's place (from 0) and writer.
-///
-/// # Safety
-/// `relation` is open.
-unsafe fn column(relation: pg_sys::Relation, name: &str) -> Option<(usize, DatumWriter)> {
-    // SAFETY: by contract; the descriptor lives as long as the relation is open.
-    let tupdesc = unsafe { pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att) };
-    let place = tupdesc.iter().position(|a| !a.attisdropped && a.name() == name)?;
-    let attribute = tupdesc.get(place)?;
-    Some((place, DatumWriter::new(attribute.atttypid, attribute.atttypmod)))
 }
 
 /// # Safety
