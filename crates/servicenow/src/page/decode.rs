@@ -1,10 +1,8 @@
 //! From the JSON text of an answer to a batch, in one pass.
 
-use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-
+use super::json::{self, Json, Problem};
 use super::*;
 use crate::error::{Error, Result, Words};
 use crate::value::decode_seconds;
@@ -71,25 +69,24 @@ fn decode(layout: &Arc<Layout>, body: &[u8], shape: Shape) -> Result<Rows> {
         failure: None,
         route: Vec::new(),
     };
-    // Once for all: the parser would look at every string by itself.
-    let (valid, is_broken) = match std::str::from_utf8(body) {
+    let (text, is_broken) = match std::str::from_utf8(body) {
         Ok(text) => (text, false),
         Err(e) => (std::str::from_utf8(&body[..e.valid_up_to()]).unwrap_or_default(), true),
     };
-    let mut json = serde_json::Deserializer::from_str(valid);
-    let parsed = Answer(&mut decoder).deserialize(&mut json).and_then(|()| json.end());
-    let parsed = if is_broken { parsed.and(Err(serde_json::Error::custom("not UTF-8"))) } else { parsed };
+    let mut json = Json::new(text);
+    let parsed = decoder.answer(&mut json).and_then(|()| json.end());
+    let parsed = if is_broken { parsed.and(Err(Problem::Syntax)) } else { parsed };
     if let Some(failure) = decoder.failure {
         return Err(failure);
     }
     match (parsed, decoder.words) {
         // A list that was cut off carries an error besides its rows, or breaks off in the middle.
         (_, Some(words)) => Err(Error::CutShort(words)),
-        (Err(e), None) if decoder.seen_result => Err(Error::CutShort(Words {
-            message: format!("the answer is broken JSON ({})", category(&e)),
+        (Err(problem), None) if decoder.seen_result => Err(Error::CutShort(Words {
+            message: format!("the answer is broken JSON ({})", name_of(problem)),
             detail: None,
         })),
-        (Err(e), None) => Err(Error::Unreadable(describe(body, &e))),
+        (Err(problem), None) => Err(Error::Unreadable(describe(body, problem))),
         (Ok(()), None) if !decoder.seen_result => {
             Err(Error::Unreadable("the answer has no \"result\"".to_owned()))
         }
@@ -98,7 +95,7 @@ fn decode(layout: &Arc<Layout>, body: &[u8], shape: Shape) -> Result<Rows> {
 }
 
 /// Says what a body is that is no answer, without quoting it.
-fn describe(body: &[u8], e: &serde_json::Error) -> String {
+fn describe(body: &[u8], problem: Problem) -> String {
     let body = body.trim_ascii();
     if body.is_empty() {
         "the answer is empty".to_owned()
@@ -114,127 +111,69 @@ fn describe(body: &[u8], e: &serde_json::Error) -> String {
             "the answer is a web page".to_owned()
         }
     } else {
-        format!("the answer is no JSON ({})", category(e))
+        format!("the answer is no JSON ({})", name_of(problem))
     }
 }
 
-/// serde_json's messages may quote the input; its category does not.
-fn category(e: &serde_json::Error) -> &'static str {
-    match e.classify() {
-        serde_json::error::Category::Io => "it could not be read",
-        serde_json::error::Category::Syntax => "syntax error",
-        serde_json::error::Category::Data => "unexpected structure",
-        serde_json::error::Category::Eof => "it ends early",
+/// Not a word of the input: it may be anything.
+fn name_of(problem: Problem) -> &'static str {
+    match problem {
+        Problem::Short => "it ends early",
+        Problem::Syntax => "syntax error",
     }
 }
 
-/// The outermost object of an answer.
-struct Answer<'d>(&'d mut Decoder);
-
-impl<'de> DeserializeSeed<'de> for Answer<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Answer<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an answer object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-            match key.as_ref() {
-                "result" => {
-                    self.0.seen_result = true;
-                    map.next_value_seed(ResultRows(self.0))?;
-                }
-                "error" => {
-                    self.0.words = Some(map.next_value::<ErrorObject>()?.into());
-                }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
+impl Decoder {
+    /// The outermost object of an answer.
+    fn answer(&mut self, json: &mut Json<'_>) -> json::Result<()> {
+        json.object(|json, name| match name {
+            "result" => {
+                self.seen_result = true;
+                match self.shape {
+                    Shape::List => json.array(|json| self.row(json)),
+                    Shape::Record => self.row(json),
                 }
             }
-        }
-        Ok(())
-    }
-}
-
-/// The value of `result`: an array of rows, or one row.
-struct ResultRows<'d>(&'d mut Decoder);
-
-impl<'de> DeserializeSeed<'de> for ResultRows<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        match self.0.shape {
-            Shape::List => deserializer.deserialize_seq(self),
-            Shape::Record => deserializer.deserialize_map(Row(self.0)),
-        }
-    }
-}
-
-impl<'de> Visitor<'de> for ResultRows<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of rows")
+            "error" => {
+                let error: ErrorObject = serde_json::from_str(json.skip()?).map_err(|_| Problem::Syntax)?;
+                self.words = Some(error.into());
+                Ok(())
+            }
+            _ => json.skip().map(|_| ()),
+        })
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
-        while seq.next_element_seed(Row(self.0))?.is_some() {}
-        Ok(())
-    }
-}
-
-/// One row.
-struct Row<'d>(&'d mut Decoder);
-
-impl<'de> DeserializeSeed<'de> for Row<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Row<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a row object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        let Decoder { rows, route, failure, .. } = self.0;
+    fn row(&mut self, json: &mut Json<'_>) -> json::Result<()> {
+        let Decoder { rows, route, failure, .. } = self;
         let first = rows.cells.len();
         rows.cells.resize(first + rows.layout.columns.len(), Cell::Absent);
         let mut found = Found::default();
         let mut misfit = None;
         let mut position = 0;
-        while map.next_key_seed(Key { route, layout: &rows.layout, position })?.is_some() {
-            match &route[position].1 {
-                None => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+        json.object(|json, name| {
+            if route.get(position).is_none_or(|(known, _)| known != name) {
+                route.truncate(position);
+                route.push((name.to_owned(), rows.layout.targets.get(name).cloned()));
+            }
+            let target = route[position].1.as_ref();
+            position += 1;
+            match target {
+                None => json.skip().map(|_| ()),
                 Some(target) => {
                     let (found, misfit) = (&mut found, &mut misfit);
-                    map.next_value_seed(FieldSink { rows, first, target, found, misfit })?;
+                    FieldSink { rows, first, target, found, misfit }.read(json)
                 }
             }
-            position += 1;
-        }
+        })?;
         let Some((start, len)) = found.id.filter(|(_, len)| *len > 0) else {
             failure.get_or_insert(Error::NoSysId);
-            return Err(A::Error::custom("row without sys_id"));
+            return Err(Problem::Syntax);
         };
         if let Some((column, expected)) = misfit {
             let sys_id = rows.text[start as usize..(start + len) as usize].to_owned();
             let field = rows.layout.columns[column].field.clone();
             failure.get_or_insert(Error::Value { field, sys_id, expected });
-            return Err(A::Error::custom("value does not fit"));
+            return Err(Problem::Syntax);
         }
         rows.ids.push((start, len));
         rows.versions.push(found.version);
@@ -249,40 +188,6 @@ struct Found {
     version: Version,
 }
 
-/// Reads a key and looks up where its value goes, trying the place the row before had it at first.
-struct Key<'d> {
-    route: &'d mut Vec<(String, Option<Target>)>,
-    layout: &'d Layout,
-    position: usize,
-}
-
-impl<'de> DeserializeSeed<'de> for Key<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Key<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a field name")
-    }
-
-    fn visit_str<E>(self, key: &str) -> std::result::Result<(), E> {
-        match self.route.get(self.position) {
-            Some((name, _)) if name == key => {}
-            _ => {
-                let entry = (key.to_owned(), self.layout.targets.get(key).cloned());
-                self.route.truncate(self.position);
-                self.route.push(entry);
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Puts one field's value where it belongs.
 struct FieldSink<'d> {
     rows: &'d mut Rows,
@@ -293,6 +198,32 @@ struct FieldSink<'d> {
 }
 
 impl FieldSink<'_> {
+    /// Reads a field: an object of its sides, or its stored value alone. Anything else has no value.
+    fn read(mut self, json: &mut Json<'_>) -> json::Result<()> {
+        match json.peek()? {
+            b'{' => {
+                let wants = self.target.wants;
+                json.object(|json, side| match (side, json.peek()?) {
+                    (_, b'{' | b'[') => json.skip().map(|_| ()),
+                    ("value", _) if wants.value => {
+                        self.value(&json.scalar()?);
+                        Ok(())
+                    }
+                    ("display_value", _) if wants.label => {
+                        self.label(&json.scalar()?);
+                        Ok(())
+                    }
+                    _ => json.skip().map(|_| ()),
+                })
+            }
+            b'[' => json.skip().map(|_| ()),
+            _ => {
+                self.value(&json.scalar()?);
+                Ok(())
+            }
+        }
+    }
+
     fn value(&mut self, wire: &str) {
         match self.target.stamp {
             Some(Stamp::SysId) => {
@@ -333,174 +264,6 @@ impl FieldSink<'_> {
                 self.rows.cells[self.first + column] = cell;
             }
         }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for FieldSink<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for FieldSink<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a field's value")
-    }
-
-    fn visit_str<E>(mut self, wire: &str) -> std::result::Result<(), E> {
-        self.value(wire);
-        Ok(())
-    }
-
-    fn visit_bool<E>(mut self, wire: bool) -> std::result::Result<(), E> {
-        self.value(if wire { "true" } else { "false" });
-        Ok(())
-    }
-
-    fn visit_i64<E>(mut self, wire: i64) -> std::result::Result<(), E> {
-        self.value(&wire.to_string());
-        Ok(())
-    }
-
-    fn visit_u64<E>(mut self, wire: u64) -> std::result::Result<(), E> {
-        self.value(&wire.to_string());
-        Ok(())
-    }
-
-    fn visit_f64<E>(mut self, wire: f64) -> std::result::Result<(), E> {
-        self.value(&wire.to_string());
-        Ok(())
-    }
-
-    fn visit_unit<E>(mut self) -> std::result::Result<(), E> {
-        self.value("");
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<(), A::Error> {
-        let wants = self.target.wants;
-        while let Some(side) = map.next_key_seed(SideName)? {
-            match side {
-                Some(Show::Value) if wants.value => {
-                    map.next_value_seed(Scalar { sink: &mut self, label: false })?
-                }
-                Some(Show::Label) if wants.label => {
-                    map.next_value_seed(Scalar { sink: &mut self, label: true })?
-                }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
-}
-
-/// The name of a field's side.
-struct SideName;
-
-impl<'de> DeserializeSeed<'de> for SideName {
-    type Value = Option<Show>;
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<Option<Show>, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for SideName {
-    type Value = Option<Show>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a name")
-    }
-
-    fn visit_str<E>(self, name: &str) -> std::result::Result<Option<Show>, E> {
-        Ok(match name {
-            "value" => Some(Show::Value),
-            "display_value" => Some(Show::Label),
-            _ => None,
-        })
-    }
-}
-
-/// One side of a field that came as an object.
-struct Scalar<'s, 'd> {
-    sink: &'s mut FieldSink<'d>,
-    label: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for Scalar<'_, '_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl Scalar<'_, '_> {
-    fn put(self, wire: &str) {
-        if self.label {
-            self.sink.label(wire);
-        } else {
-            self.sink.value(wire);
-        }
-    }
-}
-
-impl<'de> Visitor<'de> for Scalar<'_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a scalar")
-    }
-
-    fn visit_str<E>(self, wire: &str) -> std::result::Result<(), E> {
-        self.put(wire);
-        Ok(())
-    }
-
-    fn visit_bool<E>(self, wire: bool) -> std::result::Result<(), E> {
-        self.put(if wire { "true" } else { "false" });
-        Ok(())
-    }
-
-    fn visit_i64<E>(self, wire: i64) -> std::result::Result<(), E> {
-        self.put(&wire.to_string());
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, wire: u64) -> std::result::Result<(), E> {
-        self.put(&wire.to_string());
-        Ok(())
-    }
-
-    fn visit_f64<E>(self, wire: f64) -> std::result::Result<(), E> {
-        self.put(&wire.to_string());
-        Ok(())
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<(), E> {
-        self.put("");
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<(), A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(())
     }
 }
 

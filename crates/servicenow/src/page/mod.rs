@@ -5,6 +5,7 @@
 //! 16-byte cells, so that a page of 1,000 rows costs a handful of allocations.
 
 mod decode;
+mod json;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
