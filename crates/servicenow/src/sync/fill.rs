@@ -60,6 +60,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         self.apply(Step::Begin { ranges, since, refill, total: page.total, at }).await?;
         self.last_poll = Some(at);
         self.position = Position::Filling { refill, open, since };
+        self.just_filled = true;
         self.underway = Underway::default();
         self.nudge();
         self.upkeep.scrub = None;

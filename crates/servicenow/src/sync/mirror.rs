@@ -93,8 +93,8 @@ pub struct Mirror<T, S: Store> {
     pub(super) underway: Underway,
     /// Everything has just been read again because of how much was counted; once more would not help.
     pub(super) refilled_for_counts: bool,
-    /// Everything has just been read again because of how much had changed.
-    pub(super) refilled_for_changes: bool,
+    /// There has been no poll since everything was read: that reads what has changed meanwhile, however much.
+    pub(super) just_filled: bool,
     /// Since when much has been changing.
     pub(super) mass_since: Option<SystemTime>,
 }
@@ -132,7 +132,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             is_idle: true,
             underway: Underway::default(),
             refilled_for_counts: false,
-            refilled_for_changes: false,
+            just_filled: false,
             mass_since: None,
         }
     }

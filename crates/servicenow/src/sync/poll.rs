@@ -37,22 +37,16 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     pub(super) async fn poll(&mut self) -> Result<bool, Stop> {
         let Position::Following { watermark } = self.position else { return Ok(true) };
         let at = SystemTime::now();
-        let mut tail = Tail::new("sys_updated_on", watermark - OVERLAP);
-        let mut matching = HashSet::new();
+        let since = watermark - OVERLAP;
+        let (mut tail, mut matching) = (Tail::new("sys_updated_on", since), HashSet::new());
         let mut first_served: Option<i64> = None;
         loop {
-            let (page, limit) = shrinking(&self.page_size, async |limit| {
-                let (query, offset) = tail.page(&self.spec.query, limit)?;
-                self.list(&query, limit, offset, true).await
-            })
-            .await?;
-            let served = page.served_at.unwrap_or_else(|| local_seconds(at));
+            let (page, progress) = self.tail_page(&mut tail, &self.spec.query, &self.spec.layout).await?;
             let mass = match first_served {
-                None => self.mass_of(&self.spec.query, page.total, served).await?,
+                None => self.mass_of(&self.spec.query, since, &page, at).await?,
                 Some(_) => Mass::No,
             };
-            first_served.get_or_insert(served);
-            let progress = tail.advance(&seen_in_time(&page), limit);
+            first_served.get_or_insert(page.served_at.unwrap_or_else(|| local_seconds(at)));
             if !self.spec.query.is_all() {
                 matching.extend(page.rows.ids().map(SysId::new));
             }
@@ -68,7 +62,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         }
         let mut all = true;
         if !self.spec.query.is_all() {
-            match self.drop_rows_that_stopped_matching(watermark, &matching, at).await? {
+            match self.drop_rows_that_stopped_matching(since, &matching, at).await? {
                 Ok(complete) => all = complete,
                 Err(mass) => return self.meet(mass).await,
             }
@@ -82,26 +76,30 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         self.apply(Step::Polled { watermark: next, at }).await?;
         self.last_poll = Some(at);
         self.position = Position::Following { watermark: next };
-        (self.mass_since, self.refilled_for_changes) = (None, false);
+        (self.mass_since, self.just_filled) = (None, false);
         Ok(true)
     }
 
-    /// What to do about so many records that have changed. What changed just now will be met by the first poll
-    /// after everything has been read again, because that begins an overlap before; so it is waited for the end
-    /// of a mass update, but not for ever.
-    async fn mass_of(&self, base: &Query, changed: Option<u64>, served: i64) -> Result<Mass, Stop> {
-        let page = u64::from(self.spec.page_size);
-        let Some(changed) = changed.filter(|changed| is_many(*changed, page)) else { return Ok(Mass::No) };
-        if self.refilled_for_changes
-            || !is_much(changed, self.client.count(&self.spec.table, &self.spec.query).await?, page)
+    /// What to do about so many records of `base` that have changed since a second. What changed just now will be
+    /// met by the first poll after everything has been read again, because that begins an overlap before; so it is
+    /// waited for the end of a mass update, but not for ever.
+    async fn mass_of(&self, base: &Query, since: i64, page: &Page, at: SystemTime) -> Result<Mass, Stop> {
+        let size = u64::from(self.spec.page_size);
+        if self.just_filled || !page.total.is_some_and(|changed| is_many(changed, size)) {
+            return Ok(Mass::No);
+        }
+        // What is stamped in the future was changed, and read, before a clock was set back.
+        let until = page.served_at.unwrap_or_else(|| local_seconds(at)) + OVERLAP;
+        let table = &self.spec.table;
+        let changed = self.client.count(table, &between(base, since, until)?).await?;
+        if !is_many(changed, size)
+            || !is_much(changed, self.client.count(table, &self.spec.query).await?, size)
         {
             return Ok(Mass::No);
         }
-        let since = date_time(served - OVERLAP).unwrap_or_default();
-        let since = Term::new("sys_updated_on", Op::Ge, &since).map_err(crate::Error::from)?;
-        let just_now = self.client.count(&self.spec.table, &base.clone().and(since)).await?;
+        let just_now = self.client.count(table, &between(base, until - 2 * OVERLAP, until)?).await?;
         let waited = self.mass_since.and_then(|since| since.elapsed().ok()).unwrap_or_default();
-        Ok(match is_many(just_now, page) {
+        Ok(match is_many(just_now, size) {
             false => Mass::Over,
             true if waited < LONGEST_WAIT => Mass::GoingOn,
             true => Mass::No,
@@ -115,7 +113,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             return Ok(false);
         }
         self.begin(true).await?;
-        (self.mass_since, self.refilled_for_changes) = (None, true);
+        self.mass_since = None;
         Ok(true)
     }
 
@@ -133,31 +131,21 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// store could be asked about all of them, or that there are too many.
     async fn drop_rows_that_stopped_matching(
         &self,
-        watermark: i64,
+        since: i64,
         matching: &HashSet<SysId>,
         at: SystemTime,
     ) -> Result<Result<bool, Mass>, Stop> {
-        let layout = Arc::new(Layout::of_text(&[]));
-        let mut tail = Tail::new("sys_updated_on", watermark - OVERLAP);
+        let (all, layout) = (Query::all(), Arc::new(Layout::of_text(&[])));
+        let mut tail = Tail::new("sys_updated_on", since);
         let mut others = Vec::new();
-        let mut is_first = true;
-        loop {
-            let (page, limit) = shrinking(&self.page_size, async |limit| {
-                let (query, offset) = tail.page(&Query::all(), limit)?;
-                let table = &self.spec.table;
-                let list = List { table, query: &query, layout: &layout, limit, offset, count: true };
-                self.client.list(list).await
-            })
-            .await?;
-            if std::mem::take(&mut is_first) {
-                let served = page.served_at.unwrap_or_else(|| local_seconds(at));
-                let mass = self.mass_of(&Query::all(), page.total, served).await?;
-                if mass != Mass::No {
-                    return Ok(Err(mass));
-                }
+        for pages in 0.. {
+            let (page, progress) = self.tail_page(&mut tail, &all, &layout).await?;
+            let mass = if pages == 0 { self.mass_of(&all, since, &page, at).await? } else { Mass::No };
+            if mass != Mass::No {
+                return Ok(Err(mass));
             }
             others.extend(page.rows.ids().map(SysId::new).filter(|id| !matching.contains(id)));
-            if tail.advance(&seen_in_time(&page), limit) == Progress::Done {
+            if progress == Progress::Done {
                 break;
             }
         }
@@ -169,6 +157,29 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         }
         Ok(Ok(found.complete))
     }
+
+    /// One page of a tail, asked for in smaller pieces as long as the instance cuts it short.
+    async fn tail_page(
+        &self,
+        tail: &mut Tail,
+        base: &Query,
+        layout: &Arc<Layout>,
+    ) -> Result<(Page, Progress), Stop> {
+        let (page, limit) = shrinking(&self.page_size, async |limit| {
+            let (query, offset) = tail.page(base, limit)?;
+            let table = &self.spec.table;
+            self.client.list(List { table, query: &query, layout, limit, offset, count: true }).await
+        })
+        .await?;
+        let progress = tail.advance(&seen_in_time(&page), limit);
+        Ok((page, progress))
+    }
+}
+
+/// What of `base` has changed between two seconds.
+fn between(base: &Query, from: i64, to: i64) -> crate::Result<Query> {
+    let time = |op, second| Term::new("sys_updated_on", op, &date_time(second).unwrap_or_default());
+    Ok(base.clone().and(time(Op::Ge, from)?).and(time(Op::Lt, to)?))
 }
 
 fn seen_in_time(page: &Page) -> SeenInTime {

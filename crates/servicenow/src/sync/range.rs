@@ -5,15 +5,15 @@ use std::cmp::Ordering;
 use crate::query::{Op, Query, QueryError, Term};
 use crate::value::SysId;
 
-/// How an instance sorts two identifiers: by their bytes, capitals as small letters; in a database
-/// `lower(sys_id COLLATE "C") COLLATE "C"`. Nearly all identifiers consist of small letters and digits, about
+/// How an instance sorts two identifiers: by their bytes, small letters as capitals; in a database
+/// `upper(sys_id COLLATE "C") COLLATE "C"`. Nearly all identifiers consist of small letters and digits, about
 /// which all collations agree. Where an instance sorts others in another way, a mirror does more work, not worse.
 pub fn compare(a: &str, b: &str) -> Ordering {
     folded(a).cmp(folded(b))
 }
 
 fn folded(id: &str) -> impl Iterator<Item = u8> + '_ {
-    id.bytes().map(|byte| byte.to_ascii_lowercase())
+    id.bytes().map(|byte| byte.to_ascii_uppercase())
 }
 
 /// A part of a table: the records whose `sys_id` is at least `lower` and less than `upper`.
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn capitals_sort_as_small_letters() {
+    fn case_does_not_count() {
         let range = Range { lower: Some(SysId::new("f0")), upper: Some(SysId::new("f8")) };
         assert!(
             range.contains("F0F0") && range.contains("f7ff") && !range.contains("F8") && !range.contains("e")

@@ -158,9 +158,10 @@ impl Reconcile {
         if let Some(part) = self.parts.last_mut() {
             let mut sorted: BTreeMap<String, u64> = BTreeMap::new();
             for (prefix, rows) in counts {
-                *sorted.entry(prefix.to_ascii_lowercase()).or_default() += rows;
+                *sorted.entry(prefix.to_ascii_uppercase()).or_default() += rows;
             }
-            part.counts = sorted.into_iter().collect();
+            let small = |(prefix, rows): (String, u64)| (prefix.to_ascii_lowercase(), rows);
+            part.counts = sorted.into_iter().map(small).collect();
         }
         self.go_on();
     }
@@ -509,9 +510,9 @@ mod tests {
         assert_eq!(reconcile.question(), &Question::Refill);
     }
 
-    /// `_` behind letters, accents like none: as the usual collation of the instance's database has it.
-    fn usual(id: &str) -> String {
-        id.to_ascii_uppercase().replace(['Ä', 'ä'], "A")
+    /// `_` before everything else, accents like none.
+    fn another(id: &str) -> String {
+        id.to_ascii_uppercase().replace(['Ä', 'ä'], "A").replace('_', " ")
     }
 
     fn backwards(id: &str) -> String {
@@ -533,7 +534,7 @@ mod tests {
             // To the instance identifiers are the same that differ in case or trailing blanks only.
             let mut met = BTreeSet::new();
             instance.retain(|id, _| met.insert(id.trim_end().to_ascii_lowercase()));
-            let order = Some((|id: &str| id.to_ascii_lowercase()) as fn(&str) -> String);
+            let order = Some((|id: &str| id.to_ascii_uppercase()) as fn(&str) -> String);
             let mut pair = Pair { instance, order, ..Pair::default() };
             pair.store = pair.visible();
             (pair, changes)
@@ -577,7 +578,7 @@ mod tests {
             order in 0usize..2,
             page in 1u32..40,
         ) {
-            pair.order = Some([usual as fn(&str) -> String, backwards][order]);
+            pair.order = Some([another as fn(&str) -> String, backwards][order]);
             for (id, _) in changes {
                 pair.instance.insert(id, true);
             }

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
@@ -24,6 +25,7 @@ pub struct Keeper {
     held: Mutex<HashSet<String>>,
     after_find: Mutex<Option<Meanwhile>>,
     is_stale: Mutex<bool>,
+    polls: AtomicUsize,
 }
 
 impl Keeper {
@@ -65,6 +67,11 @@ impl Keeper {
     /// The mirrored table is changed: whoever comes with something has to begin anew.
     pub fn become_stale(&self) {
         *self.is_stale.lock().expect("no panic") = true;
+    }
+
+    /// How many polls have come to their end.
+    pub fn polls(&self) -> usize {
+        self.polls.load(Ordering::Relaxed)
     }
 
     fn held(&self, id: &str) -> bool {
@@ -112,7 +119,9 @@ impl Store for Keeper {
         if let Step::Described(def) = &step {
             *self.known.lock().expect("no panic") = Some((**def).clone());
         }
+        let is_poll = matches!(step, Step::Polled { .. });
         let applied = self.apply_around(step).await;
+        self.polls.fetch_add(usize::from(is_poll), Ordering::Relaxed);
         yield_now().await;
         applied
     }

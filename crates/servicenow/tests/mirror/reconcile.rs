@@ -56,7 +56,8 @@ impl World {
         (counts, sweeps, looks)
     }
 
-    fn remembered(&self) -> u64 {
+    /// How many hidden records are remembered.
+    pub fn remembered(&self) -> u64 {
         self.store.with(|m| m.hidden.iter().map(|(_, count)| count).sum())
     }
 }
@@ -188,6 +189,7 @@ async fn identifiers_that_are_far_from_random_are_halved_all_the_same() {
     for n in 0..1_000 {
         world.sim.edit().insert("cmn_cost_center", &[("sys_id", &format!("{n:032}"))]).expect("a record");
     }
+    world.sim.clock().advance(Duration::from_secs(300));
     world.filled().await;
     world
         .sim
