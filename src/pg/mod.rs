@@ -19,6 +19,7 @@ mod sample;
 pub mod scan;
 pub mod session;
 pub mod start;
+pub mod system;
 pub mod table;
 pub mod tuple;
 pub mod worker;

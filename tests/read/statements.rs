@@ -107,6 +107,8 @@ async fn recursion_windows_sets_and_whole_rows() {
         "SELECT number FROM incident WHERE state < ANY (ARRAY(SELECT state FROM problem))",
         "SELECT DISTINCT ON (state) state, number FROM incident ORDER BY state, number",
         "SELECT i.tableoid IS NOT NULL, count(*), count(DISTINCT i.ctid) FROM incident i GROUP BY 1",
+        "SELECT count(i.xmin), count(DISTINCT i.xmin::text), count(cmin), count(cmax), min(xmax::text), count(DISTINCT (ctid, xmin::text)) FROM incident i",
+        "SELECT number, cmin = cmax, age(xmin) >= 0, xmax, tableoid > 0 FROM incident WHERE xmax::text = '0' ORDER BY ctid DESC LIMIT 3",
         "SELECT number FROM incident WHERE ctid IN (SELECT ctid FROM incident WHERE priority = 1)",
         "SELECT a.number, b.number FROM incident a JOIN incident b ON a.caller_id = b.caller_id AND a.ctid < b.ctid",
         "SELECT number, i IS NULL FROM incident i WHERE i IS NOT NULL",

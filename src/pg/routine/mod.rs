@@ -9,7 +9,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{AllocatedByRust, PgBox, PgList, PgLogLevel, PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::sample;
-use super::scan::{Source, execute, plan};
+use super::scan::{Source, execute, lock, plan};
 use super::tuple::{DatumWriter, OwnedScalar, read};
 
 /// What a statement does to a foreign table.
@@ -119,6 +119,8 @@ pub fn routine<W: Wrapper>() -> PgBox<pg_sys::FdwRoutine, AllocatedByRust> {
     routine.IterateForeignScan = Some(iterate_scan);
     routine.ReScanForeignScan = Some(rescan);
     routine.EndForeignScan = Some(end_scan);
+    routine.GetForeignRowMarkType = Some(row_mark_type);
+    routine.RefetchForeignRow = Some(refetch::<W>);
     routine.ExplainForeignScan = Some(explain_scan::<W>);
     routine.AnalyzeForeignTable = Some(analyze::<W>);
     routine.AddForeignUpdateTargets = Some(modify::add_update_targets::<W>);
@@ -202,6 +204,26 @@ unsafe extern "C-unwind" fn rescan(node: *mut pg_sys::ForeignScanState) {
 unsafe extern "C-unwind" fn end_scan(node: *mut pg_sys::ForeignScanState) {
     // SAFETY: the executor's own arguments.
     unsafe { execute::end(node) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn row_mark_type(
+    _rte: *mut pg_sys::RangeTblEntry,
+    strength: pg_sys::LockClauseStrength::Type,
+) -> pg_sys::RowMarkType::Type {
+    lock::mark_type(strength)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn refetch<W: Wrapper>(
+    estate: *mut pg_sys::EState,
+    mark: *mut pg_sys::ExecRowMark,
+    place: pg_sys::Datum,
+    slot: *mut pg_sys::TupleTableSlot,
+    updated: *mut bool,
+) {
+    // SAFETY: the executor's own arguments.
+    unsafe { lock::refetch(estate, mark, place, slot, updated, W::source) };
 }
 
 #[pg_guard]

@@ -4,8 +4,10 @@ use std::ptr::null_mut;
 
 use pgrx::{PgList, PgMemoryContexts, pg_sys};
 
-use super::{CTID, Private};
+use super::Private;
+use super::lock;
 use crate::pg::catalog::c_string;
+use crate::pg::system::{self, SystemColumns};
 use crate::pg::table::new_context;
 
 /// A running scan.
@@ -13,8 +15,8 @@ struct ScanState {
     query: *mut pg_sys::QueryDesc,
     /// Where each output column goes in the scan's tuple, from 0.
     places: Vec<usize>,
-    /// The position of `ctid` among the output columns; behind the others, if it is needed.
-    ctid: Option<usize>,
+    /// How many system columns there are behind those.
+    system: usize,
     /// Executor parameters to evaluate, with the place of each in `params`.
     exprs: *mut pg_sys::List,
     params: pg_sys::ParamListInfo,
@@ -41,13 +43,13 @@ pub unsafe fn begin(node: *mut pg_sys::ForeignScanState, eflags: i32) {
         let cache = PgList::<pg_sys::Oid>::from_pg(private(Private::Cache).cast());
         let cache = cache.get_oid(0).expect("the plan names its cache table");
         let first_param = first_param.get_int(0).expect("the plan has its first parameter") as usize;
-        let ctid = outputs.iter_int().position(|number| number == i32::from(CTID));
-        let columns = outputs.iter_int().filter(|number| *number != i32::from(CTID));
-        let places = columns.map(|number| number as usize - 1).collect();
+        let columns = outputs.iter_int().filter(|number| *number > 0);
+        let places: Vec<usize> = columns.map(|number| number as usize - 1).collect();
+        let system = outputs.len() - places.len();
 
         let estate = (*node).ss.ps.state;
         // The plan may have come from a cache that does not know the tables of an inner plan.
-        let locks_rows = !(*stmt).rowMarks.is_null();
+        let locks_rows = !(*stmt).rowMarks.is_null() || lock::locks_rows(node);
         let mode = if locks_rows { pg_sys::RowShareLock } else { pg_sys::AccessShareLock };
         pg_sys::LockRelationOid(cache, mode as pg_sys::LOCKMODE);
 
@@ -70,7 +72,7 @@ pub unsafe fn begin(node: *mut pg_sys::ForeignScanState, eflags: i32) {
         let state = ScanState {
             query,
             places,
-            ctid,
+            system,
             exprs,
             params,
             first_param,
@@ -154,8 +156,11 @@ pub unsafe fn next(node: *mut pg_sys::ForeignScanState) -> *mut pg_sys::TupleTab
             nulls[*place] = *(*inner).tts_isnull.add(i);
         }
         pg_sys::ExecStoreVirtualTuple(slot);
-        if let Some(i) = (*state).ctid {
-            (*slot).tts_tid = *(*(*inner).tts_values.add(i)).cast_mut_ptr();
+        let system = std::slice::from_raw_parts((*inner).tts_values.add((*state).places.len()), (*state).system);
+        if let Ok(all) = <[pg_sys::Datum; system::ALL.len()]>::try_from(system) {
+            SystemColumns::from_values(all).put(slot);
+        } else if let [ctid] = system {
+            (*slot).tts_tid = *ctid.cast_mut_ptr();
         }
         slot
     }

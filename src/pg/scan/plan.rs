@@ -2,7 +2,7 @@
 //!
 //! What the outer query knows at run time only (executor parameters, columns of other relations in a join) goes
 //! into the inner query as parameters. A join can therefore look rows of the cache up by index, one outer row at
-//! a time, and an UPDATE or DELETE that is driven by another table locks no more rows than it changes.
+//! a time, and an UPDATE or DELETE with triggers that is driven by another table locks no more rows than it changes.
 
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
@@ -10,10 +10,11 @@ use std::ptr::null_mut;
 use pgrx::spi::quote_identifier;
 use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
 
-use super::{CTID, Private, Source};
+use super::{Private, Source, lock};
 use crate::pg::catalog;
 use crate::pg::expand::{analyze, set_owner};
 use crate::pg::rights;
+use crate::pg::system;
 
 /// What locking a row costs more than reading it: its page is written, and the lock logged. In units of a page
 /// read in sequence; without it a join that locks the whole table would look as cheap as one that reads it.
@@ -26,7 +27,7 @@ struct Sketch {
     inner_clauses: *mut pg_sys::List,
     /// The inner query's plan.
     plan: *mut pg_sys::PlannedStmt,
-    /// Foreign attribute numbers of the inner query's output columns; that of `ctid` is among them if it is needed.
+    /// Foreign attribute numbers of the inner query's output columns, those of system columns at the end.
     outputs: Vec<i16>,
     /// Expressions of the outer query that the inner one gets as parameters.
     exprs: *mut pg_sys::List,
@@ -395,7 +396,10 @@ impl Sketch {
         unsafe {
             let outputs = needed_columns(rel, source);
             let name_of = |number: &i16| match *number {
-                CTID => Some("ctid".to_owned()),
+                system::CTID => Some("ctid".to_owned()),
+                system::XMIN => Some("xmin".to_owned()),
+                system::CMIN => Some("cmin".to_owned()),
+                system::XMAX => Some("xmax".to_owned()),
                 _ => source.columns.iter().find(|(n, _)| n == number).map(|(_, name)| quote_identifier(name)),
             };
             let names: Vec<String> = outputs.iter().filter_map(name_of).collect();
@@ -411,7 +415,7 @@ impl Sketch {
             highest_extern_param(inner.cast(), (&raw mut first_param).cast());
             let mut localizer = Localizer {
                 relid: (*rel).relid as i32,
-                numbers: cache_numbers(source),
+                numbers: source.cache_numbers(),
                 exprs: null_mut(),
                 first_param,
             };
@@ -459,55 +463,26 @@ unsafe fn needed_columns(rel: *mut pg_sys::RelOptInfo, source: &Source) -> Vec<i
             }
         }
         let all = numbers.contains(&0);
-        let wanted = |number: &i16| (all && *number != CTID) || numbers.contains(number);
-        source.columns.iter().map(|(number, _)| *number).chain([CTID]).filter(wanted).collect()
+        let columns = source.columns.iter().map(|(number, _)| *number);
+        let columns = columns.filter(|number| all || numbers.contains(number));
+        columns.chain(system::needed(&numbers).iter().copied()).collect()
     }
 }
 
-/// The attribute number in the cache for each of the foreign table's, from 1.
-fn cache_numbers(source: &Source) -> Vec<i16> {
-    let cache = catalog::attributes(source.cache);
-    let width = source.columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
-    let mut numbers = vec![0; width as usize];
-    for (number, name) in &source.columns {
-        if let Some(attribute) = cache.iter().find(|attribute| attribute.name == *name) {
-            numbers[*number as usize - 1] = attribute.number;
-        }
-    }
-    numbers
-}
-
-/// ` FOR …` for rows that the outer query is going to change or lock.
+/// ` FOR …` for rows that the outer query is going to change, and that have to be locked as they are read.
 ///
 /// # Safety
 /// `root` and `rel` are those of the planner.
-unsafe fn lock_clause(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOptInfo) -> String {
+unsafe fn lock_clause(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOptInfo) -> &'static str {
     // SAFETY: by contract.
     unsafe {
-        if pg_sys::bms_is_member((*rel).relid as i32, (*root).all_result_relids) {
-            return match (*(*root).parse).commandType {
-                pg_sys::CmdType::CMD_DELETE => " FOR UPDATE".to_owned(),
-                _ => " FOR NO KEY UPDATE".to_owned(),
-            };
+        let entry = *(*root).simple_rte_array.add((*rel).relid as usize);
+        let is_target = pg_sys::bms_is_member((*rel).relid as i32, (*root).all_result_relids);
+        match (*(*root).parse).commandType {
+            _ if !is_target || lock::is_target_late((*entry).relid) => "",
+            pg_sys::CmdType::CMD_DELETE => " FOR UPDATE",
+            _ => " FOR NO KEY UPDATE",
         }
-        for mark in PgList::<pg_sys::PlanRowMark>::from_pg((*root).rowMarks).iter_ptr() {
-            if (*mark).rti == (*rel).relid {
-                let strength = match (*mark).strength {
-                    pg_sys::LockClauseStrength::LCS_FORUPDATE => " FOR UPDATE",
-                    pg_sys::LockClauseStrength::LCS_FORNOKEYUPDATE => " FOR NO KEY UPDATE",
-                    pg_sys::LockClauseStrength::LCS_FORSHARE => " FOR SHARE",
-                    pg_sys::LockClauseStrength::LCS_FORKEYSHARE => " FOR KEY SHARE",
-                    _ => return String::new(),
-                };
-                let policy = match (*mark).waitPolicy {
-                    pg_sys::LockWaitPolicy::LockWaitSkip => " SKIP LOCKED",
-                    pg_sys::LockWaitPolicy::LockWaitError => " NOWAIT",
-                    _ => "",
-                };
-                return format!("{strength}{policy}");
-            }
-        }
-        String::new()
     }
 }
 
