@@ -13,6 +13,7 @@ use super::{MOD_COUNT, UPDATED_ON, VersionPart};
 use crate::catalog::{self, Mirror, get};
 use crate::error::{error, raise};
 use crate::pg;
+use crate::pg::system::SystemColumns;
 use crate::pg::table::{MisfitAt, TableWriter, Triggers};
 use crate::pg::tuple::{OwnedScalar, Scalar};
 
@@ -43,13 +44,15 @@ pub struct Outcome {
 }
 
 /// What came of the answer to a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Put {
     /// Whether the row was added.
     pub added: bool,
     /// Whether the answer is the latest there is. The worker may have brought a later version before; then it
     /// has to look again.
     pub is_clear: bool,
+    /// The system columns of the cache's row.
+    pub system: Option<SystemColumns>,
 }
 
 /// A cache opened for writing. What cannot be written is an ERROR.
@@ -74,13 +77,13 @@ impl CacheWriter {
     pub fn put(&mut self, rows: &Rows, row: usize) -> Put {
         let found = self.table.find(rows.id(row));
         let mut is_clear = true;
-        if found {
+        let system = if found {
             is_clear = rows.version(row).order(self.found_version()) != Order::Unclear;
-            self.update(rows, row);
+            self.update(rows, row)
         } else {
-            self.insert(rows, row);
-        }
-        Put { added: !found, is_clear }
+            self.insert(rows, row)
+        };
+        Put { added: !found, is_clear, system }
     }
 
     /// Locks a row and gives back its values, in the order of the mirror's columns.
@@ -88,6 +91,11 @@ impl CacheWriter {
         self.table
             .find(id)
             .then(|| (0..self.mirror.columns.len()).map(|column| self.table.found_value(column)).collect())
+    }
+
+    /// The system columns of the row last locked.
+    pub fn locked_system(&self) -> SystemColumns {
+        self.table.found_system()
     }
 
     /// Deletes the row last locked.
@@ -193,16 +201,16 @@ impl CacheWriter {
         (deleted, kept)
     }
 
-    fn insert(&mut self, rows: &Rows, row: usize) {
+    fn insert(&mut self, rows: &Rows, row: usize) -> Option<SystemColumns> {
         let mirror = self.mirror.clone();
         let added = self.table.insert(|column| scalar(&mirror, rows, row, column));
-        added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
+        added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }))
     }
 
-    fn update(&mut self, rows: &Rows, row: usize) {
+    fn update(&mut self, rows: &Rows, row: usize) -> Option<SystemColumns> {
         let mirror = self.mirror.clone();
         let changed = self.table.update(|column| scalar(&mirror, rows, row, column));
-        changed.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
+        changed.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }))
     }
 
     /// The version of the row last found.

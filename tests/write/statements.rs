@@ -538,3 +538,30 @@ async fn where_current_of_changes_the_row_the_cursor_is_on() {
     let changed = world.sim.edit().find("incident", "short_description=by cursor").expect("a query");
     assert_eq!(changed, [known(&world)]);
 }
+
+/// What `RETURNING` shows of a row's system columns is what a later query finds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_written_row_has_the_system_columns_of_its_row_in_the_cache() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    let shown = "ctid::text || ' ' || xmin::text || ' ' || cmin::text || ' ' || xmax::text || ' ' || tableoid::regclass::text";
+    for statement in [
+        "INSERT INTO incident (short_description) VALUES ('new')",
+        "UPDATE incident SET short_description = 'changed' WHERE number = 'INC0012345'",
+        "UPDATE incident i SET short_description = 'joined' FROM (VALUES ('INC0012345')) v (number) WHERE v.number = i.number",
+    ] {
+        world.db.run("BEGIN").await;
+        let rows = world.db.rows(&format!("{statement} RETURNING sys_id, {shown}")).await;
+        let (id, returned): (&str, &str) = (rows[0].get(0), rows[0].get(1));
+        let found = format!("SELECT {shown} FROM incident WHERE sys_id = '{id}'");
+        assert_eq!(world.db.value::<String>(&found).await, returned, "{statement}");
+        let own =
+            "SELECT bool_and(xmin::text::bigint = pg_current_xact_id()::text::bigint) FROM incident WHERE ";
+        assert!(world.db.value::<bool>(&format!("{own} sys_id = '{id}'")).await, "{statement}");
+        world.db.run("COMMIT").await;
+    }
+    let before = "SELECT ctid::text FROM incident WHERE number = 'INC0012345'";
+    let before = world.db.value::<String>(before).await;
+    let deleted = "DELETE FROM incident WHERE number = 'INC0012345' RETURNING ctid::text";
+    assert_eq!(world.db.value::<String>(deleted).await, before);
+}

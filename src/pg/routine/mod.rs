@@ -10,6 +10,7 @@ use pgrx::{AllocatedByRust, PgBox, PgList, PgLogLevel, PgSqlErrorCode, pg_guard,
 
 use super::sample;
 use super::scan::{Source, execute, lock, plan};
+use super::system::SystemColumns;
 use super::tuple::{DatumWriter, OwnedScalar, read};
 
 /// What a statement does to a foreign table.
@@ -59,8 +60,13 @@ impl Row<'_> {
     }
 }
 
-/// The columns of a row after it was written, by attribute number from 1.
-pub type Written = Vec<OwnedScalar>;
+/// A row after it was written.
+pub struct Written {
+    /// Its columns, by attribute number from 1.
+    pub columns: Vec<OwnedScalar>,
+    /// Its system columns in the cache.
+    pub system: Option<SystemColumns>,
+}
 
 /// Carries out one statement's writes to one table.
 pub trait RowWriter: 'static {

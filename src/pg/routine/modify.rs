@@ -201,8 +201,7 @@ impl TargetLock {
                 copy_slot((*rri).ri_oldTupleSlot, current);
             }
             let planned = pg_sys::EvalPlanQual(recheck, relation, index, current);
-            let is_empty =
-                planned.is_null() || (*planned).tts_flags & pg_sys::TTS_FLAG_EMPTY as u16 != 0;
+            let is_empty = planned.is_null() || (*planned).tts_flags & pg_sys::TTS_FLAG_EMPTY as u16 != 0;
             (!is_empty).then_some(planned)
         }
     }
@@ -517,11 +516,15 @@ unsafe fn answer(
     // the executor needs them for RETURNING and triggers.
     unsafe {
         pg_sys::ExecClearTuple(slot);
-        for (i, (scalar, writer)) in written.iter().zip(types).enumerate() {
+        for (i, (scalar, writer)) in written.columns.iter().zip(types).enumerate() {
             let datum = writer.datum(scalar.borrow()).ok().flatten();
             *(*slot).tts_isnull.add(i) = datum.is_none();
             *(*slot).tts_values.add(i) = datum.unwrap_or(pg_sys::Datum::from(0));
         }
-        pg_sys::ExecStoreVirtualTuple(slot)
+        pg_sys::ExecStoreVirtualTuple(slot);
+        if let Some(system) = written.system {
+            system.put(slot);
+        }
+        slot
     }
 }

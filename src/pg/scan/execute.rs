@@ -156,7 +156,8 @@ pub unsafe fn next(node: *mut pg_sys::ForeignScanState) -> *mut pg_sys::TupleTab
             nulls[*place] = *(*inner).tts_isnull.add(i);
         }
         pg_sys::ExecStoreVirtualTuple(slot);
-        let system = std::slice::from_raw_parts((*inner).tts_values.add((*state).places.len()), (*state).system);
+        let system =
+            std::slice::from_raw_parts((*inner).tts_values.add((*state).places.len()), (*state).system);
         if let Ok(all) = <[pg_sys::Datum; system::ALL.len()]>::try_from(system) {
             SystemColumns::from_values(all).put(slot);
         } else if let [ctid] = system {

@@ -116,17 +116,7 @@ impl Rows {
                 let (snapshot, command) = ((*estate).es_snapshot, (*estate).es_output_cid);
                 let Wanted { mode, policy } = wanted;
                 let outcome = pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                    lock(
-                        cache,
-                        &mut place,
-                        snapshot,
-                        row,
-                        command,
-                        mode,
-                        policy,
-                        flags,
-                        &mut failure,
-                    )
+                    lock(cache, &mut place, snapshot, row, command, mode, policy, flags, &mut failure)
                 });
                 match outcome {
                     pg_sys::TM_Result::TM_Ok => {
@@ -169,10 +159,7 @@ impl Rows {
     }
 
     /// Opens the cache for one row.
-    unsafe fn with_row<R>(
-        &self,
-        f: impl FnOnce(pg_sys::Relation, *mut pg_sys::TupleTableSlot) -> R,
-    ) -> R {
+    unsafe fn with_row<R>(&self, f: impl FnOnce(pg_sys::Relation, *mut pg_sys::TupleTableSlot) -> R) -> R {
         // SAFETY: the cache is locked since `new`; an ERROR in `f` releases both with the transaction.
         unsafe {
             let none = pg_sys::NoLock as pg_sys::LOCKMODE;
