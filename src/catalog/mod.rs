@@ -35,7 +35,9 @@ pub use follow::{
     Follow, Refill, delete_followed, followed, insert_followed, note_source, orphans, start_over, tidy,
     touch_server, update_followed,
 };
-pub use progress::{Progress, enable_worker, lock_holder, locked_objects, progress, worker_enabled};
+pub use progress::{
+    Progress, enable_worker, is_in_the_way, lock_holder, locked_objects, progress, worker_enabled,
+};
 pub use rows::{ask_to_recheck, count_rows, leave_to_recheck, rechecked, to_recheck};
 pub use work::{Work, deletes_since, position, work};
 

@@ -101,6 +101,19 @@ pub fn lock_holder(class: i32, object: i32) -> Option<i32> {
     )
 }
 
+/// Whether somebody waits for a lock on a foreign table or its cache that this session is in the way of.
+pub fn is_in_the_way(relation: pg_sys::Oid) -> bool {
+    read(
+        "SELECT EXISTS (
+             SELECT FROM pg_catalog.pg_locks
+             WHERE locktype = 'relation' AND database = $1 AND NOT granted
+                   AND (relation = $2 OR relation = (SELECT cache_table FROM servicenow.sync_table WHERE foreign_table = $2))
+                   AND pg_catalog.pg_backend_pid() = ANY (pg_catalog.pg_blocking_pids(pid)))",
+        &[pg::worker::database().into(), relation.into()],
+        |mut rows| rows.next().and_then(|row| get(&row, 1)).unwrap_or(false),
+    )
+}
+
 /// The second keys of all advisory locks of this database whose first key is `class`.
 pub fn locked_objects(class: i32) -> Vec<pg_sys::Oid> {
     read(

@@ -82,6 +82,25 @@ async fn a_wait_is_given_up_by_cancel_timeout_and_stop() {
     assert!(error.hint().is_some_and(|hint| hint.contains("start_worker")), "{:?}", error.hint());
 }
 
+/// A waiting read holds a lock on the table, and the worker, if it has to begin anew, would queue behind whoever wants
+/// a stronger one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_read_gives_way_to_who_changes_the_table() {
+    let world = stuck().await;
+    for way in WAYS {
+        let session = world.session().await;
+        session.run("SET servicenow_fdw.incomplete_reads = wait").await;
+        let waiting = tokio::spawn(async move { session.error(way).await });
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 'incident'::regclass)";
+        world.until(waits).await;
+        world.db.run("SET lock_timeout = '10s'; ALTER FOREIGN TABLE incident ADD COLUMN state bigint").await;
+        let error = waiting.await.expect("it ends");
+        assert_eq!(error.code().code(), "55000", "{}", error.message());
+        assert!(error.message().contains("another session waits to change it"), "{}", error.message());
+        world.db.run("ALTER FOREIGN TABLE incident DROP COLUMN state").await;
+    }
+}
+
 /// Who may not read a table does not get to wait for it, nor to know how far it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_are_checked_before_anything_is_waited_for() {
