@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pgrx::datum::DatumWithOid;
-use pgrx::spi::{Spi, SpiTupleTable};
+use pgrx::spi::Spi;
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::page::{Column, Layout};
 use servicenow::query::Query;
@@ -329,10 +329,10 @@ pub fn qualified(relation: pg_sys::Oid) -> String {
 // SQL on the state tables. They belong to the extension's owner: everything here runs as the bootstrap
 // superuser, on qualified names only.
 
-/// Runs a query that changes nothing; it sees what the current statement sees.
-pub fn read<R>(sql: &str, args: &[DatumWithOid<'_>], f: impl FnOnce(SpiTupleTable<'_>) -> R) -> R {
+/// Runs a query that changes nothing; see [`pg::spi::select`] for what it sees.
+pub fn read<R>(sql: &str, args: &[DatumWithOid<'_>], f: impl FnOnce(pg::spi::Rows) -> R) -> R {
     let _owner = AsOwner::begin();
-    Spi::connect(|client| f(client.select(sql, None, args).expect("a valid use of SPI")))
+    pg::spi::select(sql, args, f)
 }
 
 /// Runs a statement that changes something; gives back how many rows.

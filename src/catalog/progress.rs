@@ -51,6 +51,7 @@ impl Progress {
                 100.0 * self.rows_filled as f64 / total as f64
             ),
             ("backfill" | "resync", _) => format!("{} rows read", self.rows_filled),
+            ("", _) => "this transaction sees a state before it was created".to_owned(),
             ("pending", _) => "reading has not begun".to_owned(),
             (_, _) if self.waiting > 0 => {
                 format!("{} changed records are locked by other transactions", self.waiting)

@@ -18,6 +18,7 @@ pub mod routine;
 mod sample;
 pub mod scan;
 pub mod session;
+pub mod spi;
 pub mod start;
 pub mod system;
 pub mod table;

@@ -168,6 +168,26 @@ async fn a_snapshot_that_cannot_see_what_comes_is_refused_at_once() {
     }
 }
 
+/// What a transaction sees does not change; which tables there are does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_made_since_the_snapshot_is_empty() {
+    let world = World::new().await;
+    world.db.run("CREATE TABLE note (n int)").await;
+    for write in ["SELECT 1", "INSERT INTO note VALUES (1)"] {
+        let session = world.session().await;
+        session.run(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {write}")).await;
+        world.db.run("CREATE FOREIGN TABLE incident (sys_id text, number text) SERVER acme").await;
+        world.sync("incident").await;
+        for way in WAYS {
+            assert_eq!(session.value::<i64>(way).await, 0, "{write}");
+        }
+        session.run("COMMIT").await;
+        assert_eq!(session.value::<i64>(WAYS[0]).await, 50);
+        session.run("SELECT 1").await;
+        world.db.run("DROP FOREIGN TABLE incident").await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_table_of_an_instance_that_is_down_is_refused_in_time() {
     let world = filled().await;
