@@ -57,6 +57,14 @@ pub fn relation_kind(relation: pg_sys::Oid) -> Option<u8> {
     (kind != 0).then_some(kind)
 }
 
+/// A column's attribute number, by name.
+pub fn attribute_number(relation: pg_sys::Oid, name: &str) -> Option<i16> {
+    let name = c_string(name);
+    // SAFETY: a syscache lookup that gives back 0 for "no such column".
+    let number = unsafe { pg_sys::get_attnum(relation, name.as_ptr()) };
+    (number != 0).then_some(number)
+}
+
 /// The longest identifier, in bytes.
 pub const NAME_LENGTH: usize = pg_sys::NAMEDATALEN as usize - 1;
 

@@ -20,6 +20,7 @@ pub mod scan;
 pub mod session;
 pub mod spi;
 pub mod start;
+pub mod statistics;
 pub mod system;
 pub mod table;
 pub mod tuple;

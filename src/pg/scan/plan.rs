@@ -14,6 +14,7 @@ use super::{Private, Source, lock};
 use crate::pg::catalog;
 use crate::pg::expand::{analyze, set_owner};
 use crate::pg::rights;
+use crate::pg::statistics;
 use crate::pg::system;
 
 /// What locking a row costs more than reading it: its page is written, and the lock logged. In units of a page
@@ -45,7 +46,9 @@ pub unsafe fn relation_size(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::Re
         let (inner, outer) = split_clauses(root, rel, (*rel).baserestrictinfo, &source);
         let sketch = Sketch::new(root, rel, &source, inner);
         (*rel).rows = sketch.rows(root, outer);
-        (*rel).tuples = (*rel).tuples.max((*(*sketch.plan).planTree).plan_rows);
+        let (pages, tuples) = statistics::size(source.cache);
+        (*rel).pages = pages;
+        (*rel).tuples = tuples.max((*(*sketch.plan).planTree).plan_rows);
         let mut context = PgMemoryContexts::CurrentMemoryContext;
         (*rel).fdw_private = context.leak_and_drop_on_delete((source, sketch)).cast();
     }
