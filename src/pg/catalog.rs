@@ -167,16 +167,23 @@ pub fn qualified_name(relation: pg_sys::Oid) -> Option<String> {
 }
 
 unsafe extern "C-unwind" {
-    /// pg_inherits.c: looks at `pg_class.relhassubclass`.
+    /// pg_inherits.c: looks at `pg_class.relhassubclass`, which stays when the last child goes.
     fn has_subclass(relation: pg_sys::Oid) -> bool;
+    /// pg_inherits.c: the children, as a list of OIDs.
+    fn find_inheritance_children(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> *mut pg_sys::List;
     /// comment.c: an object's comment, or NULL.
     fn GetComment(object: pg_sys::Oid, class: pg_sys::Oid, subobject: i32) -> *mut std::ffi::c_char;
 }
 
-/// Whether a relation may have inheritance children.
+/// Whether a relation has inheritance children.
 pub fn has_children(relation: pg_sys::Oid) -> bool {
-    // SAFETY: a syscache lookup.
-    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| has_subclass(relation)) }
+    let no_lock = pg_sys::NoLock as pg_sys::LOCKMODE;
+    // SAFETY: a syscache lookup, and a look into the catalog for those that have or had children.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            has_subclass(relation) && !find_inheritance_children(relation, no_lock).is_null()
+        })
+    }
 }
 
 /// A foreign table's server and options; `None` if the relation is not a foreign table of wrapper `wrapper`.

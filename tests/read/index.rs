@@ -119,3 +119,14 @@ async fn estimates_above_a_foreign_scan_are_those_of_a_local_table() {
     reader.run("SET search_path = public").await;
     assert_eq!(reader.error(&format!("SELECT FROM incident i WHERE {scan}")).await.code().code(), "42501");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_has_lost_its_children_is_read_like_any_other() {
+    let world = with_copies().await;
+    let before = world.db.explain("SELECT * FROM incident").await;
+    assert!(!before.contains("Foreign Scan"), "{before}");
+    world.db.run("CREATE TABLE child () INHERITS (incident)").await;
+    assert!(world.db.explain("SELECT * FROM incident").await.contains("Foreign Scan"));
+    world.db.run("DROP TABLE child").await;
+    assert_eq!(world.db.explain("SELECT * FROM incident").await, before);
+}
