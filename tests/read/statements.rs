@@ -379,3 +379,43 @@ async fn a_dump_leaves_the_caches_out_and_a_restored_database_fills_itself() {
         world.db.value::<i64>("SELECT count(*) FROM incident").await
     );
 }
+
+/// A foreign scan may be run by any process of a parallel query.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_a_parallel_query_scans_a_foreign_table() {
+    let world = with_copies().await;
+    let force = "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query')";
+    let eager =
+        "SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0";
+    world.db.run(force).await;
+    for query in [
+        "SELECT count(*), count(ctid), max(xmin::text) IS NOT NULL FROM incident WHERE tableoid > 0 AND state = 2",
+        "SELECT p.name, i.number FROM person p JOIN incident i ON i.caller_id = p.sys_id WHERE i.tableoid > 0",
+        "SELECT number FROM incident WHERE tableoid > 0 AND state = (SELECT min(state) + 1 FROM incident)",
+    ] {
+        let plan = world.db.explain(query).await;
+        // What has an InitPlan is not forced.
+        assert!(
+            query.contains("min(state)") || plan.contains("Gather") && plan.contains("Foreign Scan"),
+            "{query}\n{plan}"
+        );
+        on_both(&world, &[force], query).await;
+        on_both(&world, &[eager, "SET enable_hashjoin = off"], query).await;
+        on_both(
+            &world,
+            &[force, "SET enable_hashjoin = off", "SET plan_cache_mode = force_generic_plan"],
+            query,
+        )
+        .await;
+    }
+    on_both(
+        &world,
+        &[
+            force,
+            "CREATE FUNCTION numbers(bigint) RETURNS SETOF text LANGUAGE plpgsql AS
+                 'BEGIN RETURN QUERY SELECT number FROM incident WHERE tableoid > 0 AND state = $1; END'",
+        ],
+        "SELECT * FROM numbers(2)",
+    )
+    .await;
+}

@@ -120,6 +120,7 @@ pub fn routine<W: Wrapper>() -> PgBox<pg_sys::FdwRoutine, AllocatedByRust> {
     routine.GetForeignRelSize = Some(get_rel_size::<W>);
     routine.GetForeignPaths = Some(get_paths);
     routine.GetForeignPlan = Some(get_plan);
+    routine.IsForeignScanParallelSafe = Some(is_parallel_safe);
     routine.ReparameterizeForeignPathByChild = Some(reparameterize);
     routine.BeginForeignScan = Some(begin_scan);
     routine.IterateForeignScan = Some(iterate_scan);
@@ -176,6 +177,18 @@ unsafe extern "C-unwind" fn get_plan(
 ) -> *mut pg_sys::ForeignScan {
     // SAFETY: the planner's own arguments, after `get_paths`.
     unsafe { plan::plan(root, rel, path, tlist, clauses, outer_plan) }
+}
+
+/// A scan may run in any process of a parallel query, whole: it takes along its inner plan, and reads nothing but the
+/// cache with the query's own snapshot. The planner checks by itself whether the conditions may, and that rows are neither
+/// locked nor changed.
+#[pg_guard]
+unsafe extern "C-unwind" fn is_parallel_safe(
+    _root: *mut pg_sys::PlannerInfo,
+    _rel: *mut pg_sys::RelOptInfo,
+    _rte: *mut pg_sys::RangeTblEntry,
+) -> bool {
+    true
 }
 
 #[pg_guard]
