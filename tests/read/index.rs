@@ -130,3 +130,43 @@ async fn a_table_that_has_lost_its_children_is_read_like_any_other() {
     world.db.run("DROP TABLE child").await;
     assert_eq!(world.db.explain("SELECT * FROM incident").await, before);
 }
+
+/// Without the planner's hook, too, the first rows by an index cost no more than those rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_scan_gives_rows_in_the_order_of_an_index() {
+    let world = with_copies().await;
+    world.db.run("SET enable_seqscan = off").await;
+    let scan = "SELECT number, ctid FROM incident WHERE tableoid > 0";
+    for order in [
+        "opened_at",
+        "opened_at DESC",
+        "number COLLATE \"C\" DESC",
+        "opened_at NULLS FIRST",
+        "number, sys_id",
+        "number || 'x'",
+        "ctid",
+    ] {
+        for limit in ["LIMIT 3", ""] {
+            let query = format!("{scan} ORDER BY {order} {limit}");
+            let is_indexed = ["opened_at", "opened_at DESC"].contains(&order);
+            let plan = world.db.explain(&query).await;
+            assert!(limit.is_empty() || plan.contains("Sort") != is_indexed, "{query}\n{plan}");
+            let mut answers = Vec::new();
+            for schema in SCHEMAS {
+                world.db.run(&format!("SET search_path = {schema}")).await;
+                let rows = world
+                    .db
+                    .rows(&query.replace("ctid FROM", "1 FROM").replace("BY ctid", "BY number"))
+                    .await;
+                answers.push(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>());
+            }
+            world.db.run("SET search_path = public").await;
+            assert_eq!(answers[0], answers[1], "{query}");
+        }
+    }
+    // The first statement of a session.
+    let cold = world.session().await;
+    cold.run("SET enable_seqscan = off").await;
+    let plan = cold.explain("SELECT number FROM incident ORDER BY opened_at LIMIT 1").await;
+    assert!(plan.contains("Foreign Scan") && !plan.contains("Sort"), "{plan}");
+}

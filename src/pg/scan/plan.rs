@@ -54,7 +54,7 @@ pub unsafe fn relation_size(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::Re
     }
 }
 
-/// Offers the ways to scan: all at once, and by what other relations of a join give.
+/// Offers the ways to scan: all at once, by what other relations of a join give, and in the order that is asked for.
 ///
 /// # Safety
 /// Called by the planner as `GetForeignPaths`, after [`relation_size`].
@@ -63,7 +63,7 @@ pub unsafe fn add_paths(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOpt
     unsafe {
         let known: *mut (Source, Sketch) = (*rel).fdw_private.cast();
         let (source, sketch) = &*known;
-        add_path(root, rel, sketch, (*rel).rows, (*rel).lateral_relids);
+        add_path(root, rel, sketch, (*rel).rows, (*rel).lateral_relids, null_mut());
         let mut context = PgMemoryContexts::CurrentMemoryContext;
         for info in outer_relations(root, rel, source) {
             let mut clauses = pg_sys::list_copy((*rel).baserestrictinfo);
@@ -72,7 +72,15 @@ pub unsafe fn add_paths(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOpt
             let sketch = context.leak_and_drop_on_delete(Sketch::new(root, rel, source, inner));
             // The cache has statistics, the foreign table need not have any.
             (*info).ppi_rows = (*sketch).rows(root, outer);
-            add_path(root, rel, &*sketch, (*info).ppi_rows, (*info).ppi_req_outer);
+            add_path(root, rel, &*sketch, (*info).ppi_rows, (*info).ppi_req_outer, null_mut());
+        }
+        if let Some(order) = wanted_order(root, rel, source) {
+            let ordered = Sketch::ordered(root, rel, source, sketch.inner_clauses, &order);
+            // What sorts inside could as well sort outside, where it is known how many rows are wanted.
+            if (*(*ordered.plan).planTree).type_ != pg_sys::NodeTag::T_Sort {
+                let ordered = context.leak_and_drop_on_delete(ordered);
+                add_path(root, rel, &*ordered, (*rel).rows, null_mut(), (*root).query_pathkeys);
+            }
         }
     }
 }
@@ -85,6 +93,7 @@ unsafe fn add_path(
     sketch: *const Sketch,
     rows: f64,
     outer: pg_sys::Relids,
+    order: *mut pg_sys::List,
 ) {
     // SAFETY: by contract. The private list has one member, which only [`plan`] looks at: it is no node.
     unsafe {
@@ -101,7 +110,7 @@ unsafe fn add_path(
             rows,
             startup,
             total,
-            none,
+            order,
             outer,
             none.cast(),
             private,
@@ -114,7 +123,7 @@ unsafe fn add_path(
             rows,
             startup,
             total,
-            none,
+            order,
             outer,
             none.cast(),
             none,
@@ -129,13 +138,88 @@ unsafe fn add_path(
             (*inner).disabled_nodes,
             startup,
             total,
-            none,
+            order,
             outer,
             none.cast(),
             none,
             private,
         );
         pg_sys::add_path(rel, path.cast());
+    }
+}
+
+/// The `ORDER BY` clause of the inner query that gives rows in the order the query wants, if columns alone say what it is
+/// and rows are not locked as they are read.
+///
+/// # Safety
+/// As for [`add_paths`].
+unsafe fn wanted_order(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    source: &Source,
+) -> Option<String> {
+    // SAFETY: by contract; the list holds PathKeys.
+    unsafe {
+        let keys = PgList::<pg_sys::PathKey>::from_pg((*root).query_pathkeys);
+        let is_plain =
+            (*rel).reloptkind == pg_sys::RelOptKind::RELOPT_BASEREL && (*rel).lateral_relids.is_null();
+        if keys.is_empty() || !is_plain || !lock_clause(root, rel).is_empty() {
+            return None;
+        }
+        let terms: Option<Vec<String>> = keys.iter_ptr().map(|key| order_term(rel, key, source)).collect();
+        Some(format!(" ORDER BY {}", terms?.join(", ")))
+    }
+}
+
+/// One key of an order, as SQL writes it.
+///
+/// # Safety
+/// As for [`add_paths`]; `key` is one of the planner's.
+unsafe fn order_term(
+    rel: *mut pg_sys::RelOptInfo,
+    key: *mut pg_sys::PathKey,
+    source: &Source,
+) -> Option<String> {
+    // SAFETY: by contract; the list holds EquivalenceMembers.
+    unsafe {
+        let class = (*key).pk_eclass;
+        if (*class).ec_has_volatile {
+            return None;
+        }
+        let members = PgList::<pg_sys::EquivalenceMember>::from_pg((*class).ec_members);
+        let var = members.iter_ptr().filter(|member| !(**member).em_is_child).find_map(|member| {
+            let expr = without_relabels((*member).em_expr.cast());
+            let is_ours = (*expr).type_ == pg_sys::NodeTag::T_Var
+                && (*expr.cast::<pg_sys::Var>()).varno == (*rel).relid as i32;
+            is_ours.then_some(expr.cast::<pg_sys::Var>())
+        })?;
+        let (_, name) = source.columns.iter().find(|(number, _)| *number == (*var).varattno)?;
+        // The inner query sorts by the type's own operators and the column's collation.
+        let known = pg_sys::lookup_type_cache((*var).vartype, pg_sys::TYPECACHE_BTREE_OPFAMILY as i32);
+        if (*known).btree_opf != (*key).pk_opfamily || (*class).ec_collation != (*var).varcollid {
+            return None;
+        }
+        #[cfg(not(feature = "pg18"))]
+        let descends = (*key).pk_strategy == pg_sys::BTGreaterStrategyNumber as i32;
+        #[cfg(feature = "pg18")]
+        let descends = (*key).pk_cmptype == pg_sys::CompareType::COMPARE_GT;
+        let direction = if descends { "DESC" } else { "ASC" };
+        let nulls = if (*key).pk_nulls_first { "FIRST" } else { "LAST" };
+        Some(format!("{} {direction} NULLS {nulls}", quote_identifier(name)))
+    }
+}
+
+/// An expression without the changes of type around it that change nothing.
+///
+/// # Safety
+/// `expr` is a valid expression.
+unsafe fn without_relabels(mut expr: *mut pg_sys::Node) -> *mut pg_sys::Node {
+    // SAFETY: by contract.
+    unsafe {
+        while (*expr).type_ == pg_sys::NodeTag::T_RelabelType {
+            expr = (*expr.cast::<pg_sys::RelabelType>()).arg.cast();
+        }
+        expr
     }
 }
 
@@ -203,10 +287,7 @@ unsafe extern "C-unwind" fn is_column(
 ) -> bool {
     // SAFETY: the planner's own arguments, and the number `outer_relations` passed.
     unsafe {
-        let mut expr: *mut pg_sys::Node = (*member).em_expr.cast();
-        while (*expr).type_ == pg_sys::NodeTag::T_RelabelType {
-            expr = (*expr.cast::<pg_sys::RelabelType>()).arg.cast();
-        }
+        let expr = without_relabels((*member).em_expr.cast());
         if (*expr).type_ != pg_sys::NodeTag::T_Var {
             return false;
         }
@@ -396,6 +477,21 @@ impl Sketch {
         inner: *mut pg_sys::List,
     ) -> Self {
         // SAFETY: by contract.
+        unsafe { Self::ordered(root, rel, source, inner, "") }
+    }
+
+    /// As [`Self::new`], with an `ORDER BY` clause.
+    ///
+    /// # Safety
+    /// As for [`Self::new`].
+    unsafe fn ordered(
+        root: *mut pg_sys::PlannerInfo,
+        rel: *mut pg_sys::RelOptInfo,
+        source: &Source,
+        inner: *mut pg_sys::List,
+        order: &str,
+    ) -> Self {
+        // SAFETY: by contract.
         unsafe {
             let outputs = needed_columns(rel, source);
             let name_of = |number: &i16| match *number {
@@ -407,7 +503,7 @@ impl Sketch {
             };
             let names: Vec<String> = outputs.iter().filter_map(name_of).collect();
             let table = catalog::qualified_name(source.cache).unwrap_or_default();
-            let sql = format!("SELECT {} FROM {table}{}", names.join(", "), lock_clause(root, rel));
+            let sql = format!("SELECT {} FROM {table}{order}{}", names.join(", "), lock_clause(root, rel));
             let query = analyze(&sql);
             set_owner(query, source.owner);
 
@@ -429,7 +525,9 @@ impl Sketch {
             }
             let sql = CString::new(sql).expect("identifiers hold no NUL");
             let text = pg_sys::pstrdup(sql.as_ptr());
-            let plan = pg_sys::planner(query, text, 0, (*(*root).glob).boundParams);
+            let wants_few = !order.is_empty() && (*root).tuple_fraction > 0.0;
+            let options = if wants_few { pg_sys::CURSOR_OPT_FAST_PLAN as i32 } else { 0 };
+            let plan = pg_sys::planner(query, text, options, (*(*root).glob).boundParams);
             let exprs = localizer.exprs;
             Self { cache: source.cache, inner_clauses: inner, plan, outputs, exprs, first_param }
         }
