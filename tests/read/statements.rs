@@ -287,6 +287,43 @@ async fn a_foreign_scan_shows_the_plan_below_and_the_caches_age() {
         assert!(plan.contains("incident_number_idx"), "{plan}");
         assert!(plan.contains("Cache Age"), "{plan}");
     }
+    // The inner plan is a child like any other; what is said of the whole query is said once.
+    world.db.run("SET compute_query_id = on").await;
+    let explain = |form: &str| format!("EXPLAIN (ANALYZE, VERBOSE, SETTINGS, FORMAT {form}) {query}");
+    let json = world.db.value::<serde_json::Value>(&explain("JSON")).await;
+    let child = &json[0]["Plan"]["Plans"][0];
+    assert_eq!(child["Index Name"], "incident_number_idx", "{json}");
+    assert_eq!(
+        (&child["Parent Relationship"], &child["Actual Rows"]),
+        (&"Outer".into(), &json[0]["Plan"]["Actual Rows"])
+    );
+    for (form, opened, closed) in [
+        ("TEXT", "  ->  Index Only Scan", ""),
+        (
+            "YAML",
+            "\n    Plans: \n      - Parent Relationship: \"Outer\"\n        Node Type: \"Index Only Scan\"",
+            "",
+        ),
+        (
+            "XML",
+            "<Plans>\n        <Plan>\n          <Parent-Relationship>Outer</Parent-Relationship>\n          <Node-Type>Index Only Scan",
+            "\n        </Plan>\n      </Plans>\n",
+        ),
+    ] {
+        let messages = world.db.client().simple_query(&explain(form)).await.expect("a plan");
+        let lines = messages.iter().filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        let plan = lines.collect::<Vec<_>>().join("\n");
+        assert!(plan.contains(opened) && plan.contains(closed), "{plan}");
+        assert_eq!(
+            plan.matches("Query Identifier").count() + plan.matches("Query-Identifier>").count() / 2,
+            1,
+            "{plan}"
+        );
+        assert_eq!(plan.matches("enable_seqscan").count(), if form == "XML" { 2 } else { 1 }, "{plan}");
+    }
     let estimate = "EXPLAIN (FORMAT JSON) SELECT number FROM {} WHERE priority = 3 AND tableoid IS NOT NULL";
     let rows = |table: &str| {
         let query = estimate.replace("{}", table);

@@ -251,7 +251,7 @@ unsafe extern "C-unwind" fn explain_scan<W: Wrapper>(
     es: *mut pg_sys::ExplainState,
 ) {
     // SAFETY: EXPLAIN's own arguments.
-    unsafe { execute::explain(node, es, W::age) };
+    unsafe { execute::show(node, es, W::age) };
 }
 
 #[pg_guard]

@@ -4,8 +4,7 @@ use std::ptr::null_mut;
 
 use pgrx::{PgList, PgMemoryContexts, pg_sys};
 
-use super::Private;
-use super::lock;
+use super::{Private, explain, lock};
 use crate::pg::catalog::c_string;
 use crate::pg::system::{self, SystemColumns};
 use crate::pg::table::new_context;
@@ -228,13 +227,12 @@ pub unsafe fn end(node: *mut pg_sys::ForeignScanState) {
 ///
 /// # Safety
 /// Called by EXPLAIN as `ExplainForeignScan`.
-pub unsafe fn explain(
+pub unsafe fn show(
     node: *mut pg_sys::ForeignScanState,
     es: *mut pg_sys::ExplainState,
     age: fn(pg_sys::Oid) -> Option<String>,
 ) {
-    // SAFETY: by contract. EXPLAIN keeps what it knows of the plan it prints in its state, so the inner plan is
-    // printed with a copy that shares the output buffer.
+    // SAFETY: by contract.
     unsafe {
         let state: *mut ScanState = (*node).fdw_state.cast();
         if state.is_null() {
@@ -245,7 +243,6 @@ pub unsafe fn explain(
                 age((*(*node).ss.ss_currentRelation).rd_id).unwrap_or_else(|| "never in sync".to_owned());
             pg_sys::ExplainPropertyText(c"Cache Age".as_ptr(), c_string(&age).as_ptr(), es);
         }
-        let mut inner = std::ptr::read(es);
-        pg_sys::ExplainPrintPlan(&mut inner, (*state).query);
+        explain::print_child(node, es, (*state).query);
     }
 }

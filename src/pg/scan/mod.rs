@@ -6,6 +6,7 @@
 //! first statement loads the library. Rows are locked one by one where the outer query needs them ([`lock`]).
 
 pub(super) mod execute;
+mod explain;
 pub(super) mod lock;
 pub(super) mod plan;
 

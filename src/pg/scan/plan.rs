@@ -528,6 +528,7 @@ impl Sketch {
             let wants_few = !order.is_empty() && (*root).tuple_fraction > 0.0;
             let options = if wants_few { pg_sys::CURSOR_OPT_FAST_PLAN as i32 } else { 0 };
             let plan = pg_sys::planner(query, text, options, (*(*root).glob).boundParams);
+            (*plan).queryId = 0; // EXPLAIN shows the outer query's only
             let exprs = localizer.exprs;
             Self { cache: source.cache, inner_clauses: inner, plan, outputs, exprs, first_param }
         }
