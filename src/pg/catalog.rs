@@ -166,6 +166,14 @@ pub fn qualified_name(relation: pg_sys::Oid) -> Option<String> {
     Some(pgrx::spi::quote_qualified_identifier(schema, name))
 }
 
+/// As [`qualified_name`], and the name stays what it is until the transaction ends.
+pub fn locked_name(relation: pg_sys::Oid) -> Option<String> {
+    // SAFETY: waits for the lock, which a relation that is gone has too; interrupts and timeouts end the wait with an
+    // ERROR.
+    unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE) };
+    qualified_name(relation)
+}
+
 unsafe extern "C-unwind" {
     /// pg_inherits.c: looks at `pg_class.relhassubclass`, which stays when the last child goes.
     fn has_subclass(relation: pg_sys::Oid) -> bool;

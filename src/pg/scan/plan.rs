@@ -502,7 +502,7 @@ impl Sketch {
                 _ => source.columns.iter().find(|(n, _)| n == number).map(|(_, name)| quote_identifier(name)),
             };
             let names: Vec<String> = outputs.iter().filter_map(name_of).collect();
-            let table = catalog::qualified_name(source.cache).unwrap_or_default();
+            let table = catalog::locked_name(source.cache).unwrap_or_default();
             let sql = format!("SELECT {} FROM {table}{order}{}", names.join(", "), lock_clause(root, rel));
             let query = analyze(&sql);
             set_owner(query, source.owner);
