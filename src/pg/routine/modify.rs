@@ -186,12 +186,12 @@ impl TargetLock {
         unsafe {
             let mut is_null = false;
             let place = pg_sys::slot_getattr(plan_slot, i32::from(ctid), &mut is_null);
-            let place = *place.cast_mut_ptr();
+            let mut place = *place.cast_mut_ptr();
             let recheck = &raw mut (*self.statement).mt_epqstate;
             let (relation, index) = ((*rri).ri_RelationDesc, (*rri).ri_RangeTableIndex);
             let current = pg_sys::EvalPlanQualSlot(recheck, relation, index);
             let wanted = Wanted { mode: self.mode, policy: pg_sys::LockWaitPolicy::LockWaitBlock };
-            match self.rows.lock(estate, place, wanted, current, (*relation).rd_id) {
+            match self.rows.lock(estate, &mut place, wanted, current, (*relation).rd_id) {
                 Locked::AsRead => return Some(plan_slot),
                 Locked::Newer => {}
                 Locked::No => return None,

@@ -4,13 +4,14 @@ use std::ptr::null_mut;
 
 use pgrx::{PgList, PgMemoryContexts, pg_sys};
 
-use super::{Private, explain, lock};
+use super::{Private, cursor, explain, lock};
 use crate::pg::catalog::c_string;
 use crate::pg::system::{self, SystemColumns};
 use crate::pg::table::new_context;
 
 /// A running scan.
 struct ScanState {
+    cache: pg_sys::Oid,
     query: *mut pg_sys::QueryDesc,
     /// Where each output column goes in the scan's tuple, from 0.
     places: Vec<usize>,
@@ -69,6 +70,7 @@ pub unsafe fn begin(node: *mut pg_sys::ForeignScanState, eflags: i32) {
         let stale_params = !exprs.is_null();
         let param_context = new_context(c"servicenow_fdw parameters");
         let state = ScanState {
+            cache,
             query,
             places,
             system,
@@ -157,6 +159,7 @@ pub unsafe fn next(node: *mut pg_sys::ForeignScanState) -> *mut pg_sys::TupleTab
         pg_sys::ExecStoreVirtualTuple(slot);
         let system =
             std::slice::from_raw_parts((*inner).tts_values.add((*state).places.len()), (*state).system);
+        (*slot).tts_tid = cursor::place((*(*state).query).planstate);
         if let Ok(all) = <[pg_sys::Datum; system::ALL.len()]>::try_from(system) {
             SystemColumns::from_values(all).put(slot);
         } else if let [ctid] = system {
@@ -179,8 +182,17 @@ unsafe fn evaluate_params(node: *mut pg_sys::ForeignScanState, state: &mut ScanS
         let slots = (*state.params).params.as_mut_ptr().add(state.first_param - 1);
         for (i, expr) in PgList::<pg_sys::ExprState>::from_pg(state.exprs).iter_ptr().enumerate() {
             let mut is_null = false;
-            let value = context.switch_to(|_| pg_sys::ExecEvalExpr(expr, econtext, &mut is_null));
-            let ptype = pg_sys::exprType((*expr).expr.cast());
+            let (value, ptype) = context.switch_to(|_| match (*(*expr).expr).type_ {
+                pg_sys::NodeTag::T_CurrentOfExpr => {
+                    let current = cursor::current(node, (*expr).expr.cast(), state.cache);
+                    is_null = current.is_none();
+                    (current.unwrap_or(pg_sys::Datum::from(0)), pg_sys::TIDOID)
+                }
+                _ => {
+                    let value = pg_sys::ExecEvalExpr(expr, econtext, &mut is_null);
+                    (value, pg_sys::exprType((*expr).expr.cast()))
+                }
+            });
             *slots.add(i) = pg_sys::ParamExternData { value, isnull: is_null, pflags: 0, ptype };
         }
         state.stale_params = false;

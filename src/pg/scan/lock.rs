@@ -94,14 +94,14 @@ impl Rows {
         Self { cache: source.cache, numbers: source.cache_numbers() }
     }
 
-    /// Locks a row and puts it, as it is now, into a slot of the foreign table.
+    /// Locks a row and puts it, as it is now, into a slot of the foreign table. The place becomes that of its newest version.
     ///
     /// # Safety
     /// `estate` is the executor's, `slot` one of the foreign table `relation`.
     pub unsafe fn lock(
         &self,
         estate: *mut pg_sys::EState,
-        mut place: pg_sys::ItemPointerData,
+        place: &mut pg_sys::ItemPointerData,
         wanted: Wanted,
         slot: *mut pg_sys::TupleTableSlot,
         relation: pg_sys::Oid,
@@ -116,7 +116,7 @@ impl Rows {
                 let (snapshot, command) = ((*estate).es_snapshot, (*estate).es_output_cid);
                 let Wanted { mode, policy } = wanted;
                 let outcome = pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                    lock(cache, &mut place, snapshot, row, command, mode, policy, flags, &mut failure)
+                    lock(cache, place, snapshot, row, command, mode, policy, flags, &mut failure)
                 });
                 match outcome {
                     pg_sys::TM_Result::TM_Ok => {
@@ -239,11 +239,12 @@ pub unsafe fn refetch(
             (*mark).ermExtra = context.leak_and_drop_on_delete(rows).cast();
         }
         let rows = &*(*mark).ermExtra.cast::<Rows>();
-        let place = *place.cast_mut_ptr();
+        let mut place = *place.cast_mut_ptr();
         match mode {
             Some(mode) => {
                 let wanted = Wanted { mode, policy: (*mark).waitPolicy };
-                *updated = rows.lock(estate, place, wanted, slot, relation) == Locked::Newer;
+                *updated = rows.lock(estate, &mut place, wanted, slot, relation) == Locked::Newer;
+                (*mark).curCtid = place; // for WHERE CURRENT OF
             }
             None => {
                 rows.fetch(place, slot, relation);

@@ -5,6 +5,7 @@
 //! or DELETE, a foreign table inside an inheritance tree, system columns, and the first statement of a session whose
 //! first statement loads the library. Rows are locked one by one where the outer query needs them ([`lock`]).
 
+mod cursor;
 pub(super) mod execute;
 mod explain;
 pub(super) mod lock;

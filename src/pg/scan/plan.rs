@@ -382,8 +382,14 @@ pub unsafe fn plan(
         // A change of the cache's definition has to make this plan invalid too.
         let glob = (*root).glob;
         (*glob).relationOids = pg_sys::lappend_oid((*glob).relationOids, (*sketch).cache);
-        // Conditions of the inner query are for rechecks of the outer one.
-        let recheck = (*sketch).inner_clauses;
+        // Conditions of the inner query are for rechecks of the outer one; but the newest version of a row is not where
+        // the cursor is.
+        let mut recheck = null_mut();
+        for clause in PgList::<pg_sys::Node>::from_pg((*sketch).inner_clauses).iter_ptr() {
+            if (*clause).type_ != pg_sys::NodeTag::T_CurrentOfExpr {
+                recheck = pg_sys::lappend(recheck, clause.cast());
+            }
+        }
         pg_sys::make_foreignscan(
             tlist,
             local,
@@ -621,13 +627,15 @@ struct Localizer {
 }
 
 impl Localizer {
-    /// A parameter that stands for an expression of the outer query.
+    /// A parameter that stands for an expression of the outer query; for WHERE CURRENT OF, one that stands for the place
+    /// in the cache.
     ///
     /// # Safety
     /// `node` is a valid expression.
     unsafe fn parameter(&mut self, node: *mut pg_sys::Node) -> *mut pg_sys::Node {
         // SAFETY: by contract; the node made has the size of its type.
         unsafe {
+            let is_place = (*node).type_ == pg_sys::NodeTag::T_CurrentOfExpr;
             let same = |known: &*mut pg_sys::Node| pg_sys::equal((*known).cast(), node.cast());
             let position = PgList::<pg_sys::Node>::from_pg(self.exprs).iter_ptr().position(|e| same(&e));
             let position = position.unwrap_or_else(|| {
@@ -638,7 +646,7 @@ impl Localizer {
             (*param).xpr.type_ = pg_sys::NodeTag::T_Param;
             (*param).paramkind = pg_sys::ParamKind::PARAM_EXTERN;
             (*param).paramid = self.first_param + position as i32;
-            (*param).paramtype = pg_sys::exprType(node);
+            (*param).paramtype = if is_place { pg_sys::TIDOID } else { pg_sys::exprType(node) };
             (*param).paramtypmod = pg_sys::exprTypmod(node);
             (*param).paramcollid = pg_sys::exprCollation(node);
             (*param).location = -1;
@@ -670,6 +678,19 @@ unsafe extern "C-unwind" fn localize(node: *mut pg_sys::Node, context: *mut c_vo
                 (*copy).varattnosyn = (*copy).varattno;
                 without_nulling_relations(copy);
                 copy.cast()
+            }
+            pg_sys::NodeTag::T_CurrentOfExpr => {
+                let ctid = pg_sys::makeVar(1, system::CTID, pg_sys::TIDOID, -1, pg_sys::InvalidOid, 0);
+                pg_sys::make_opclause(
+                    pg_sys::Oid::from(pg_sys::TIDEqualOperator),
+                    pg_sys::BOOLOID,
+                    false,
+                    ctid.cast(),
+                    (*localizer).parameter(node).cast(),
+                    pg_sys::InvalidOid,
+                    pg_sys::InvalidOid,
+                )
+                .cast()
             }
             pg_sys::NodeTag::T_PlaceHolderVar => {
                 let holder: *mut pg_sys::PlaceHolderVar = node.cast();
