@@ -145,6 +145,19 @@ async fn a_stale_table_is_polled_before_it_is_read() {
         tokio::time::sleep(Duration::from_millis(80)).await;
         assert_eq!(world.db.value::<String>(way).await, text, "{way}");
     }
+    // A client may give its portal a name.
+    let mut session = world.session().await;
+    session.run("PREPARE kept AS SELECT short_description FROM incident WHERE number = 'INC0012345'").await;
+    session.run("SET servicenow_fdw.max_staleness = '50ms'").await;
+    world.sim.edit().update("incident", &id, &[("short_description", "by portal")]).expect("it is there");
+    tokio::time::sleep(Duration::from_millis(80)).await;
+    let client = session.client_mut();
+    let execute = client.prepare("EXECUTE kept").await.expect("a statement");
+    let transaction = client.transaction().await.expect("a transaction");
+    let portal = transaction.bind(&execute, &[]).await.expect("a portal");
+    let rows = transaction.query_portal(&portal, 1).await.expect("its rows");
+    assert_eq!(rows[0].get::<_, &str>(0), "by portal");
+    transaction.commit().await.expect("nothing was changed");
     // Within the limit nothing is asked for.
     world.db.run("SET servicenow_fdw.max_staleness = '1h'").await;
     let before = world.sim.requests().len();
