@@ -6,11 +6,14 @@ use pgrx::{pg_guard, pg_sys};
 use crate::freshness;
 use crate::pg::expand;
 use crate::pg::start::Start;
+use crate::pg::statistics;
 use crate::planner::Caches;
 use crate::worker;
 
 static mut PREVIOUS_PLANNER_HOOK: pg_sys::planner_hook_type = None;
 static mut PREVIOUS_START_HOOK: pg_sys::ExecutorStart_hook_type = None;
+static mut PREVIOUS_STATISTICS_HOOK: pg_sys::get_relation_stats_hook_type = None;
+static mut PREVIOUS_WIDTH_HOOK: pg_sys::get_attavgwidth_hook_type = None;
 
 /// Puts the hooks in place. Once per process, when the library is loaded.
 pub fn install_hooks() {
@@ -20,6 +23,10 @@ pub fn install_hooks() {
         pg_sys::planner_hook = Some(planner_hook);
         PREVIOUS_START_HOOK = pg_sys::ExecutorStart_hook;
         pg_sys::ExecutorStart_hook = Some(start_hook);
+        PREVIOUS_STATISTICS_HOOK = pg_sys::get_relation_stats_hook;
+        pg_sys::get_relation_stats_hook = Some(statistics_hook);
+        PREVIOUS_WIDTH_HOOK = pg_sys::get_attavgwidth_hook;
+        pg_sys::get_attavgwidth_hook = Some(width_hook);
     }
 }
 
@@ -80,6 +87,32 @@ unsafe extern "C-unwind" fn start_hook(query: *mut pg_sys::QueryDesc, eflags: st
 unsafe extern "C-unwind" fn check_guarded(query: *mut pg_sys::QueryDesc) {
     // SAFETY: the executor's own query.
     unsafe { freshness::check(&Start::new(query)) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn statistics_hook(
+    root: *mut pg_sys::PlannerInfo,
+    rte: *mut pg_sys::RangeTblEntry,
+    number: pg_sys::AttrNumber,
+    found: *mut pg_sys::VariableStatData,
+) -> bool {
+    // SAFETY: the planner's own arguments.
+    unsafe {
+        let previous = PREVIOUS_STATISTICS_HOOK;
+        previous.is_some_and(|previous| previous(root, rte, number, found))
+            || statistics::supply(root, rte, number, found, &Caches)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn width_hook(relation: pg_sys::Oid, number: pg_sys::AttrNumber) -> i32 {
+    // SAFETY: set once, when the library was loaded.
+    let previous = unsafe { PREVIOUS_WIDTH_HOOK };
+    // SAFETY: the planner's own arguments.
+    match previous.map_or(0, |previous| unsafe { previous(relation, number) }) {
+        0 => statistics::width(relation, number, &Caches),
+        width => width,
+    }
 }
 
 /// Main of a database's worker; the argument is the database's OID.

@@ -1,5 +1,5 @@
-//! Which range-table entries of a query become subqueries over a cache, and over which. In backends, from the
-//! planner hook.
+//! Which range-table entries of a query become subqueries over a cache, and over which; and where the planner finds
+//! statistics on the others. In backends, from the planner's hooks.
 
 use std::rc::Rc;
 
@@ -7,6 +7,7 @@ use pgrx::pg_sys;
 
 use crate::catalog::{self, Mirror};
 use crate::pg::expand::{Expansions, Output, Template};
+use crate::pg::statistics::Columns;
 
 /// Finds the cache behind a foreign table.
 pub struct Caches;
@@ -15,6 +16,14 @@ impl Expansions for Caches {
     fn template(&self, relation: pg_sys::Oid) -> Option<Rc<Template>> {
         let mirror = catalog::mirror(relation)?;
         mirror.template.get_or_init(|| template(&mirror).map(Rc::new)).clone()
+    }
+}
+
+impl Columns for Caches {
+    fn behind(&self, relation: pg_sys::Oid, number: i16) -> Option<(pg_sys::Oid, i16)> {
+        let mirror = catalog::mirror(relation)?;
+        let column = crate::pg::catalog::attribute_number(mirror.cache, &mirror.column(number)?.name)?;
+        Some((mirror.cache, column))
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Wait {
 
 impl Wait {
     /// Waits until the table is as `enough` wants it; gives back how far it is when time is over. Ends at once
-    /// with an ERROR if nobody would do what is waited for.
+    /// with an ERROR if nobody would do what is waited for, or if others wait for this session.
     pub fn until(&self, relation: pg_sys::Oid, enough: impl Fn(&Progress) -> bool) -> Result<(), Progress> {
         let name = catalog::qualified(relation);
         let (began, since) = (Instant::now(), catalog::timestamp(self.since));
@@ -64,10 +64,14 @@ impl Wait {
             }
             if reminded.is_none_or(|at| at.elapsed() >= REMIND) {
                 reminded = Some(Instant::now());
-                pg::xact::with_latest_snapshot(|| {
+                let is_in_the_way = pg::xact::with_latest_snapshot(|| {
                     worker::ensure();
                     worker::pid().into_iter().for_each(pg::worker::wake);
+                    catalog::is_in_the_way(relation)
                 });
+                if is_in_the_way {
+                    raise(in_the_way(&name));
+                }
             }
             pg::io::wait(None, Some(GLANCE));
         }
@@ -80,6 +84,15 @@ fn uncommitted(name: &str) -> ErrorReport {
         format!("cannot wait for foreign table {name}: this transaction has changed it"),
     )
     .set_hint("The worker sees the change when the transaction has committed; wait then.")
+}
+
+/// The worker may have to wait for the others, and they wait for this session.
+fn in_the_way(name: &str) -> ErrorReport {
+    error(
+        Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("cannot wait for foreign table {name} any longer: another session waits to change it"),
+    )
+    .set_hint("Try again when it has been changed.")
 }
 
 /// Adds to an ERROR about a table that is not where it is to be what its reason is and what to do.

@@ -17,6 +17,7 @@ use super::{MOD_COUNT, UPDATED_ON, VersionPart};
 use crate::catalog::{self, Mirror, get};
 use crate::error::{error, raise};
 use crate::pg;
+use crate::pg::system::SystemColumns;
 use crate::pg::table::{MisfitAt, TableWriter, Triggers};
 use crate::pg::tuple::{OwnedScalar, Scalar};
 
@@ -49,13 +50,23 @@ pub struct Outcome {
 }
 
 /// What came of the answer to a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Put {
     /// Whether the row was added.
     pub added: bool,
     /// Whether the answer is the latest there is. The worker may have brought a later version before; then it
     /// has to look again.
     pub is_clear: bool,
+    /// The system columns of the cache's row.
+    pub system: Option<SystemColumns>,
+}
+
+/// What became of a row that was there.
+struct Updated {
+    /// Whether any value of it is another now.
+    changed: bool,
+    /// Its system columns.
+    system: Option<SystemColumns>,
 }
 
 /// A cache opened for writing. What cannot be written is an ERROR.
@@ -85,13 +96,13 @@ impl CacheWriter {
     pub fn put(&mut self, rows: &Rows, row: usize) -> Put {
         let found = self.table.find(rows.id(row));
         let mut is_clear = true;
-        if found {
+        let system = if found {
             is_clear = rows.version(row).order(self.found_version()) != Order::Unclear;
-            self.update(rows, row);
+            self.update(rows, row).system
         } else {
-            self.insert(rows, row);
-        }
-        Put { added: !found, is_clear }
+            self.insert(rows, row)
+        };
+        Put { added: !found, is_clear, system }
     }
 
     /// Locks a row and gives back its values, in the order of the mirror's columns.
@@ -99,6 +110,11 @@ impl CacheWriter {
         self.table
             .find(id)
             .then(|| (0..self.mirror.columns.len()).map(|column| self.table.found_value(column)).collect())
+    }
+
+    /// The system columns of the row last locked.
+    pub fn locked_system(&self) -> SystemColumns {
+        self.table.found_system()
     }
 
     /// Deletes the row last locked.
@@ -151,7 +167,7 @@ impl CacheWriter {
                 false => Verdict::Unclear,
             };
             match verdict {
-                Verdict::Replace => outcome.updated += i64::from(self.update(rows, row)),
+                Verdict::Replace => outcome.updated += i64::from(self.update(rows, row).changed),
                 Verdict::Keep => {}
                 Verdict::Unclear => outcome.unsettled.push(id.to_owned()),
             }
@@ -206,11 +222,11 @@ impl CacheWriter {
         (deleted, kept)
     }
 
-    fn insert(&mut self, rows: &Rows, row: usize) {
+    fn insert(&mut self, rows: &Rows, row: usize) -> Option<SystemColumns> {
         self.log_insert(rows, row);
         let mirror = &self.mirror;
         let added = self.table.insert(|column| scalar(mirror, rows, row, column));
-        added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
+        added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }))
     }
 
     fn insert_many(&mut self, rows: &Rows, which: &[usize]) {
@@ -228,22 +244,22 @@ impl CacheWriter {
         }
     }
 
-    /// Changes the row last found; gives back whether it was another.
-    fn update(&mut self, rows: &Rows, row: usize) -> bool {
+    /// Changes the row last found.
+    fn update(&mut self, rows: &Rows, row: usize) -> Updated {
         let (mirror, table) = (&self.mirror, &mut self.table);
         let staged = table.stage(|column| scalar(mirror, rows, row, column));
         let changed = staged.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
         if changed.is_empty() {
+            let system = Some(self.table.found_system());
             self.table.keep();
-            return false;
+            return Updated { changed: false, system };
         }
         if let Some(log) = &mut self.log {
             let (mirror, table) = (&self.mirror, &self.table);
             let columns = changed.into_iter().map(|i| (i, table.found_value(i), table.staged_value(i)));
             log.add(mirror, Op::Update, rows.id(row), columns, |i| table.staged_value(i));
         }
-        self.table.update();
-        true
+        Updated { changed: true, system: self.table.update() }
     }
 
     /// The version of the row last found.

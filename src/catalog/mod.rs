@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pgrx::datum::DatumWithOid;
-use pgrx::spi::{Spi, SpiTupleTable};
+use pgrx::spi::Spi;
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::page::{Column, Layout};
 use servicenow::query::Query;
@@ -43,7 +43,9 @@ pub use follow::{
     start_over, tidy, touch_server, update_followed,
 };
 pub use notice::notify;
-pub use progress::{Progress, enable_worker, lock_holder, locked_objects, progress, worker_enabled};
+pub use progress::{
+    Progress, enable_worker, is_in_the_way, lock_holder, locked_objects, progress, worker_enabled,
+};
 pub use request_stat::add_request_stats;
 pub use rows::{ask_to_recheck, count_rows, leave_to_recheck, rechecked, to_recheck};
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
@@ -358,10 +360,10 @@ pub fn qualified(relation: pg_sys::Oid) -> String {
 // SQL on the state tables. They belong to the extension's owner: everything here runs as the bootstrap
 // superuser, on qualified names only.
 
-/// Runs a query that changes nothing; it sees what the current statement sees.
-pub fn read<R>(sql: &str, args: &[DatumWithOid<'_>], f: impl FnOnce(SpiTupleTable<'_>) -> R) -> R {
+/// Runs a query that changes nothing; see [`pg::spi::select`] for what it sees.
+pub fn read<R>(sql: &str, args: &[DatumWithOid<'_>], f: impl FnOnce(pg::spi::Rows) -> R) -> R {
     let _owner = AsOwner::begin();
-    Spi::connect(|client| f(client.select(sql, None, args).expect("a valid use of SPI")))
+    pg::spi::select(sql, args, f)
 }
 
 /// Runs a statement that changes something; gives back how many rows.

@@ -51,6 +51,7 @@ impl Progress {
                 100.0 * self.rows_filled as f64 / total as f64
             ),
             ("backfill" | "resync", _) => format!("{} rows read", self.rows_filled),
+            ("", _) => "this transaction sees a state before it was created".to_owned(),
             ("pending", _) => "reading has not begun".to_owned(),
             (_, _) if self.waiting > 0 => {
                 format!("{} changed records are locked by other transactions", self.waiting)
@@ -98,6 +99,19 @@ pub fn lock_holder(class: i32, object: i32) -> Option<i32> {
          WHERE locktype = 'advisory' AND database = $1 AND classid = $2 AND objid = $3 AND objsubid = 3 AND granted",
         &[pg::worker::database().into(), key(class).into(), key(object).into()],
         |mut rows| rows.next().and_then(|row| get(&row, 1)),
+    )
+}
+
+/// Whether somebody waits for a lock on a foreign table or its cache that this session is in the way of.
+pub fn is_in_the_way(relation: pg_sys::Oid) -> bool {
+    read(
+        "SELECT EXISTS (
+             SELECT FROM pg_catalog.pg_locks
+             WHERE locktype = 'relation' AND database = $1 AND NOT granted
+                   AND (relation = $2 OR relation = (SELECT cache_table FROM servicenow.sync_table WHERE foreign_table = $2))
+                   AND pg_catalog.pg_backend_pid() = ANY (pg_catalog.pg_blocking_pids(pid)))",
+        &[pg::worker::database().into(), relation.into()],
+        |mut rows| rows.next().and_then(|row| get(&row, 1)).unwrap_or(false),
     )
 }
 

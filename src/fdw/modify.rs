@@ -21,6 +21,7 @@ use crate::connection::{Connection, connection};
 use crate::error::{Doing, error, raise, report};
 use crate::pg;
 use crate::pg::routine::{Operation, Row, RowWriter, Target, Written};
+use crate::pg::system::SystemColumns;
 use crate::pg::table::Triggers;
 use crate::pg::tuple::OwnedScalar;
 use crate::worker;
@@ -153,22 +154,22 @@ impl Writer {
 
     /// Puts the answer into the cache and gives the row back by attribute number.
     fn keep(&mut self, rows: &Rows) -> Written {
-        let Put { added, is_clear } = self.cache.put(rows, 0);
+        let Put { added, is_clear, system } = self.cache.put(rows, 0);
         self.delta += i64::from(added);
         self.done.insert(rows.id(0).to_owned());
         if !self.connection.is_workers() || !is_clear {
             self.to_recheck.push(rows.id(0).to_owned());
         }
-        self.written(|position| to_scalar(rows.value(0, position)).to_owned())
+        self.written(system, |position| to_scalar(rows.value(0, position)).to_owned())
     }
 
     /// A row by attribute number, from values by position among the mirror's columns.
-    fn written(&self, value: impl Fn(usize) -> OwnedScalar) -> Written {
-        let mut written = vec![OwnedScalar::Null; self.mirror.width as usize];
+    fn written(&self, system: Option<SystemColumns>, value: impl Fn(usize) -> OwnedScalar) -> Written {
+        let mut columns = vec![OwnedScalar::Null; self.mirror.width as usize];
         for (position, column) in self.mirror.columns.iter().enumerate() {
-            written[column.number as usize - 1] = value(position);
+            columns[column.number as usize - 1] = value(position);
         }
-        written
+        Written { columns, system }
     }
 
     /// The columns of which `differs` is true, with all assigned columns of the same fields: a label and a stored
@@ -288,6 +289,7 @@ impl RowWriter for Writer {
             return None;
         }
         let values = self.cache.lock(key)?;
+        let system = self.cache.locked_system();
         let ((table, _), id) = (self.record(), SysId::new(key));
         pg::xact::forbid_prepare();
         let what = format!("delete record \"{key}\" of table \"{table}\"");
@@ -295,7 +297,7 @@ impl RowWriter for Writer {
         self.cache.delete_locked();
         self.done.insert(key.to_owned());
         self.delta -= 1;
-        Some(self.written(|position| values[position].clone()))
+        Some(self.written(Some(system), |position| values[position].clone()))
     }
 
     fn finish(self) {

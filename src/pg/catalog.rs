@@ -57,6 +57,14 @@ pub fn relation_kind(relation: pg_sys::Oid) -> Option<u8> {
     (kind != 0).then_some(kind)
 }
 
+/// A column's attribute number, by name.
+pub fn attribute_number(relation: pg_sys::Oid, name: &str) -> Option<i16> {
+    let name = c_string(name);
+    // SAFETY: a syscache lookup that gives back 0 for "no such column".
+    let number = unsafe { pg_sys::get_attnum(relation, name.as_ptr()) };
+    (number != 0).then_some(number)
+}
+
 /// The longest identifier, in bytes.
 pub const NAME_LENGTH: usize = pg_sys::NAMEDATALEN as usize - 1;
 
@@ -158,17 +166,32 @@ pub fn qualified_name(relation: pg_sys::Oid) -> Option<String> {
     Some(pgrx::spi::quote_qualified_identifier(schema, name))
 }
 
+/// As [`qualified_name`], and the name stays what it is until the transaction ends.
+pub fn locked_name(relation: pg_sys::Oid) -> Option<String> {
+    // SAFETY: waits for the lock, which a relation that is gone has too; interrupts and timeouts end the wait with an
+    // ERROR.
+    unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE) };
+    qualified_name(relation)
+}
+
 unsafe extern "C-unwind" {
-    /// pg_inherits.c: looks at `pg_class.relhassubclass`.
+    /// pg_inherits.c: looks at `pg_class.relhassubclass`, which stays when the last child goes.
     fn has_subclass(relation: pg_sys::Oid) -> bool;
+    /// pg_inherits.c: the children, as a list of OIDs.
+    fn find_inheritance_children(relation: pg_sys::Oid, lock: pg_sys::LOCKMODE) -> *mut pg_sys::List;
     /// comment.c: an object's comment, or NULL.
     fn GetComment(object: pg_sys::Oid, class: pg_sys::Oid, subobject: i32) -> *mut std::ffi::c_char;
 }
 
-/// Whether a relation may have inheritance children.
+/// Whether a relation has inheritance children.
 pub fn has_children(relation: pg_sys::Oid) -> bool {
-    // SAFETY: a syscache lookup.
-    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| has_subclass(relation)) }
+    let no_lock = pg_sys::NoLock as pg_sys::LOCKMODE;
+    // SAFETY: a syscache lookup, and a look into the catalog for those that have or had children.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            has_subclass(relation) && !find_inheritance_children(relation, no_lock).is_null()
+        })
+    }
 }
 
 /// A foreign table's server and options; `None` if the relation is not a foreign table of wrapper `wrapper`.

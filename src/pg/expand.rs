@@ -34,7 +34,7 @@ impl Template {
     /// Analyzes `SELECT outputs FROM cache`. `None` if a dropped column's storage has no stand-in type; the
     /// foreign scan copes with that.
     pub fn new(cache: pg_sys::Oid, owner: pg_sys::Oid, outputs: &[Output]) -> Option<Self> {
-        let name = super::catalog::qualified_name(cache)?;
+        let name = super::catalog::locked_name(cache)?;
         let mut columns = Vec::with_capacity(outputs.len());
         for output in outputs {
             columns.push(match output {

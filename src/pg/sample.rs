@@ -32,7 +32,7 @@ pub unsafe fn take(
     wanted: usize,
 ) -> (usize, f64) {
     let names: Vec<String> = source.columns.iter().map(|(_, n)| pgrx::spi::quote_identifier(n)).collect();
-    let table = catalog::qualified_name(source.cache).unwrap_or_default();
+    let table = catalog::locked_name(source.cache).unwrap_or_default();
     let percent = percent(source.cache, wanted);
     let clause = if percent < 100.0 { format!(" TABLESAMPLE SYSTEM ({percent})") } else { String::new() };
     let sql = format!("SELECT {} FROM {table}{clause}", names.join(", "));

@@ -54,13 +54,9 @@ impl Start {
         // SAFETY: the query's own snapshot, which it has registered.
         unsafe {
             let snapshot = (*self.0).snapshot;
-            // EXECUTE runs with the snapshot that the client's portal keeps for the result, so that nothing in it is
-            // vacuumed away. Such a portal has no name, but for clients that give it one.
-            let portal = pg_sys::GetPortalByName(c"".as_ptr());
-            let is_kept = !portal.is_null() && (*portal).holdSnapshot == snapshot;
             !snapshot.is_null()
                 && (*snapshot).snapshot_type == pg_sys::SnapshotType::SNAPSHOT_MVCC
-                && (*snapshot).regd_count == 1 + u32::from(is_kept)
+                && ((*snapshot).regd_count == 1 || (*snapshot).regd_count == 2 && is_kept_by_portal(snapshot))
         }
     }
 
@@ -83,6 +79,28 @@ impl Start {
             pg_sys::UnregisterSnapshot(old);
         }
     }
+}
+
+/// Whether a portal keeps a snapshot: EXECUTE runs with the one that the client's portal keeps for the result, so that
+/// nothing in it is vacuumed away. Such a portal has no name, but for clients that give it one.
+///
+/// # Safety
+/// Inside a transaction.
+unsafe fn is_kept_by_portal(snapshot: pg_sys::Snapshot) -> bool {
+    let keeps = |name: &str| {
+        let name = super::catalog::c_string(name);
+        // SAFETY: looks a name up; a portal that is there is valid.
+        unsafe {
+            let portal = pg_sys::GetPortalByName(name.as_ptr());
+            !portal.is_null() && (*portal).holdSnapshot == snapshot
+        }
+    };
+    let names = || {
+        super::spi::select("SELECT name FROM pg_catalog.pg_cursors", &[], |rows| {
+            rows.filter_map(|row| row.get::<String>(1).ok().flatten()).collect::<Vec<_>>()
+        })
+    };
+    keeps("") || names().iter().any(|name| keeps(name))
 }
 
 /// Whether the entry is a target that the query only adds rows to.

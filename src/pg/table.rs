@@ -7,6 +7,7 @@ use std::panic::AssertUnwindSafe;
 
 use pgrx::{PgMemoryContexts, pg_sys};
 
+use super::system::SystemColumns;
 use super::tuple::{DatumWriter, Misfit, OwnedScalar, Scalar, read, same_image};
 use super::xact::subtransaction;
 
@@ -169,13 +170,24 @@ impl TableWriter {
         None
     }
 
-    /// Adds one row.
-    pub fn insert<'v>(&mut self, value: impl Fn(usize) -> Scalar<'v>) -> Result<(), MisfitAt> {
+    /// Adds one row; `None` if a trigger of the table's has it passed over.
+    pub fn insert<'v>(
+        &mut self,
+        value: impl Fn(usize) -> Scalar<'v>,
+    ) -> Result<Option<SystemColumns>, MisfitAt> {
         self.fill(0, false, value).map_err(|column| MisfitAt { row: 0, column })?;
         // SAFETY: slot 0 holds a virtual tuple of the relation's descriptor.
         unsafe { pg_sys::ExecSimpleRelationInsert(self.target, self.estate, self.slots[0]) };
+        let system = self.system_of_written();
         self.done_with_row();
-        Ok(())
+        Ok(system)
+    }
+
+    /// The system columns of the row that was just written from slot 0, if it was.
+    fn system_of_written(&self) -> Option<SystemColumns> {
+        let slot = self.slots[0];
+        // SAFETY: a row that was written has its place in the slot, and a tuple that the access method has filled in.
+        unsafe { ((*slot).tts_tid.ip_posid != 0).then(|| SystemColumns::of(slot)) }
     }
 
     /// Looks up a row's newest version by its key and locks it, waiting for whoever is changing it. The row
@@ -206,6 +218,12 @@ impl TableWriter {
             self.values.reset();
             found
         }
+    }
+
+    /// The system columns of the row found.
+    pub fn found_system(&self) -> SystemColumns {
+        // SAFETY: `found` holds a tuple of the relation after a successful `find`.
+        unsafe { SystemColumns::of(self.found) }
     }
 
     /// The value of a column (by its position in the writer) of the row found.
@@ -254,13 +272,15 @@ impl TableWriter {
         self.value_of(self.slots[0], column)
     }
 
-    /// Stores the version staged.
-    pub fn update(&mut self) {
+    /// Stores the version staged; `None` if a trigger of the table's has it passed over.
+    pub fn update(&mut self) -> Option<SystemColumns> {
         // SAFETY: slot 0 holds a virtual tuple of the relation's descriptor, `found` the locked old version.
         unsafe {
             pg_sys::ExecSimpleRelationUpdate(self.target, self.estate, self.epq, self.found, self.slots[0]);
         }
+        let system = self.system_of_written();
         self.done_with_row();
+        system
     }
 
     /// Leaves the row found as it is.

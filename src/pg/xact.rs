@@ -136,8 +136,34 @@ pub fn when_interrupted<R>(f: impl FnOnce() -> R, tell: impl FnOnce()) -> R {
     })
 }
 
+thread_local! {
+    static LATEST: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Counts calls of [`with_latest_snapshot`] that are under way; an ERROR ends it too.
+struct Latest;
+
+impl Latest {
+    fn begin() -> Self {
+        LATEST.set(LATEST.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Latest {
+    fn drop(&mut self) {
+        LATEST.set(LATEST.get() - 1);
+    }
+}
+
+/// Whether the current snapshot is one of [`with_latest_snapshot`].
+pub fn sees_latest() -> bool {
+    LATEST.get() > 0
+}
+
 /// Runs `f` with a snapshot of this moment.
 pub fn with_latest_snapshot<R>(f: impl FnOnce() -> R) -> R {
+    let _latest = Latest::begin();
     // SAFETY: inside a transaction; an ERROR in `f` pops the snapshot with the (sub)transaction. The snapshot is the
     // one for catalogs, copied: GetLatestSnapshot refuses during a parallel query. InvalidOid has it made anew.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetCatalogSnapshot(pg_sys::InvalidOid)) };

@@ -74,6 +74,9 @@ enum Kind {
     Time,
 }
 
+/// System columns, which take the foreign scan.
+const SYSTEM: [&str; 4] = ["tableoid", "ctid", "xmin", "cmin"];
+
 /// Settings that make the planner choose otherwise.
 const SWITCHES: [&str; 10] = [
     "enable_hashjoin",
@@ -210,8 +213,7 @@ impl Generator {
                 format!("{} BETWEEN {low} AND {high}", value(self))
             }
             5 => match sources.iter().find(|s| s.is_table) {
-                // A system column takes the foreign scan.
-                Some(source) => format!("{}.tableoid IS NOT NULL", source.alias),
+                Some(source) => format!("{}.{} IS NOT NULL", source.alias, self.random.pick(&SYSTEM)),
                 None => "true".to_owned(),
             },
             6 => format!("NOT ({})", self.condition(sources, depth - 1)),
@@ -341,6 +343,22 @@ impl Generator {
         }
     }
 
+    /// One table, or two.
+    fn inner_join(&mut self) -> (String, Vec<Source>) {
+        let (left, mut sources) = self.table();
+        if self.random.chance(50) {
+            return (left, sources);
+        }
+        let (right, more) = self.table();
+        let kind = self.any_kind();
+        let on = match (self.column(&sources, Some(kind)), self.column(&more, Some(kind))) {
+            (Some((a, _)), Some((b, _))) => format!("{a} = {b}"),
+            _ => "true".to_owned(),
+        };
+        sources.extend(more);
+        (format!("{left} JOIN {right} ON {on}"), sources)
+    }
+
     /// A query as something to select from.
     fn subquery(&mut self, depth: usize) -> (String, Vec<Source>) {
         let depth = if self.random.chance(50) { 0 } else { depth - 1 };
@@ -371,9 +389,12 @@ impl Generator {
     /// A query whose answer is one, whatever the plan, but for the order of its rows.
     fn query(&mut self) -> String {
         self.aliases = 0;
-        let (mut from, sources) = self.from(2);
+        let locks = self.random.chance(15);
+        // The nullable side of an outer join cannot be locked.
+        let (mut from, sources) =
+            if locks && self.random.chance(80) { self.inner_join() } else { self.from(2) };
         let mut with = String::new();
-        if self.random.chance(15) {
+        if !locks && self.random.chance(15) {
             let (inner, inside) = self.table();
             let alias = self.alias();
             let kind = if self.random.chance(50) { "MATERIALIZED" } else { "NOT MATERIALIZED" };
@@ -388,7 +409,7 @@ impl Generator {
                 }
             );
         }
-        let mut filter = self.condition(&sources, 2);
+        let mut filter = self.condition(&sources, if locks { 1 } else { 2 });
         if self.random.chance(40) {
             // Nothing that an outer join has made NULL passes. What a subquery computes is rarer than columns are.
             let from = sources.iter().filter(|s| !s.is_table || sources.iter().all(|s| s.is_table));
@@ -398,6 +419,28 @@ impl Generator {
             }
         }
         match self.random.below(6) {
+            _ if locks => {
+                // Which rows are locked is certain only if their order is.
+                let tables: Vec<&Source> = sources.iter().filter(|s| s.is_table).collect();
+                let keys: Vec<String> = sources
+                    .iter()
+                    .flat_map(|s| s.columns.iter().map(|(name, _)| format!("{}.{name}", s.alias)))
+                    .collect();
+                let of = match tables.first() {
+                    Some(table) if self.random.chance(70) => format!(" OF {}", table.alias),
+                    _ => String::new(),
+                };
+                let strength = *self.random.pick(&["UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE"]);
+                let policy = *self.random.pick(&["", " SKIP LOCKED", " NOWAIT"]);
+                let limit = match self.random.chance(60) {
+                    true => format!("LIMIT {}", 1 + self.random.below(5)),
+                    false => String::new(),
+                };
+                let keys = keys.join(", ");
+                format!(
+                    "{with}SELECT {keys} FROM {from} WHERE {filter} ORDER BY {keys} {limit}{LOCKING}{strength}{of}{policy}"
+                )
+            }
             0 => {
                 let (kind, other) = (self.any_kind(), self.any_kind());
                 let (a, b) = (self.value(&sources, kind, 1), self.value(&sources, other, 1));
@@ -440,8 +483,30 @@ impl Generator {
     }
 }
 
-/// The answer to a query: its rows in some order, or its SQLSTATE.
-async fn answer(session: &Session, query: &str) -> Result<Vec<String>, String> {
+/// What a query that locks rows has in it.
+const LOCKING: &str = "\nFOR ";
+
+/// The answer to a query: its rows in some order, or its SQLSTATE. If it locks rows, how many of each table are free
+/// then, as another session sees it, is part of the answer.
+async fn answer(session: &Session, query: &str, other: (&Session, &str)) -> Result<Vec<String>, String> {
+    if !query.contains(LOCKING) {
+        return rows(session, query).await;
+    }
+    session.run("BEGIN").await;
+    let mut answer = rows(session, query).await;
+    let (observer, schema) = other;
+    if let Ok(answer) = &mut answer {
+        for (table, _) in TABLES {
+            let free =
+                format!("SELECT count(*) FROM (SELECT FROM {schema}.{table} FOR UPDATE SKIP LOCKED) free");
+            answer.push(format!("{} of {table} are free", observer.value::<i64>(&free).await));
+        }
+    }
+    session.run("ROLLBACK").await;
+    answer
+}
+
+async fn rows(session: &Session, query: &str) -> Result<Vec<String>, String> {
     match session.client().simple_query(query).await {
         Ok(messages) => {
             let mut rows: Vec<String> = messages
@@ -475,6 +540,7 @@ async fn random_queries_have_the_answers_they_have_on_ordinary_tables() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_nanos() as u64;
     let first: u64 = given.unwrap_or(now);
     let mut sessions = Vec::new();
+    let observer = world.session().await;
     for schema in SCHEMAS {
         let session = world.session().await;
         session.run(&format!("{START} SET search_path = {schema}")).await;
@@ -496,21 +562,25 @@ async fn random_queries_have_the_answers_they_have_on_ordinary_tables() {
         }
         let query = generator.query();
         let mut answers = Vec::new();
-        for session in &sessions {
+        for (session, schema) in sessions.iter().zip(SCHEMAS) {
+            let other = (&observer, schema);
             session.run(&settings).await;
             let how = generator.random.0 % 4;
             let answer = match how {
                 0 => {
                     session.run("SET plan_cache_mode = force_generic_plan").await;
+                    let locking =
+                        if query.contains(LOCKING) { format!("/*{LOCKING}*/") } else { String::new() };
+                    let execute = format!("EXECUTE q {locking}");
                     if session.client().batch_execute(&format!("PREPARE q AS {query}")).await.is_ok() {
-                        let answer = answer(session, "EXECUTE q").await;
+                        let answer = answer(session, &execute, other).await;
                         session.run("DEALLOCATE q").await;
                         answer
                     } else {
-                        answer(session, &query).await
+                        answer(session, &query, other).await
                     }
                 }
-                _ => answer(session, &query).await,
+                _ => answer(session, &query, other).await,
             };
             answers.push(answer);
         }
@@ -518,7 +588,7 @@ async fn random_queries_have_the_answers_they_have_on_ordinary_tables() {
         if generator.random.chance(20) {
             let fresh = world.session().await;
             fresh.run(&format!("{settings} {START} SET search_path = {}", SCHEMAS[0])).await;
-            let first_answer = answer(&fresh, &query).await;
+            let first_answer = answer(&fresh, &query, (&observer, SCHEMAS[0])).await;
             assert!(
                 first_answer == answers[1],
                 "READ_SEED={seed}\n{settings}\n{query};\nas the first statement of a session: {}\non ordinary tables: {}",
@@ -528,7 +598,7 @@ async fn random_queries_have_the_answers_they_have_on_ordinary_tables() {
         }
         // System columns take the foreign scan, and a row as a whole is put together by an expression.
         if answers[0].is_ok()
-            && !query.contains("tableoid")
+            && !SYSTEM.iter().any(|column| query.contains(column))
             && !query.contains("json")
             && !query.contains("hash_record")
         {

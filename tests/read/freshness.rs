@@ -82,6 +82,25 @@ async fn a_wait_is_given_up_by_cancel_timeout_and_stop() {
     assert!(error.hint().is_some_and(|hint| hint.contains("start_worker")), "{:?}", error.hint());
 }
 
+/// A waiting read holds a lock on the table, and the worker, if it has to begin anew, would queue behind whoever wants
+/// a stronger one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_read_gives_way_to_who_changes_the_table() {
+    let world = stuck().await;
+    for way in WAYS {
+        let session = world.session().await;
+        session.run("SET servicenow_fdw.incomplete_reads = wait").await;
+        let waiting = tokio::spawn(async move { session.error(way).await });
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 'incident'::regclass)";
+        world.until(waits).await;
+        world.db.run("SET lock_timeout = '10s'; ALTER FOREIGN TABLE incident ADD COLUMN state bigint").await;
+        let error = waiting.await.expect("it ends");
+        assert_eq!(error.code().code(), "55000", "{}", error.message());
+        assert!(error.message().contains("another session waits to change it"), "{}", error.message());
+        world.db.run("ALTER FOREIGN TABLE incident DROP COLUMN state").await;
+    }
+}
+
 /// Who may not read a table does not get to wait for it, nor to know how far it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn rights_are_checked_before_anything_is_waited_for() {
@@ -126,6 +145,19 @@ async fn a_stale_table_is_polled_before_it_is_read() {
         tokio::time::sleep(Duration::from_millis(80)).await;
         assert_eq!(world.db.value::<String>(way).await, text, "{way}");
     }
+    // A client may give its portal a name.
+    let mut session = world.session().await;
+    session.run("PREPARE kept AS SELECT short_description FROM incident WHERE number = 'INC0012345'").await;
+    session.run("SET servicenow_fdw.max_staleness = '50ms'").await;
+    world.sim.edit().update("incident", &id, &[("short_description", "by portal")]).expect("it is there");
+    tokio::time::sleep(Duration::from_millis(80)).await;
+    let client = session.client_mut();
+    let execute = client.prepare("EXECUTE kept").await.expect("a statement");
+    let transaction = client.transaction().await.expect("a transaction");
+    let portal = transaction.bind(&execute, &[]).await.expect("a portal");
+    let rows = transaction.query_portal(&portal, 1).await.expect("its rows");
+    assert_eq!(rows[0].get::<_, &str>(0), "by portal");
+    transaction.commit().await.expect("nothing was changed");
     // Within the limit nothing is asked for.
     world.db.run("SET servicenow_fdw.max_staleness = '1h'").await;
     let before = world.sim.requests().len();
@@ -146,6 +178,26 @@ async fn a_snapshot_that_cannot_see_what_comes_is_refused_at_once() {
         assert_eq!(error.code().code(), "55000", "{}", error.message());
         assert!(error.hint().is_some_and(|hint| hint.contains("servicenow.sync()")), "{:?}", error.hint());
         world.db.run("ROLLBACK").await;
+    }
+}
+
+/// What a transaction sees does not change; which tables there are does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_made_since_the_snapshot_is_empty() {
+    let world = World::new().await;
+    world.db.run("CREATE TABLE note (n int)").await;
+    for write in ["SELECT 1", "INSERT INTO note VALUES (1)"] {
+        let session = world.session().await;
+        session.run(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {write}")).await;
+        world.db.run("CREATE FOREIGN TABLE incident (sys_id text, number text) SERVER acme").await;
+        world.sync("incident").await;
+        for way in WAYS {
+            assert_eq!(session.value::<i64>(way).await, 0, "{write}");
+        }
+        session.run("COMMIT").await;
+        assert_eq!(session.value::<i64>(WAYS[0]).await, 50);
+        session.run("SELECT 1").await;
+        world.db.run("DROP FOREIGN TABLE incident").await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use world::World;
 
-use crate::with_copies;
+use crate::{SCHEMAS, with_copies};
 
 /// The indexes on the incidents' cache but its key: their columns.
 const INDEXED: &str = "SELECT coalesce(string_agg(a.attname, ',' ORDER BY a.attname), '') FROM pg_index i
@@ -83,4 +83,90 @@ async fn a_foreign_table_can_be_analyzed() {
     );
     // Everything, as a nightly job does it.
     world.db.run("ANALYZE").await;
+}
+
+/// A foreign scan's rows are as many, as wide and as different as the cache's statistics say, also in what is joined and
+/// grouped above.
+#[tokio::test(flavor = "multi_thread")]
+async fn estimates_above_a_foreign_scan_are_those_of_a_local_table() {
+    let world = with_copies().await;
+    let scan = "i.tableoid > 0";
+    for query in [
+        format!("SELECT number, caller_id FROM incident i WHERE {scan}"),
+        format!("SELECT state, priority, count(*) FROM incident i WHERE {scan} GROUP BY state, priority"),
+        format!("SELECT DISTINCT caller_id FROM incident i WHERE {scan} AND state = 2"),
+        format!(
+            "SELECT p.name, i.number FROM incident i JOIN person p ON p.sys_id = i.caller_id WHERE {scan}"
+        ),
+        format!(
+            "SELECT i.number FROM incident i JOIN incident j ON i.state = j.state WHERE {scan} AND j.tableoid > 0"
+        ),
+        format!(
+            "SELECT i.number FROM incident i WHERE {scan} AND (i.state + 0 < 3 OR i.ctid IS NULL OR i.state = 6)"
+        ),
+    ] {
+        let mut estimates = Vec::new();
+        for schema in SCHEMAS {
+            world.db.run(&format!("SET search_path = {schema}")).await;
+            let plan = world.db.rows(&format!("EXPLAIN {query}")).await;
+            let root: &str = plan[0].get(0);
+            estimates.push(root.split_once(" rows=").expect("an estimate").1.to_owned());
+        }
+        assert_eq!(estimates[0], estimates[1], "{query}");
+    }
+    // Who may not read the table does not get to see its values by the planner's using an operator of theirs.
+    let reader = world.session_as("reader").await;
+    reader.run("SET search_path = public").await;
+    assert_eq!(reader.error(&format!("SELECT FROM incident i WHERE {scan}")).await.code().code(), "42501");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_has_lost_its_children_is_read_like_any_other() {
+    let world = with_copies().await;
+    let before = world.db.explain("SELECT * FROM incident").await;
+    assert!(!before.contains("Foreign Scan"), "{before}");
+    world.db.run("CREATE TABLE child () INHERITS (incident)").await;
+    assert!(world.db.explain("SELECT * FROM incident").await.contains("Foreign Scan"));
+    world.db.run("DROP TABLE child").await;
+    assert_eq!(world.db.explain("SELECT * FROM incident").await, before);
+}
+
+/// Without the planner's hook, too, the first rows by an index cost no more than those rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_scan_gives_rows_in_the_order_of_an_index() {
+    let world = with_copies().await;
+    world.db.run("SET enable_seqscan = off").await;
+    let scan = "SELECT number, ctid FROM incident WHERE tableoid > 0";
+    for order in [
+        "opened_at",
+        "opened_at DESC",
+        "number COLLATE \"C\" DESC",
+        "opened_at NULLS FIRST",
+        "number, sys_id",
+        "number || 'x'",
+        "ctid",
+    ] {
+        for limit in ["LIMIT 3", ""] {
+            let query = format!("{scan} ORDER BY {order} {limit}");
+            let is_indexed = ["opened_at", "opened_at DESC"].contains(&order);
+            let plan = world.db.explain(&query).await;
+            assert!(limit.is_empty() || plan.contains("Sort") != is_indexed, "{query}\n{plan}");
+            let mut answers = Vec::new();
+            for schema in SCHEMAS {
+                world.db.run(&format!("SET search_path = {schema}")).await;
+                let rows = world
+                    .db
+                    .rows(&query.replace("ctid FROM", "1 FROM").replace("BY ctid", "BY number"))
+                    .await;
+                answers.push(rows.iter().map(|row| row.get(0)).collect::<Vec<String>>());
+            }
+            world.db.run("SET search_path = public").await;
+            assert_eq!(answers[0], answers[1], "{query}");
+        }
+    }
+    // The first statement of a session.
+    let cold = world.session().await;
+    cold.run("SET enable_seqscan = off").await;
+    let plan = cold.explain("SELECT number FROM incident ORDER BY opened_at LIMIT 1").await;
+    assert!(plan.contains("Foreign Scan") && !plan.contains("Sort"), "{plan}");
 }

@@ -163,6 +163,33 @@ async fn both_relations_are_locked_while_a_query_runs_and_the_cache_counts_its_s
         .await;
 }
 
+/// A DBA may rename a cache; who reads it meanwhile finds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_is_renamed_while_it_is_read_is_found() {
+    let world = with_copies().await;
+    let renamer = world.session().await;
+    let renames = tokio::spawn(async move {
+        for n in 0..300 {
+            let (from, to) = if n % 2 == 0 { ("incident", "other") } else { ("other", "incident") };
+            renamer.run(&format!("ALTER TABLE servicenow_cache.{from} RENAME TO {to}")).await;
+        }
+    });
+    let mut readers = Vec::new();
+    for way in ["", " WHERE tableoid > 0"] {
+        let reader = world.session().await;
+        let renames_go_on = renames.abort_handle();
+        readers.push(tokio::spawn(async move {
+            while !renames_go_on.is_finished() {
+                assert_eq!(reader.value::<i64>(&format!("SELECT count(*) FROM incident{way}")).await, 50);
+            }
+        }));
+    }
+    for reader in readers {
+        reader.await.expect("every read finds it");
+    }
+    renames.await.expect("every rename goes through");
+}
+
 /// While the worker changes rows, a reader sees one state: that of its snapshot.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_sees_one_state_whatever_the_worker_does() {

@@ -92,6 +92,30 @@ async fn writes_through_the_parent_reach_the_instance() {
             Some("through the parent")
         );
     }
+    // A cursor on the parent, or on the partition, stands on a row of one of the partitions.
+    for (from, lock) in [("ticket", ""), ("ticket", "FOR UPDATE"), ("now_ticket", "FOR UPDATE")] {
+        let text = format!("cursor on {from} {lock}");
+        world
+            .db
+            .run(&format!(
+                "BEGIN; DECLARE c CURSOR FOR SELECT * FROM {from} WHERE number LIKE 'PRB%' {lock}; MOVE c;
+                 UPDATE {from} SET short_description = '{text}' WHERE CURRENT OF c; COMMIT"
+            ))
+            .await;
+        let changed = format!("SELECT count(*) FROM ticket WHERE short_description = '{text}'");
+        assert_eq!(world.db.value::<i64>(&changed).await, 1, "{text}");
+        let there = world.sim.edit().find("problem", &format!("short_description={text}"));
+        assert_eq!(there.expect("a query").len(), 1, "{text}");
+    }
+    world
+        .db
+        .run(
+            "BEGIN; DECLARE c CURSOR FOR SELECT * FROM ticket WHERE sys_id = 'x'; MOVE c;
+             UPDATE ticket SET short_description = 'local' WHERE CURRENT OF c; COMMIT",
+        )
+        .await;
+    let changed = "SELECT string_agg(sys_id, ',') FROM ticket WHERE short_description = 'local'";
+    assert_eq!(world.db.value::<String>(changed).await, "x");
     let first: &str = known[0].get(0);
     world.db.run(&format!("DELETE FROM ticket WHERE sys_id = '{first}'")).await;
     assert!(world.sim.record("problem", first).is_none());

@@ -107,6 +107,8 @@ async fn recursion_windows_sets_and_whole_rows() {
         "SELECT number FROM incident WHERE state < ANY (ARRAY(SELECT state FROM problem))",
         "SELECT DISTINCT ON (state) state, number FROM incident ORDER BY state, number",
         "SELECT i.tableoid IS NOT NULL, count(*), count(DISTINCT i.ctid) FROM incident i GROUP BY 1",
+        "SELECT count(i.xmin), count(DISTINCT i.xmin::text), count(cmin), count(cmax), min(xmax::text), count(DISTINCT (ctid, xmin::text)) FROM incident i",
+        "SELECT number, cmin = cmax, age(xmin) >= 0, xmax, tableoid > 0 FROM incident WHERE xmax::text = '0' ORDER BY ctid DESC LIMIT 3",
         "SELECT number FROM incident WHERE ctid IN (SELECT ctid FROM incident WHERE priority = 1)",
         "SELECT a.number, b.number FROM incident a JOIN incident b ON a.caller_id = b.caller_id AND a.ctid < b.ctid",
         "SELECT number, i IS NULL FROM incident i WHERE i IS NOT NULL",
@@ -285,6 +287,43 @@ async fn a_foreign_scan_shows_the_plan_below_and_the_caches_age() {
         assert!(plan.contains("incident_number_idx"), "{plan}");
         assert!(plan.contains("Cache Age"), "{plan}");
     }
+    // The inner plan is a child like any other; what is said of the whole query is said once.
+    world.db.run("SET compute_query_id = on").await;
+    let explain = |form: &str| format!("EXPLAIN (ANALYZE, VERBOSE, SETTINGS, FORMAT {form}) {query}");
+    let json = world.db.value::<serde_json::Value>(&explain("JSON")).await;
+    let child = &json[0]["Plan"]["Plans"][0];
+    assert_eq!(child["Index Name"], "incident_number_idx", "{json}");
+    assert_eq!(
+        (&child["Parent Relationship"], &child["Actual Rows"]),
+        (&"Outer".into(), &json[0]["Plan"]["Actual Rows"])
+    );
+    for (form, opened, closed) in [
+        ("TEXT", "  ->  Index Only Scan", ""),
+        (
+            "YAML",
+            "\n    Plans: \n      - Parent Relationship: \"Outer\"\n        Node Type: \"Index Only Scan\"",
+            "",
+        ),
+        (
+            "XML",
+            "<Plans>\n        <Plan>\n          <Parent-Relationship>Outer</Parent-Relationship>\n          <Node-Type>Index Only Scan",
+            "\n        </Plan>\n      </Plans>\n",
+        ),
+    ] {
+        let messages = world.db.client().simple_query(&explain(form)).await.expect("a plan");
+        let lines = messages.iter().filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        let plan = lines.collect::<Vec<_>>().join("\n");
+        assert!(plan.contains(opened) && plan.contains(closed), "{plan}");
+        assert_eq!(
+            plan.matches("Query Identifier").count() + plan.matches("Query-Identifier>").count() / 2,
+            1,
+            "{plan}"
+        );
+        assert_eq!(plan.matches("enable_seqscan").count(), if form == "XML" { 2 } else { 1 }, "{plan}");
+    }
     let estimate = "EXPLAIN (FORMAT JSON) SELECT number FROM {} WHERE priority = 3 AND tableoid IS NOT NULL";
     let rows = |table: &str| {
         let query = estimate.replace("{}", table);
@@ -376,4 +415,44 @@ async fn a_dump_leaves_the_caches_out_and_a_restored_database_fills_itself() {
         db.value::<i64>("SELECT count(*) FROM incident").await,
         world.db.value::<i64>("SELECT count(*) FROM incident").await
     );
+}
+
+/// A foreign scan may be run by any process of a parallel query.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_a_parallel_query_scans_a_foreign_table() {
+    let world = with_copies().await;
+    let force = "SELECT set_config(name, 'on', false) FROM pg_settings WHERE name IN ('force_parallel_mode', 'debug_parallel_query')";
+    let eager =
+        "SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0";
+    world.db.run(force).await;
+    for query in [
+        "SELECT count(*), count(ctid), max(xmin::text) IS NOT NULL FROM incident WHERE tableoid > 0 AND state = 2",
+        "SELECT p.name, i.number FROM person p JOIN incident i ON i.caller_id = p.sys_id WHERE i.tableoid > 0",
+        "SELECT number FROM incident WHERE tableoid > 0 AND state = (SELECT min(state) + 1 FROM incident)",
+    ] {
+        let plan = world.db.explain(query).await;
+        // What has an InitPlan is not forced.
+        assert!(
+            query.contains("min(state)") || plan.contains("Gather") && plan.contains("Foreign Scan"),
+            "{query}\n{plan}"
+        );
+        on_both(&world, &[force], query).await;
+        on_both(&world, &[eager, "SET enable_hashjoin = off"], query).await;
+        on_both(
+            &world,
+            &[force, "SET enable_hashjoin = off", "SET plan_cache_mode = force_generic_plan"],
+            query,
+        )
+        .await;
+    }
+    on_both(
+        &world,
+        &[
+            force,
+            "CREATE FUNCTION numbers(bigint) RETURNS SETOF text LANGUAGE plpgsql AS
+                 'BEGIN RETURN QUERY SELECT number FROM incident WHERE tableoid > 0 AND state = $1; END'",
+        ],
+        "SELECT * FROM numbers(2)",
+    )
+    .await;
 }

@@ -237,6 +237,11 @@ impl Session {
         &self.client
     }
 
+    /// The client, for transactions of its own.
+    pub fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
     /// Runs statements.
     pub async fn run(&self, sql: &str) {
         if let Err(e) = self.client.batch_execute(sql).await {

@@ -537,4 +537,75 @@ async fn where_current_of_changes_the_row_the_cursor_is_on() {
         .await;
     let changed = world.sim.edit().find("incident", "short_description=by cursor").expect("a query");
     assert_eq!(changed, [known(&world)]);
+    // Whatever the cursor's plan is, and also if the row has changed since.
+    world.stop_worker().await;
+    for (n, from) in ["WHERE", "WHERE tableoid > 0 AND", "WHERE xmin IS NOT NULL AND"].into_iter().enumerate()
+    {
+        for lock in ["FOR UPDATE", "FOR SHARE", ""] {
+            let text = format!("cursor {n} {lock}");
+            world
+                .db
+                .run(&format!(
+                    "BEGIN;
+                     DECLARE c CURSOR FOR SELECT number FROM incident {from} {KNOWN} {lock};
+                     MOVE c;
+                     UPDATE incident SET short_description = 'once' WHERE CURRENT OF c;
+                     UPDATE incident SET short_description = '{text}' WHERE CURRENT OF c;
+                     COMMIT"
+                ))
+                .await;
+            let changed = world.sim.edit().find("incident", &format!("short_description={text}"));
+            assert_eq!(changed.expect("a query"), [known(&world)], "{from} {lock}");
+        }
+    }
+    world
+        .db
+        .run(&format!(
+            "DO $$ DECLARE c CURSOR FOR SELECT number FROM incident WHERE {KNOWN} FOR UPDATE; r record;
+             BEGIN OPEN c; FETCH c INTO r; UPDATE incident SET short_description = 'by variable' WHERE CURRENT OF c; END $$"
+        ))
+        .await;
+    let id = known(&world);
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("by variable"));
+    let error = world.db.error("UPDATE incident SET short_description = 'x' WHERE CURRENT OF nobody").await;
+    assert_eq!(error.code().code(), "34000", "{}", error.message());
+    world.db.run("BEGIN; DECLARE c CURSOR FOR SELECT 1; MOVE c").await;
+    let error = world.db.error("UPDATE incident SET short_description = 'x' WHERE CURRENT OF c").await;
+    assert_eq!(error.code().code(), "24000", "{}", error.message());
+    world.db.run("ROLLBACK").await;
+    // The first statements of a session.
+    let cold = world.session().await;
+    cold.run(&format!(
+        "BEGIN; DECLARE c CURSOR FOR SELECT number FROM incident WHERE {KNOWN}; MOVE c;
+         DELETE FROM incident WHERE CURRENT OF c; COMMIT"
+    ))
+    .await;
+    assert!(world.sim.record("incident", &id).is_none());
+}
+
+/// What `RETURNING` shows of a row's system columns is what a later query finds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_written_row_has_the_system_columns_of_its_row_in_the_cache() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    let shown = "ctid::text || ' ' || xmin::text || ' ' || cmin::text || ' ' || xmax::text || ' ' || tableoid::regclass::text";
+    for statement in [
+        "INSERT INTO incident (short_description) VALUES ('new')",
+        "UPDATE incident SET short_description = 'changed' WHERE number = 'INC0012345'",
+        "UPDATE incident i SET short_description = 'joined' FROM (VALUES ('INC0012345')) v (number) WHERE v.number = i.number",
+    ] {
+        world.db.run("BEGIN").await;
+        let rows = world.db.rows(&format!("{statement} RETURNING sys_id, {shown}")).await;
+        let (id, returned): (&str, &str) = (rows[0].get(0), rows[0].get(1));
+        let found = format!("SELECT {shown} FROM incident WHERE sys_id = '{id}'");
+        assert_eq!(world.db.value::<String>(&found).await, returned, "{statement}");
+        let own =
+            "SELECT bool_and(xmin::text::bigint = pg_current_xact_id()::text::bigint) FROM incident WHERE ";
+        assert!(world.db.value::<bool>(&format!("{own} sys_id = '{id}'")).await, "{statement}");
+        world.db.run("COMMIT").await;
+    }
+    let before = "SELECT ctid::text FROM incident WHERE number = 'INC0012345'";
+    let before = world.db.value::<String>(before).await;
+    let deleted = "DELETE FROM incident WHERE number = 'INC0012345' RETURNING ctid::text";
+    assert_eq!(world.db.value::<String>(deleted).await, before);
 }

@@ -9,7 +9,8 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{AllocatedByRust, PgBox, PgList, PgLogLevel, PgSqlErrorCode, pg_guard, pg_sys};
 
 use super::sample;
-use super::scan::{Source, execute, plan};
+use super::scan::{Source, execute, lock, plan};
+use super::system::SystemColumns;
 use super::tuple::{DatumWriter, OwnedScalar, read};
 
 /// What a statement does to a foreign table.
@@ -59,8 +60,13 @@ impl Row<'_> {
     }
 }
 
-/// The columns of a row after it was written, by attribute number from 1.
-pub type Written = Vec<OwnedScalar>;
+/// A row after it was written.
+pub struct Written {
+    /// Its columns, by attribute number from 1.
+    pub columns: Vec<OwnedScalar>,
+    /// Its system columns in the cache.
+    pub system: Option<SystemColumns>,
+}
 
 /// Carries out one statement's writes to one table.
 pub trait RowWriter: 'static {
@@ -114,11 +120,14 @@ pub fn routine<W: Wrapper>() -> PgBox<pg_sys::FdwRoutine, AllocatedByRust> {
     routine.GetForeignRelSize = Some(get_rel_size::<W>);
     routine.GetForeignPaths = Some(get_paths);
     routine.GetForeignPlan = Some(get_plan);
+    routine.IsForeignScanParallelSafe = Some(is_parallel_safe);
     routine.ReparameterizeForeignPathByChild = Some(reparameterize);
     routine.BeginForeignScan = Some(begin_scan);
     routine.IterateForeignScan = Some(iterate_scan);
     routine.ReScanForeignScan = Some(rescan);
     routine.EndForeignScan = Some(end_scan);
+    routine.GetForeignRowMarkType = Some(row_mark_type);
+    routine.RefetchForeignRow = Some(refetch::<W>);
     routine.ExplainForeignScan = Some(explain_scan::<W>);
     routine.AnalyzeForeignTable = Some(analyze::<W>);
     routine.AddForeignUpdateTargets = Some(modify::add_update_targets::<W>);
@@ -170,6 +179,18 @@ unsafe extern "C-unwind" fn get_plan(
     unsafe { plan::plan(root, rel, path, tlist, clauses, outer_plan) }
 }
 
+/// A scan may run in any process of a parallel query, whole: it takes along its inner plan, and reads nothing but the
+/// cache with the query's own snapshot. The planner checks by itself whether the conditions may, and that rows are neither
+/// locked nor changed.
+#[pg_guard]
+unsafe extern "C-unwind" fn is_parallel_safe(
+    _root: *mut pg_sys::PlannerInfo,
+    _rel: *mut pg_sys::RelOptInfo,
+    _rte: *mut pg_sys::RangeTblEntry,
+) -> bool {
+    true
+}
+
 #[pg_guard]
 unsafe extern "C-unwind" fn reparameterize(
     root: *mut pg_sys::PlannerInfo,
@@ -205,12 +226,32 @@ unsafe extern "C-unwind" fn end_scan(node: *mut pg_sys::ForeignScanState) {
 }
 
 #[pg_guard]
+unsafe extern "C-unwind" fn row_mark_type(
+    _rte: *mut pg_sys::RangeTblEntry,
+    strength: pg_sys::LockClauseStrength::Type,
+) -> pg_sys::RowMarkType::Type {
+    lock::mark_type(strength)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn refetch<W: Wrapper>(
+    estate: *mut pg_sys::EState,
+    mark: *mut pg_sys::ExecRowMark,
+    place: pg_sys::Datum,
+    slot: *mut pg_sys::TupleTableSlot,
+    updated: *mut bool,
+) {
+    // SAFETY: the executor's own arguments.
+    unsafe { lock::refetch(estate, mark, place, slot, updated, W::source) };
+}
+
+#[pg_guard]
 unsafe extern "C-unwind" fn explain_scan<W: Wrapper>(
     node: *mut pg_sys::ForeignScanState,
     es: *mut pg_sys::ExplainState,
 ) {
     // SAFETY: EXPLAIN's own arguments.
-    unsafe { execute::explain(node, es, W::age) };
+    unsafe { execute::show(node, es, W::age) };
 }
 
 #[pg_guard]

@@ -9,13 +9,17 @@ use pgrx::{PgList, PgLogLevel, PgMemoryContexts, PgRelation, PgSqlErrorCode, PgT
 
 use super::{Operation, Row, RowWriter, Target, Wrapper, Written};
 use crate::pg::catalog::c_string;
+use crate::pg::scan::lock::{self, Locked, Rows, Wanted};
 use crate::pg::table::new_context;
 use crate::pg::tuple::{DatumWriter, OwnedScalar, read};
 
 /// The name Postgres gives the junk column with the whole old row.
 const WHOLE_ROW_NAME: &CStr = c"wholerow";
 
-/// Has the scan of an UPDATE or DELETE target carry the key of each row.
+/// The name of the junk column with the place of each row in the cache, as it is for local tables.
+const CTID_NAME: &CStr = c"ctid";
+
+/// Has the scan of an UPDATE or DELETE target carry the key of each row, and its place if it is to be locked by that.
 #[pg_guard]
 pub(super) unsafe extern "C-unwind" fn add_update_targets<W: Wrapper>(
     root: *mut pg_sys::PlannerInfo,
@@ -42,6 +46,17 @@ pub(super) unsafe extern "C-unwind" fn add_update_targets<W: Wrapper>(
             rtindex,
             pg_sys::pstrdup(key_name(attribute, number).as_ptr()),
         );
+        if lock::is_target_late((*relation).rd_id) {
+            let var = pg_sys::makeVar(
+                rtindex as _,
+                pg_sys::SelfItemPointerAttributeNumber as i16,
+                pg_sys::TIDOID,
+                -1,
+                pg_sys::InvalidOid,
+                0,
+            );
+            pg_sys::add_row_identity_var(root, var, rtindex, pg_sys::pstrdup(CTID_NAME.as_ptr()));
+        }
     }
 }
 
@@ -53,7 +68,8 @@ fn key_name(attribute: &pg_sys::FormData_pg_attribute, number: i16) -> CString {
 }
 
 /// The private list of a modification: one integer list, of 1 or 0 for ON CONFLICT DO NOTHING, 1 or 0 for triggers
-/// that may change a row before it is updated, and the attributes an UPDATE assigns.
+/// that may change a row before it is updated, 1 or 0 for rows to be locked when their turn has come, and the attributes
+/// an UPDATE assigns.
 #[pg_guard]
 pub(super) unsafe extern "C-unwind" fn plan_modify(
     root: *mut pg_sys::PlannerInfo,
@@ -69,6 +85,7 @@ pub(super) unsafe extern "C-unwind" fn plan_modify(
         let any_column = !triggers.is_null() && (*triggers).trig_update_before_row;
         let mut private = pg_sys::lappend_int(null_mut(), i32::from(skip));
         private = pg_sys::lappend_int(private, i32::from(any_column));
+        private = pg_sys::lappend_int(private, i32::from(lock::is_target_late((*rte).relid)));
         if (*plan).operation == pg_sys::CmdType::CMD_UPDATE {
             let columns = updated_columns(root, relation);
             let mut member = pg_sys::bms_next_member(columns, -1);
@@ -113,8 +130,9 @@ unsafe fn updated_columns(root: *mut pg_sys::PlannerInfo, relation: pg_sys::Inde
 struct ModifyState<W: Wrapper> {
     writer: Option<W::Writer>,
     types: Vec<DatumWriter>,
-    key: i16,
-    whole_row: i16,
+    junk: Junk,
+    /// How target rows are locked, if that is not done by the scan.
+    lock: Option<TargetLock>,
     /// What belongs to the row being written; reset before the next.
     row_context: pg_sys::MemoryContext,
     _wrapper: PhantomData<W>,
@@ -133,6 +151,81 @@ impl<W: Wrapper> ModifyState<W> {
             pg_sys::MemoryContextReset(*row_context);
             PgMemoryContexts::For(*row_context).switch_to(|_| f(writer, types))
         }
+    }
+}
+
+/// Attribute numbers of what the plan's rows carry beside the new values; 0 for none.
+#[derive(Clone, Copy, Default)]
+struct Junk {
+    key: i16,
+    whole_row: i16,
+    ctid: i16,
+}
+
+/// Locks target rows one by one, just before they are changed.
+struct TargetLock {
+    statement: *mut pg_sys::ModifyTableState,
+    mode: pg_sys::LockTupleMode::Type,
+    rows: Rows,
+}
+
+impl TargetLock {
+    /// Locks the row that a row of the plan is about. Gives back the plan's row for it as it is now, which is another one
+    /// if the row has changed and still is to be written; `None` if it is not. As `ExecUpdate` and `ExecDelete` do.
+    ///
+    /// # Safety
+    /// The arguments are the executor's.
+    unsafe fn lock(
+        &self,
+        estate: *mut pg_sys::EState,
+        rri: *mut pg_sys::ResultRelInfo,
+        plan_slot: *mut pg_sys::TupleTableSlot,
+        ctid: i16,
+    ) -> Option<*mut pg_sys::TupleTableSlot> {
+        // SAFETY: by contract; the executor has told its state for rechecks which row of the plan it is at.
+        unsafe {
+            let mut is_null = false;
+            let place = pg_sys::slot_getattr(plan_slot, i32::from(ctid), &mut is_null);
+            let mut place = *place.cast_mut_ptr();
+            let recheck = &raw mut (*self.statement).mt_epqstate;
+            let (relation, index) = ((*rri).ri_RelationDesc, (*rri).ri_RangeTableIndex);
+            let current = pg_sys::EvalPlanQualSlot(recheck, relation, index);
+            let wanted = Wanted { mode: self.mode, policy: pg_sys::LockWaitPolicy::LockWaitBlock };
+            match self.rows.lock(estate, &mut place, wanted, current, (*relation).rd_id) {
+                Locked::AsRead => return Some(plan_slot),
+                Locked::Newer => {}
+                Locked::No => return None,
+            }
+            if !(*rri).ri_oldTupleSlot.is_null() {
+                pg_sys::ExecClearTuple((*rri).ri_oldTupleSlot);
+                copy_slot((*rri).ri_oldTupleSlot, current);
+            }
+            let planned = pg_sys::EvalPlanQual(recheck, relation, index, current);
+            let is_empty = planned.is_null() || (*planned).tts_flags & pg_sys::TTS_FLAG_EMPTY as u16 != 0;
+            (!is_empty).then_some(planned)
+        }
+    }
+}
+
+unsafe extern "C-unwind" {
+    /// nodeModifyTable.c: computes the generated columns of the row in a slot.
+    fn ExecComputeStoredGenerated(
+        rri: *mut pg_sys::ResultRelInfo,
+        estate: *mut pg_sys::EState,
+        slot: *mut pg_sys::TupleTableSlot,
+        command: pg_sys::CmdType::Type,
+    );
+}
+
+/// `ExecCopySlot`, which C has inline.
+///
+/// # Safety
+/// Both are slots of the same descriptor.
+unsafe fn copy_slot(to: *mut pg_sys::TupleTableSlot, from: *mut pg_sys::TupleTableSlot) {
+    // SAFETY: by contract.
+    unsafe {
+        let copy = (*(*to).tts_ops).copyslot.expect("every kind of slot can be copied into");
+        pg_sys::ffi::pg_guard_ffi_boundary(|| copy(to, from));
     }
 }
 
@@ -158,6 +251,7 @@ pub(super) unsafe extern "C-unwind" fn begin_modify<W: Wrapper>(
         let mut private = private.iter_int();
         let skip_duplicates = private.next() == Some(1);
         let any_column = private.next() == Some(1);
+        let is_late = private.next() == Some(1);
         let assigned = private.map(|number| number as i16).collect();
         let junk = |name: &CStr| {
             let subplan = (*(*mtstate).ps.lefttree).plan;
@@ -170,15 +264,27 @@ pub(super) unsafe extern "C-unwind" fn begin_modify<W: Wrapper>(
             let tupdesc = PgTupleDesc::from_pg_unchecked((*relation).rd_att);
             key_name(tupdesc.get(number as usize - 1).expect("the key is a column"), number)
         };
-        let (key, whole_row) = match operation {
-            Operation::Insert => (0, 0),
-            Operation::Update => (junk(&key_name(W::key((*relation).rd_id))), junk(WHOLE_ROW_NAME)),
-            Operation::Delete => (junk(&key_name(W::key((*relation).rd_id))), 0),
-        };
+        let mut found = Junk::default();
+        let mut lock = None;
+        if operation != Operation::Insert {
+            found.key = junk(&key_name(W::key((*relation).rd_id)));
+            if operation == Operation::Update {
+                found.whole_row = junk(WHOLE_ROW_NAME);
+            }
+            if is_late {
+                found.ctid = junk(CTID_NAME);
+                let mode = match operation {
+                    Operation::Update => pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+                    _ => pg_sys::LockTupleMode::LockTupleExclusive,
+                };
+                let rows = Rows::new(&W::source((*relation).rd_id), pg_sys::RowExclusiveLock);
+                lock = Some(TargetLock { statement: mtstate, mode, rows });
+            }
+        }
         let user = acting_user(rri, (*mtstate).ps.state);
         let relation = (*relation).rd_id;
         let target = Target { relation, user, operation, assigned, any_column, skip_duplicates };
-        start::<W>((*mtstate).ps.state, rri, target, key, whole_row);
+        start::<W>((*mtstate).ps.state, rri, target, found, lock);
     }
 }
 
@@ -207,7 +313,7 @@ pub(super) unsafe extern "C-unwind" fn begin_insert<W: Wrapper>(
         let operation = Operation::Insert;
         let (assigned, any_column) = (Vec::new(), false);
         let target = Target { relation, user, operation, assigned, any_column, skip_duplicates };
-        start::<W>((*mtstate).ps.state, rri, target, 0, 0);
+        start::<W>((*mtstate).ps.state, rri, target, Junk::default(), None);
     }
 }
 
@@ -217,8 +323,8 @@ unsafe fn start<W: Wrapper>(
     estate: *mut pg_sys::EState,
     rri: *mut pg_sys::ResultRelInfo,
     target: Target,
-    key: i16,
-    whole_row: i16,
+    junk: Junk,
+    lock: Option<TargetLock>,
 ) {
     // SAFETY: by contract. The state lives in the statement's context and is dropped with it, also on ERROR.
     unsafe {
@@ -233,7 +339,7 @@ unsafe fn start<W: Wrapper>(
         let mut context = PgMemoryContexts::For((*estate).es_query_cxt);
         let row_context = context.switch_to(|_| new_context(c"servicenow_fdw row"));
         let writer = context.switch_to(|_| Some(W::begin_write(target)));
-        let state = ModifyState::<W> { writer, types, key, whole_row, row_context, _wrapper: PhantomData };
+        let state = ModifyState::<W> { writer, types, junk, lock, row_context, _wrapper: PhantomData };
         (*rri).ri_FdwState = context.leak_and_drop_on_delete(state).cast();
     }
 }
@@ -279,7 +385,7 @@ pub(super) unsafe extern "C-unwind" fn exec_insert<W: Wrapper>(
 
 #[pg_guard]
 pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
-    _estate: *mut pg_sys::EState,
+    estate: *mut pg_sys::EState,
     rri: *mut pg_sys::ResultRelInfo,
     slot: *mut pg_sys::TupleTableSlot,
     plan_slot: *mut pg_sys::TupleTableSlot,
@@ -288,7 +394,22 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
     // UPDATE of a foreign table.
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
-        let (key, whole_row) = (state.key, state.whole_row);
+        let Junk { key, whole_row, ctid } = state.junk;
+        let (mut slot, mut plan_slot) = (slot, plan_slot);
+        if let Some(lock) = &state.lock {
+            let Some(planned) = lock.lock(estate, rri, plan_slot, ctid) else { return null_mut() };
+            if planned != plan_slot {
+                plan_slot = planned;
+                slot = pg_sys::ExecGetUpdateNewTuple(rri, planned, (*rri).ri_oldTupleSlot);
+                let constraints = (*(*slot).tts_tupleDescriptor).constr;
+                if !constraints.is_null() && (*constraints).has_generated_stored {
+                    let command = pg_sys::CmdType::CMD_UPDATE;
+                    pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                        ExecComputeStoredGenerated(rri, estate, slot, command);
+                    });
+                }
+            }
+        }
         state.for_row(|writer, types| {
             let key = key_of(plan_slot, key);
             let tupdesc = (*slot).tts_tupleDescriptor;
@@ -314,7 +435,7 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
 
 #[pg_guard]
 pub(super) unsafe extern "C-unwind" fn exec_delete<W: Wrapper>(
-    _estate: *mut pg_sys::EState,
+    estate: *mut pg_sys::EState,
     rri: *mut pg_sys::ResultRelInfo,
     slot: *mut pg_sys::TupleTableSlot,
     plan_slot: *mut pg_sys::TupleTableSlot,
@@ -322,7 +443,12 @@ pub(super) unsafe extern "C-unwind" fn exec_delete<W: Wrapper>(
     // SAFETY: the executor's own arguments, after `begin_modify`.
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
-        let key = state.key;
+        let Junk { key, ctid, .. } = state.junk;
+        let planned = match &state.lock {
+            Some(lock) => lock.lock(estate, rri, plan_slot, ctid),
+            None => Some(plan_slot),
+        };
+        let Some(plan_slot) = planned else { return null_mut() };
         state.for_row(|writer, types| answer(slot, writer.delete(&key_of(plan_slot, key)), types))
     }
 }
@@ -390,11 +516,15 @@ unsafe fn answer(
     // the executor needs them for RETURNING and triggers.
     unsafe {
         pg_sys::ExecClearTuple(slot);
-        for (i, (scalar, writer)) in written.iter().zip(types).enumerate() {
+        for (i, (scalar, writer)) in written.columns.iter().zip(types).enumerate() {
             let datum = writer.datum(scalar.borrow()).ok().flatten();
             *(*slot).tts_isnull.add(i) = datum.is_none();
             *(*slot).tts_values.add(i) = datum.unwrap_or(pg_sys::Datum::from(0));
         }
-        pg_sys::ExecStoreVirtualTuple(slot)
+        pg_sys::ExecStoreVirtualTuple(slot);
+        if let Some(system) = written.system {
+            system.put(slot);
+        }
+        slot
     }
 }

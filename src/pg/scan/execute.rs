@@ -4,17 +4,19 @@ use std::ptr::null_mut;
 
 use pgrx::{PgList, PgMemoryContexts, pg_sys};
 
-use super::{CTID, Private};
+use super::{Private, cursor, explain, lock};
 use crate::pg::catalog::c_string;
+use crate::pg::system::{self, SystemColumns};
 use crate::pg::table::new_context;
 
 /// A running scan.
 struct ScanState {
+    cache: pg_sys::Oid,
     query: *mut pg_sys::QueryDesc,
     /// Where each output column goes in the scan's tuple, from 0.
     places: Vec<usize>,
-    /// The position of `ctid` among the output columns; behind the others, if it is needed.
-    ctid: Option<usize>,
+    /// How many system columns there are behind those.
+    system: usize,
     /// Executor parameters to evaluate, with the place of each in `params`.
     exprs: *mut pg_sys::List,
     params: pg_sys::ParamListInfo,
@@ -41,13 +43,13 @@ pub unsafe fn begin(node: *mut pg_sys::ForeignScanState, eflags: i32) {
         let cache = PgList::<pg_sys::Oid>::from_pg(private(Private::Cache).cast());
         let cache = cache.get_oid(0).expect("the plan names its cache table");
         let first_param = first_param.get_int(0).expect("the plan has its first parameter") as usize;
-        let ctid = outputs.iter_int().position(|number| number == i32::from(CTID));
-        let columns = outputs.iter_int().filter(|number| *number != i32::from(CTID));
-        let places = columns.map(|number| number as usize - 1).collect();
+        let columns = outputs.iter_int().filter(|number| *number > 0);
+        let places: Vec<usize> = columns.map(|number| number as usize - 1).collect();
+        let system = outputs.len() - places.len();
 
         let estate = (*node).ss.ps.state;
         // The plan may have come from a cache that does not know the tables of an inner plan.
-        let locks_rows = !(*stmt).rowMarks.is_null();
+        let locks_rows = !(*stmt).rowMarks.is_null() || lock::locks_rows(node);
         let mode = if locks_rows { pg_sys::RowShareLock } else { pg_sys::AccessShareLock };
         pg_sys::LockRelationOid(cache, mode as pg_sys::LOCKMODE);
 
@@ -68,9 +70,10 @@ pub unsafe fn begin(node: *mut pg_sys::ForeignScanState, eflags: i32) {
         let stale_params = !exprs.is_null();
         let param_context = new_context(c"servicenow_fdw parameters");
         let state = ScanState {
+            cache,
             query,
             places,
-            ctid,
+            system,
             exprs,
             params,
             first_param,
@@ -154,8 +157,13 @@ pub unsafe fn next(node: *mut pg_sys::ForeignScanState) -> *mut pg_sys::TupleTab
             nulls[*place] = *(*inner).tts_isnull.add(i);
         }
         pg_sys::ExecStoreVirtualTuple(slot);
-        if let Some(i) = (*state).ctid {
-            (*slot).tts_tid = *(*(*inner).tts_values.add(i)).cast_mut_ptr();
+        let system =
+            std::slice::from_raw_parts((*inner).tts_values.add((*state).places.len()), (*state).system);
+        (*slot).tts_tid = cursor::place((*(*state).query).planstate);
+        if let Ok(all) = <[pg_sys::Datum; system::ALL.len()]>::try_from(system) {
+            SystemColumns::from_values(all).put(slot);
+        } else if let [ctid] = system {
+            (*slot).tts_tid = *ctid.cast_mut_ptr();
         }
         slot
     }
@@ -174,8 +182,17 @@ unsafe fn evaluate_params(node: *mut pg_sys::ForeignScanState, state: &mut ScanS
         let slots = (*state.params).params.as_mut_ptr().add(state.first_param - 1);
         for (i, expr) in PgList::<pg_sys::ExprState>::from_pg(state.exprs).iter_ptr().enumerate() {
             let mut is_null = false;
-            let value = context.switch_to(|_| pg_sys::ExecEvalExpr(expr, econtext, &mut is_null));
-            let ptype = pg_sys::exprType((*expr).expr.cast());
+            let (value, ptype) = context.switch_to(|_| match (*(*expr).expr).type_ {
+                pg_sys::NodeTag::T_CurrentOfExpr => {
+                    let current = cursor::current(node, (*expr).expr.cast(), state.cache);
+                    is_null = current.is_none();
+                    (current.unwrap_or(pg_sys::Datum::from(0)), pg_sys::TIDOID)
+                }
+                _ => {
+                    let value = pg_sys::ExecEvalExpr(expr, econtext, &mut is_null);
+                    (value, pg_sys::exprType((*expr).expr.cast()))
+                }
+            });
             *slots.add(i) = pg_sys::ParamExternData { value, isnull: is_null, pflags: 0, ptype };
         }
         state.stale_params = false;
@@ -222,13 +239,12 @@ pub unsafe fn end(node: *mut pg_sys::ForeignScanState) {
 ///
 /// # Safety
 /// Called by EXPLAIN as `ExplainForeignScan`.
-pub unsafe fn explain(
+pub unsafe fn show(
     node: *mut pg_sys::ForeignScanState,
     es: *mut pg_sys::ExplainState,
     age: fn(pg_sys::Oid) -> Option<String>,
 ) {
-    // SAFETY: by contract. EXPLAIN keeps what it knows of the plan it prints in its state, so the inner plan is
-    // printed with a copy that shares the output buffer.
+    // SAFETY: by contract.
     unsafe {
         let state: *mut ScanState = (*node).fdw_state.cast();
         if state.is_null() {
@@ -239,7 +255,6 @@ pub unsafe fn explain(
                 age((*(*node).ss.ss_currentRelation).rd_id).unwrap_or_else(|| "never in sync".to_owned());
             pg_sys::ExplainPropertyText(c"Cache Age".as_ptr(), c_string(&age).as_ptr(), es);
         }
-        let mut inner = std::ptr::read(es);
-        pg_sys::ExplainPrintPlan(&mut inner, (*state).query);
+        explain::print_child(node, es, (*state).query);
     }
 }

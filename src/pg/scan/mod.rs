@@ -2,13 +2,18 @@
 //! a `PlannedStmt` inside the foreign scan's plan, and run by a nested executor ([`execute`]).
 //!
 //! Normal reads never come here, because the planner hook expands them; what comes is the target of an UPDATE
-//! or DELETE (its rows are locked as they are read), a foreign table inside an inheritance tree, system columns,
-//! and the first statement of a session whose first statement loads the library.
+//! or DELETE, a foreign table inside an inheritance tree, system columns, and the first statement of a session whose
+//! first statement loads the library. Rows are locked one by one where the outer query needs them ([`lock`]).
 
+mod cursor;
 pub(super) mod execute;
+mod explain;
+pub(super) mod lock;
 pub(super) mod plan;
 
 use pgrx::pg_sys;
+
+use super::catalog;
 
 /// The table behind a foreign table.
 #[derive(Clone, Debug)]
@@ -21,8 +26,20 @@ pub struct Source {
     pub columns: Vec<(i16, String)>,
 }
 
-/// The attribute number of `ctid`. The cache's is the foreign table's too: what else could tell its rows apart?
-const CTID: i16 = pg_sys::SelfItemPointerAttributeNumber as i16;
+impl Source {
+    /// The attribute number in the cache for each of the foreign table's, from 1; 0 if it has none.
+    fn cache_numbers(&self) -> Vec<i16> {
+        let cache = catalog::attributes(self.cache);
+        let width = self.columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
+        let mut numbers = vec![0; width as usize];
+        for (number, name) in &self.columns {
+            if let Some(attribute) = cache.iter().find(|attribute| attribute.name == *name) {
+                numbers[*number as usize - 1] = attribute.number;
+            }
+        }
+        numbers
+    }
+}
 
 /// Positions of a plan's private list.
 #[repr(i32)]

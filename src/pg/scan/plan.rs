@@ -2,7 +2,7 @@
 //!
 //! What the outer query knows at run time only (executor parameters, columns of other relations in a join) goes
 //! into the inner query as parameters. A join can therefore look rows of the cache up by index, one outer row at
-//! a time, and an UPDATE or DELETE that is driven by another table locks no more rows than it changes.
+//! a time, and an UPDATE or DELETE with triggers that is driven by another table locks no more rows than it changes.
 
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
@@ -10,10 +10,12 @@ use std::ptr::null_mut;
 use pgrx::spi::quote_identifier;
 use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
 
-use super::{CTID, Private, Source};
+use super::{Private, Source, lock};
 use crate::pg::catalog;
 use crate::pg::expand::{analyze, set_owner};
 use crate::pg::rights;
+use crate::pg::statistics;
+use crate::pg::system;
 
 /// What locking a row costs more than reading it: its page is written, and the lock logged. In units of a page
 /// read in sequence; without it a join that locks the whole table would look as cheap as one that reads it.
@@ -26,7 +28,7 @@ struct Sketch {
     inner_clauses: *mut pg_sys::List,
     /// The inner query's plan.
     plan: *mut pg_sys::PlannedStmt,
-    /// Foreign attribute numbers of the inner query's output columns; that of `ctid` is among them if it is needed.
+    /// Foreign attribute numbers of the inner query's output columns, those of system columns at the end.
     outputs: Vec<i16>,
     /// Expressions of the outer query that the inner one gets as parameters.
     exprs: *mut pg_sys::List,
@@ -44,13 +46,15 @@ pub unsafe fn relation_size(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::Re
         let (inner, outer) = split_clauses(root, rel, (*rel).baserestrictinfo, &source);
         let sketch = Sketch::new(root, rel, &source, inner);
         (*rel).rows = sketch.rows(root, outer);
-        (*rel).tuples = (*rel).tuples.max((*(*sketch.plan).planTree).plan_rows);
+        let (pages, tuples) = statistics::size(source.cache);
+        (*rel).pages = pages;
+        (*rel).tuples = tuples.max((*(*sketch.plan).planTree).plan_rows);
         let mut context = PgMemoryContexts::CurrentMemoryContext;
         (*rel).fdw_private = context.leak_and_drop_on_delete((source, sketch)).cast();
     }
 }
 
-/// Offers the ways to scan: all at once, and by what other relations of a join give.
+/// Offers the ways to scan: all at once, by what other relations of a join give, and in the order that is asked for.
 ///
 /// # Safety
 /// Called by the planner as `GetForeignPaths`, after [`relation_size`].
@@ -59,7 +63,7 @@ pub unsafe fn add_paths(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOpt
     unsafe {
         let known: *mut (Source, Sketch) = (*rel).fdw_private.cast();
         let (source, sketch) = &*known;
-        add_path(root, rel, sketch, (*rel).rows, (*rel).lateral_relids);
+        add_path(root, rel, sketch, (*rel).rows, (*rel).lateral_relids, null_mut());
         let mut context = PgMemoryContexts::CurrentMemoryContext;
         for info in outer_relations(root, rel, source) {
             let mut clauses = pg_sys::list_copy((*rel).baserestrictinfo);
@@ -68,7 +72,15 @@ pub unsafe fn add_paths(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOpt
             let sketch = context.leak_and_drop_on_delete(Sketch::new(root, rel, source, inner));
             // The cache has statistics, the foreign table need not have any.
             (*info).ppi_rows = (*sketch).rows(root, outer);
-            add_path(root, rel, &*sketch, (*info).ppi_rows, (*info).ppi_req_outer);
+            add_path(root, rel, &*sketch, (*info).ppi_rows, (*info).ppi_req_outer, null_mut());
+        }
+        if let Some(order) = wanted_order(root, rel, source) {
+            let ordered = Sketch::ordered(root, rel, source, sketch.inner_clauses, &order);
+            // What sorts inside could as well sort outside, where it is known how many rows are wanted.
+            if (*(*ordered.plan).planTree).type_ != pg_sys::NodeTag::T_Sort {
+                let ordered = context.leak_and_drop_on_delete(ordered);
+                add_path(root, rel, &*ordered, (*rel).rows, null_mut(), (*root).query_pathkeys);
+            }
         }
     }
 }
@@ -81,6 +93,7 @@ unsafe fn add_path(
     sketch: *const Sketch,
     rows: f64,
     outer: pg_sys::Relids,
+    order: *mut pg_sys::List,
 ) {
     // SAFETY: by contract. The private list has one member, which only [`plan`] looks at: it is no node.
     unsafe {
@@ -97,7 +110,7 @@ unsafe fn add_path(
             rows,
             startup,
             total,
-            none,
+            order,
             outer,
             none.cast(),
             private,
@@ -110,7 +123,7 @@ unsafe fn add_path(
             rows,
             startup,
             total,
-            none,
+            order,
             outer,
             none.cast(),
             none,
@@ -125,13 +138,88 @@ unsafe fn add_path(
             (*inner).disabled_nodes,
             startup,
             total,
-            none,
+            order,
             outer,
             none.cast(),
             none,
             private,
         );
         pg_sys::add_path(rel, path.cast());
+    }
+}
+
+/// The `ORDER BY` clause of the inner query that gives rows in the order the query wants, if columns alone say what it is
+/// and rows are not locked as they are read.
+///
+/// # Safety
+/// As for [`add_paths`].
+unsafe fn wanted_order(
+    root: *mut pg_sys::PlannerInfo,
+    rel: *mut pg_sys::RelOptInfo,
+    source: &Source,
+) -> Option<String> {
+    // SAFETY: by contract; the list holds PathKeys.
+    unsafe {
+        let keys = PgList::<pg_sys::PathKey>::from_pg((*root).query_pathkeys);
+        let is_plain =
+            (*rel).reloptkind == pg_sys::RelOptKind::RELOPT_BASEREL && (*rel).lateral_relids.is_null();
+        if keys.is_empty() || !is_plain || !lock_clause(root, rel).is_empty() {
+            return None;
+        }
+        let terms: Option<Vec<String>> = keys.iter_ptr().map(|key| order_term(rel, key, source)).collect();
+        Some(format!(" ORDER BY {}", terms?.join(", ")))
+    }
+}
+
+/// One key of an order, as SQL writes it.
+///
+/// # Safety
+/// As for [`add_paths`]; `key` is one of the planner's.
+unsafe fn order_term(
+    rel: *mut pg_sys::RelOptInfo,
+    key: *mut pg_sys::PathKey,
+    source: &Source,
+) -> Option<String> {
+    // SAFETY: by contract; the list holds EquivalenceMembers.
+    unsafe {
+        let class = (*key).pk_eclass;
+        if (*class).ec_has_volatile {
+            return None;
+        }
+        let members = PgList::<pg_sys::EquivalenceMember>::from_pg((*class).ec_members);
+        let var = members.iter_ptr().filter(|member| !(**member).em_is_child).find_map(|member| {
+            let expr = without_relabels((*member).em_expr.cast());
+            let is_ours = (*expr).type_ == pg_sys::NodeTag::T_Var
+                && (*expr.cast::<pg_sys::Var>()).varno == (*rel).relid as i32;
+            is_ours.then_some(expr.cast::<pg_sys::Var>())
+        })?;
+        let (_, name) = source.columns.iter().find(|(number, _)| *number == (*var).varattno)?;
+        // The inner query sorts by the type's own operators and the column's collation.
+        let known = pg_sys::lookup_type_cache((*var).vartype, pg_sys::TYPECACHE_BTREE_OPFAMILY as i32);
+        if (*known).btree_opf != (*key).pk_opfamily || (*class).ec_collation != (*var).varcollid {
+            return None;
+        }
+        #[cfg(not(feature = "pg18"))]
+        let descends = (*key).pk_strategy == pg_sys::BTGreaterStrategyNumber as i32;
+        #[cfg(feature = "pg18")]
+        let descends = (*key).pk_cmptype == pg_sys::CompareType::COMPARE_GT;
+        let direction = if descends { "DESC" } else { "ASC" };
+        let nulls = if (*key).pk_nulls_first { "FIRST" } else { "LAST" };
+        Some(format!("{} {direction} NULLS {nulls}", quote_identifier(name)))
+    }
+}
+
+/// An expression without the changes of type around it that change nothing.
+///
+/// # Safety
+/// `expr` is a valid expression.
+unsafe fn without_relabels(mut expr: *mut pg_sys::Node) -> *mut pg_sys::Node {
+    // SAFETY: by contract.
+    unsafe {
+        while (*expr).type_ == pg_sys::NodeTag::T_RelabelType {
+            expr = (*expr.cast::<pg_sys::RelabelType>()).arg.cast();
+        }
+        expr
     }
 }
 
@@ -199,10 +287,7 @@ unsafe extern "C-unwind" fn is_column(
 ) -> bool {
     // SAFETY: the planner's own arguments, and the number `outer_relations` passed.
     unsafe {
-        let mut expr: *mut pg_sys::Node = (*member).em_expr.cast();
-        while (*expr).type_ == pg_sys::NodeTag::T_RelabelType {
-            expr = (*expr.cast::<pg_sys::RelabelType>()).arg.cast();
-        }
+        let expr = without_relabels((*member).em_expr.cast());
         if (*expr).type_ != pg_sys::NodeTag::T_Var {
             return false;
         }
@@ -297,8 +382,14 @@ pub unsafe fn plan(
         // A change of the cache's definition has to make this plan invalid too.
         let glob = (*root).glob;
         (*glob).relationOids = pg_sys::lappend_oid((*glob).relationOids, (*sketch).cache);
-        // Conditions of the inner query are for rechecks of the outer one.
-        let recheck = (*sketch).inner_clauses;
+        // Conditions of the inner query are for rechecks of the outer one; but the newest version of a row is not where
+        // the cursor is.
+        let mut recheck = null_mut();
+        for clause in PgList::<pg_sys::Node>::from_pg((*sketch).inner_clauses).iter_ptr() {
+            if (*clause).type_ != pg_sys::NodeTag::T_CurrentOfExpr {
+                recheck = pg_sys::lappend(recheck, clause.cast());
+            }
+        }
         pg_sys::make_foreignscan(
             tlist,
             local,
@@ -392,15 +483,33 @@ impl Sketch {
         inner: *mut pg_sys::List,
     ) -> Self {
         // SAFETY: by contract.
+        unsafe { Self::ordered(root, rel, source, inner, "") }
+    }
+
+    /// As [`Self::new`], with an `ORDER BY` clause.
+    ///
+    /// # Safety
+    /// As for [`Self::new`].
+    unsafe fn ordered(
+        root: *mut pg_sys::PlannerInfo,
+        rel: *mut pg_sys::RelOptInfo,
+        source: &Source,
+        inner: *mut pg_sys::List,
+        order: &str,
+    ) -> Self {
+        // SAFETY: by contract.
         unsafe {
             let outputs = needed_columns(rel, source);
             let name_of = |number: &i16| match *number {
-                CTID => Some("ctid".to_owned()),
+                system::CTID => Some("ctid".to_owned()),
+                system::XMIN => Some("xmin".to_owned()),
+                system::CMIN => Some("cmin".to_owned()),
+                system::XMAX => Some("xmax".to_owned()),
                 _ => source.columns.iter().find(|(n, _)| n == number).map(|(_, name)| quote_identifier(name)),
             };
             let names: Vec<String> = outputs.iter().filter_map(name_of).collect();
-            let table = catalog::qualified_name(source.cache).unwrap_or_default();
-            let sql = format!("SELECT {} FROM {table}{}", names.join(", "), lock_clause(root, rel));
+            let table = catalog::locked_name(source.cache).unwrap_or_default();
+            let sql = format!("SELECT {} FROM {table}{order}{}", names.join(", "), lock_clause(root, rel));
             let query = analyze(&sql);
             set_owner(query, source.owner);
 
@@ -411,7 +520,7 @@ impl Sketch {
             highest_extern_param(inner.cast(), (&raw mut first_param).cast());
             let mut localizer = Localizer {
                 relid: (*rel).relid as i32,
-                numbers: cache_numbers(source),
+                numbers: source.cache_numbers(),
                 exprs: null_mut(),
                 first_param,
             };
@@ -422,7 +531,10 @@ impl Sketch {
             }
             let sql = CString::new(sql).expect("identifiers hold no NUL");
             let text = pg_sys::pstrdup(sql.as_ptr());
-            let plan = pg_sys::planner(query, text, 0, (*(*root).glob).boundParams);
+            let wants_few = !order.is_empty() && (*root).tuple_fraction > 0.0;
+            let options = if wants_few { pg_sys::CURSOR_OPT_FAST_PLAN as i32 } else { 0 };
+            let plan = pg_sys::planner(query, text, options, (*(*root).glob).boundParams);
+            (*plan).queryId = 0; // EXPLAIN shows the outer query's only
             let exprs = localizer.exprs;
             Self { cache: source.cache, inner_clauses: inner, plan, outputs, exprs, first_param }
         }
@@ -459,55 +571,26 @@ unsafe fn needed_columns(rel: *mut pg_sys::RelOptInfo, source: &Source) -> Vec<i
             }
         }
         let all = numbers.contains(&0);
-        let wanted = |number: &i16| (all && *number != CTID) || numbers.contains(number);
-        source.columns.iter().map(|(number, _)| *number).chain([CTID]).filter(wanted).collect()
+        let columns = source.columns.iter().map(|(number, _)| *number);
+        let columns = columns.filter(|number| all || numbers.contains(number));
+        columns.chain(system::needed(&numbers).iter().copied()).collect()
     }
 }
 
-/// The attribute number in the cache for each of the foreign table's, from 1.
-fn cache_numbers(source: &Source) -> Vec<i16> {
-    let cache = catalog::attributes(source.cache);
-    let width = source.columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
-    let mut numbers = vec![0; width as usize];
-    for (number, name) in &source.columns {
-        if let Some(attribute) = cache.iter().find(|attribute| attribute.name == *name) {
-            numbers[*number as usize - 1] = attribute.number;
-        }
-    }
-    numbers
-}
-
-/// ` FOR …` for rows that the outer query is going to change or lock.
+/// ` FOR …` for rows that the outer query is going to change, and that have to be locked as they are read.
 ///
 /// # Safety
 /// `root` and `rel` are those of the planner.
-unsafe fn lock_clause(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOptInfo) -> String {
+unsafe fn lock_clause(root: *mut pg_sys::PlannerInfo, rel: *mut pg_sys::RelOptInfo) -> &'static str {
     // SAFETY: by contract.
     unsafe {
-        if pg_sys::bms_is_member((*rel).relid as i32, (*root).all_result_relids) {
-            return match (*(*root).parse).commandType {
-                pg_sys::CmdType::CMD_DELETE => " FOR UPDATE".to_owned(),
-                _ => " FOR NO KEY UPDATE".to_owned(),
-            };
+        let entry = *(*root).simple_rte_array.add((*rel).relid as usize);
+        let is_target = pg_sys::bms_is_member((*rel).relid as i32, (*root).all_result_relids);
+        match (*(*root).parse).commandType {
+            _ if !is_target || lock::is_target_late((*entry).relid) => "",
+            pg_sys::CmdType::CMD_DELETE => " FOR UPDATE",
+            _ => " FOR NO KEY UPDATE",
         }
-        for mark in PgList::<pg_sys::PlanRowMark>::from_pg((*root).rowMarks).iter_ptr() {
-            if (*mark).rti == (*rel).relid {
-                let strength = match (*mark).strength {
-                    pg_sys::LockClauseStrength::LCS_FORUPDATE => " FOR UPDATE",
-                    pg_sys::LockClauseStrength::LCS_FORNOKEYUPDATE => " FOR NO KEY UPDATE",
-                    pg_sys::LockClauseStrength::LCS_FORSHARE => " FOR SHARE",
-                    pg_sys::LockClauseStrength::LCS_FORKEYSHARE => " FOR KEY SHARE",
-                    _ => return String::new(),
-                };
-                let policy = match (*mark).waitPolicy {
-                    pg_sys::LockWaitPolicy::LockWaitSkip => " SKIP LOCKED",
-                    pg_sys::LockWaitPolicy::LockWaitError => " NOWAIT",
-                    _ => "",
-                };
-                return format!("{strength}{policy}");
-            }
-        }
-        String::new()
     }
 }
 
@@ -544,13 +627,15 @@ struct Localizer {
 }
 
 impl Localizer {
-    /// A parameter that stands for an expression of the outer query.
+    /// A parameter that stands for an expression of the outer query; for WHERE CURRENT OF, one that stands for the place
+    /// in the cache.
     ///
     /// # Safety
     /// `node` is a valid expression.
     unsafe fn parameter(&mut self, node: *mut pg_sys::Node) -> *mut pg_sys::Node {
         // SAFETY: by contract; the node made has the size of its type.
         unsafe {
+            let is_place = (*node).type_ == pg_sys::NodeTag::T_CurrentOfExpr;
             let same = |known: &*mut pg_sys::Node| pg_sys::equal((*known).cast(), node.cast());
             let position = PgList::<pg_sys::Node>::from_pg(self.exprs).iter_ptr().position(|e| same(&e));
             let position = position.unwrap_or_else(|| {
@@ -561,7 +646,7 @@ impl Localizer {
             (*param).xpr.type_ = pg_sys::NodeTag::T_Param;
             (*param).paramkind = pg_sys::ParamKind::PARAM_EXTERN;
             (*param).paramid = self.first_param + position as i32;
-            (*param).paramtype = pg_sys::exprType(node);
+            (*param).paramtype = if is_place { pg_sys::TIDOID } else { pg_sys::exprType(node) };
             (*param).paramtypmod = pg_sys::exprTypmod(node);
             (*param).paramcollid = pg_sys::exprCollation(node);
             (*param).location = -1;
@@ -593,6 +678,19 @@ unsafe extern "C-unwind" fn localize(node: *mut pg_sys::Node, context: *mut c_vo
                 (*copy).varattnosyn = (*copy).varattno;
                 without_nulling_relations(copy);
                 copy.cast()
+            }
+            pg_sys::NodeTag::T_CurrentOfExpr => {
+                let ctid = pg_sys::makeVar(1, system::CTID, pg_sys::TIDOID, -1, pg_sys::InvalidOid, 0);
+                pg_sys::make_opclause(
+                    pg_sys::Oid::from(pg_sys::TIDEqualOperator),
+                    pg_sys::BOOLOID,
+                    false,
+                    ctid.cast(),
+                    (*localizer).parameter(node).cast(),
+                    pg_sys::InvalidOid,
+                    pg_sys::InvalidOid,
+                )
+                .cast()
             }
             pg_sys::NodeTag::T_PlaceHolderVar => {
                 let holder: *mut pg_sys::PlaceHolderVar = node.cast();
