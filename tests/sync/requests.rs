@@ -31,13 +31,13 @@ async fn calls_of_worker_and_sessions_are_counted_together() {
 /// The worker leaves the last calls of an hour to those who write.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_budget_of_calls_is_kept_and_writes_come_first() {
-    let world = World::with(servicenow_sim::Dataset::Small, ", max_calls_per_hour '60'").await;
+    let world = World::with(servicenow_sim::Dataset::Small, ", max_calls_per_hour '200'").await;
     world.db.run(INCIDENT).await;
     world.sync("incident").await;
-    world.until("SELECT sum(calls) > 15 FROM servicenow.stat_requests").await;
+    world.until("SELECT sum(calls) > 60 FROM servicenow.stat_requests").await;
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     let made = world.sim.requests().iter().filter(|r| r.endpoint != "oauth_token").count();
-    assert!(made <= 40, "{made} calls, polling five times a second");
+    assert!(made <= 140, "{made} calls, polling five times a second");
     world.db.run("UPDATE incident SET reopen_count = 1 WHERE number = 'INC0012345'").await;
     let id = world.find("incident", "number=INC0012345");
     assert_eq!(world.remote("incident", &id, "reopen_count").as_deref(), Some("1"));
