@@ -135,6 +135,11 @@ impl Term {
         Ok(Self { field: field.to_owned(), rest: list })
     }
 
+    /// `field` has no value.
+    pub fn is_empty(field: &str) -> Self {
+        Self { field: field.to_owned(), rest: "ISEMPTY".to_owned() }
+    }
+
     /// `field` has a value.
     pub fn is_not_empty(field: &str) -> Self {
         Self { field: field.to_owned(), rest: "ISNOTEMPTY".to_owned() }
@@ -235,12 +240,18 @@ impl Query {
 
     /// Adds a condition that must hold besides the query.
     #[must_use]
-    pub fn and(mut self, term: Term) -> Self {
+    pub fn and(self, term: Term) -> Self {
+        self.and_any(vec![term])
+    }
+
+    /// Adds conditions of which one must hold besides the query.
+    #[must_use]
+    pub fn and_any(mut self, terms: Vec<Term>) -> Self {
         if self.alternatives.is_empty() {
             self.alternatives.push(Vec::new());
         }
         for alternative in &mut self.alternatives {
-            alternative.push(vec![term.clone()]);
+            alternative.push(terms.clone());
         }
         self
     }
@@ -339,6 +350,15 @@ mod tests {
             query.to_string(),
             "active=true^state=1^ORstate=2^sys_id>ab^NQpriority=1^sys_id>ab^ORDERBYsys_id"
         );
+    }
+
+    #[test]
+    fn one_of_several_conditions_applies_to_every_alternative() {
+        let query = Query::parse("active=true^NQpriority=1").unwrap();
+        let terms = vec![Term::new("n", Op::Lt, "5").unwrap(), Term::is_empty("n")];
+        let expected = "active=true^n<5^ORnISEMPTY^NQpriority=1^n<5^ORnISEMPTY";
+        assert_eq!(query.and_any(terms.clone()).to_string(), expected);
+        assert_eq!(Query::all().and_any(terms).to_string(), "n<5^ORnISEMPTY");
     }
 
     #[test]

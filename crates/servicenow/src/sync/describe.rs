@@ -16,6 +16,8 @@ pub(super) struct Traits {
     /// Changes can be found by `sys_updated_on`. Without it a query on it would match every record, because the
     /// instance drops conditions on fields it does not know.
     pub(super) has_updated_on: bool,
+    /// Records that came just now can be told from the others.
+    pub(super) has_created_on: bool,
 }
 
 impl Traits {
@@ -25,7 +27,8 @@ impl Traits {
         for path in spec.paths() {
             field_of(def, path.split('.').next().unwrap_or(path))?;
         }
-        Ok(Self { has_updated_on: def.field("sys_updated_on").is_some() })
+        let has = |field| def.field(field).is_some();
+        Ok(Self { has_updated_on: has("sys_updated_on"), has_created_on: has("sys_created_on") })
     }
 }
 

@@ -18,6 +18,7 @@ use crate::client::retry::{self, Effect, Policy};
 use crate::client::table_api::{List, shrinking};
 use crate::client::transport::Transport;
 use crate::page::{Layout, Rows};
+use crate::query::Query;
 use crate::value::SysId;
 
 /// A table of fewer records than this is read as one range.
@@ -30,8 +31,8 @@ const MEASURED_PAGES: u64 = 50;
 const LOOKED_AT: u32 = 20;
 /// Pages of what has changed last.
 const NEWEST_PAGES: u64 = 2;
-/// So many records of a refill are held before they are compared with the store.
-const COMPARED: usize = 50_000;
+/// Of a range that is read again so many pages are held before they are compared with the store.
+pub(super) const HELD_PAGES: usize = 50;
 
 /// A page of a sweep.
 #[derive(Debug)]
@@ -155,15 +156,16 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut gathering = refill.then(|| Gathering::new(unread.clone()));
         // Where to go on after an interruption: a refill behind what has been compared.
         let mut place = after;
+        let held = HELD_PAGES * self.spec.page_size as usize;
         let mut shown = 0;
-        let first = self.sweep_page(&mut sweep, self.fill_layout()).await?;
+        let first = self.sweep_page(&mut sweep, &self.spec.query, self.fill_layout()).await?;
         let total = first.total;
         let mut next = Some(first);
         while let Some(SweptPage { rows, progress, .. }) = next.take() {
             shown += rows.len() as u64;
             let stretch = gathering.as_mut().and_then(|gathering| {
                 gathering.add(&rows);
-                let last = sweep.after().filter(|_| gathering.len() > COMPARED)?.clone();
+                let last = sweep.after().filter(|_| gathering.len() > held)?.clone();
                 Some((gathering.take_before(&last), last))
             });
             if !refill {
@@ -178,7 +180,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 }
                 Progress::More => {
                     let mut ahead = sweep.clone();
-                    let (_, page) = try_join(keep, self.sweep_page(&mut ahead, self.fill_layout())).await?;
+                    let (_, page) =
+                        try_join(keep, self.sweep_page(&mut ahead, &self.spec.query, self.fill_layout()))
+                            .await?;
                     sweep = ahead;
                     Some(page)
                 }
@@ -235,9 +239,10 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     pub(super) async fn sweep_page(
         &self,
         sweep: &mut Sweep,
+        base: &Query,
         layout: &Arc<Layout>,
     ) -> Result<SweptPage, Stop> {
-        let (query, offset) = sweep.page(&self.spec.query)?;
+        let (query, offset) = sweep.page(base)?;
         let (page, limit) = shrinking(&self.page_size, |limit| {
             let (table, query, count) = (&self.spec.table, &query, sweep.wants_count(limit));
             self.client.list(List { table, query, layout, limit, offset, count })

@@ -151,7 +151,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// done between polls. Gives back how long to wait before the one after it. After an error the caller may call
     /// again; nothing is lost.
     pub async fn advance(&mut self) -> Result<Duration, Stop> {
-        let Traits { has_updated_on } = match self.traits {
+        let Traits { has_updated_on, .. } = match self.traits {
             Some(traits) => traits,
             None => *self.traits.insert(self.describe().await?),
         };

@@ -153,12 +153,16 @@ impl Reconcile {
         self.question = Question::Totals;
     }
 
-    /// How many rows of the range are stored, by prefix.
-    pub fn rows(&mut self, counts: Vec<(String, u64)>) {
+    /// How many rows of the range are stored, by prefix, and which of all stored rows are not to be counted.
+    pub fn rows(&mut self, counts: Vec<(String, u64)>, apart: &[SysId]) {
         if let Some(part) = self.parts.last_mut() {
             let mut sorted: BTreeMap<String, u64> = BTreeMap::new();
             for (prefix, rows) in counts {
                 *sorted.entry(prefix.to_ascii_uppercase()).or_default() += rows;
+            }
+            for id in apart.iter().filter(|id| part.range.contains(id.as_str())) {
+                let prefix: String = id.as_str().to_ascii_uppercase().chars().take(part.length).collect();
+                sorted.entry(prefix).and_modify(|rows| *rows = rows.saturating_sub(1));
             }
             let small = |(prefix, rows): (String, u64)| (prefix.to_ascii_lowercase(), rows);
             part.counts = sorted.into_iter().map(small).collect();
@@ -377,7 +381,7 @@ mod tests {
                         for id in self.store.iter().filter(|id| range.contains(id)) {
                             *counts.entry(id.chars().take(length).collect()).or_default() += 1;
                         }
-                        reconcile.rows(counts.into_iter().collect());
+                        reconcile.rows(counts.into_iter().collect(), &[]);
                     }
                     Question::Count(range) => {
                         assert!([&range.lower, &range.upper].into_iter().flatten().all(SysId::is_plain));
@@ -494,6 +498,24 @@ mod tests {
         pair.hidden = Range::partition(16).into_iter().map(|range| (range, 3)).collect();
         pair.reconcile(100);
         assert_eq!((pair.hidden.clone(), pair.store.clone()), (Vec::new(), pair.visible()));
+    }
+
+    #[test]
+    fn rows_set_apart_are_counted_nowhere() {
+        let mut reconcile = Reconcile::new(10, false);
+        reconcile.totals(40, 39, Vec::new());
+        reconcile.polled();
+        reconcile.totals(40, 39, Vec::new());
+        let apart = ["A1", "a2", "c9"].map(SysId::new);
+        reconcile.rows(vec![("a".to_owned(), 12), ("B".to_owned(), 15), ("c".to_owned(), 15)], &apart);
+        let first = Range { lower: None, upper: Some(SysId::new("c")) };
+        assert_eq!(reconcile.question(), &Question::Count(first));
+        reconcile.counted(25);
+        let second = Range { lower: Some(SysId::new("c")), upper: None };
+        assert!(
+            matches!(reconcile.question(), Question::Rows(range, _) if *range == second),
+            "{reconcile:?}"
+        );
     }
 
     #[test]

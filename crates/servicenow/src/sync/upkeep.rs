@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::compare::{Difference, Gathering, Shown};
+use super::describe::Traits;
+use super::fill::HELD_PAGES;
 use super::mirror::Mirror;
 use super::range::Range;
 use super::recheck::recheck;
@@ -12,17 +14,17 @@ use super::reconcile::{Question, Reconcile};
 use super::scrub::{STRETCH_PAGES, Scrub};
 use super::store::{Origin, Position, ScrubPosition, Step, Store, StoredRecords};
 use super::sweep::{Progress, Sweep};
-use super::{Stop, pause_after};
+use super::{OVERLAP, Stop, pause_after};
+use crate::client::table_api::List;
 use crate::client::transport::Transport;
 use crate::page::{Layout, Rows};
-use crate::value::SysId;
+use crate::query::{Op, Query, Term};
+use crate::value::{SysId, date_time};
 
 /// Pieces of work from one look at the clock to the next.
 const PIECES: usize = 8;
 /// Records looked up in one piece.
 const RECHECKED_AT_A_TIME: usize = 500;
-/// Of a range that is larger than expected, so many records are held before they are compared.
-const HELD: usize = 50_000;
 /// After so many failures in a row what is under way is begun anew.
 const FAILURES: u32 = 5;
 
@@ -43,6 +45,9 @@ pub(super) struct Underway {
 struct Counting {
     began: SystemTime,
     reconcile: Reconcile,
+    /// Only what came before this second is counted, so that the records that come meanwhile do not pass for ones
+    /// that are missing.
+    before: Option<i64>,
     /// The range that is being read.
     sweeping: Option<Sweeping>,
     /// What has been read and not been compared.
@@ -85,6 +90,18 @@ impl Underway {
             (self.counting, self.rereading) = (None, None);
             self.to_recheck.clear();
         }
+    }
+}
+
+fn created(op: Op, second: i64) -> crate::Result<Term> {
+    Ok(Term::new("sys_created_on", op, &date_time(second).unwrap_or_default())?)
+}
+
+/// Restricts a query to what came before a second. A record may not say when it came.
+fn older(query: Query, before: Option<i64>) -> crate::Result<Query> {
+    match before {
+        Some(second) => Ok(query.and_any(vec![created(Op::Lt, second)?, Term::is_empty("sys_created_on")])),
+        None => Ok(query),
     }
 }
 
@@ -138,6 +155,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             let mut counting = self.underway.counting.take().unwrap_or_else(|| Counting {
                 began: SystemTime::now(),
                 reconcile: Reconcile::new(self.spec.page_size, !self.refilled_for_counts),
+                before: None,
                 sweeping: None,
                 shown: Vec::new(),
             });
@@ -162,19 +180,30 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let reconcile = &mut counting.reconcile;
         match reconcile.question().clone() {
             Question::Totals => {
-                let remote = self.client.count(&self.spec.table, &self.spec.query).await?;
+                let apart = self.newcomers(&mut counting.before).await?.len() as u64;
+                let query = older(self.spec.query.clone(), counting.before)?;
+                let remote = self.client.count(&self.spec.table, &query).await?;
                 let hidden = self.store.hidden(self.table).await?;
-                reconcile.totals(remote, self.stored_rows().await?, hidden);
+                reconcile.totals(remote, self.stored_rows().await?.saturating_sub(apart), hidden);
             }
             Question::Poll => {
                 self.poll().await?;
+                // What came before that has been seen.
+                if let (Position::Following { watermark }, Some(Traits { has_created_on: true, .. })) =
+                    (&self.position, self.traits)
+                {
+                    counting.before = Some(watermark - OVERLAP);
+                }
                 reconcile.polled();
             }
             Question::Rows(range, length) => {
-                reconcile.rows(self.store.count_by_prefix(self.table, range, length).await?);
+                let apart = self.newcomers(&mut counting.before).await?;
+                let counts = self.store.count_by_prefix(self.table, range, length).await?;
+                reconcile.rows(counts, &apart);
             }
             Question::Count(range) => {
                 let query = range.within(self.spec.query.clone()).map_err(crate::Error::from)?;
+                let query = older(query, counting.before)?;
                 reconcile.counted(self.client.count(&self.spec.table, &query).await?);
             }
             Question::Sweep(range) => {
@@ -183,7 +212,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                     gathering: Gathering::new(range),
                     shown: 0,
                 });
-                let progress = self.sweep_on(&mut sweeping).await;
+                let base = older(self.spec.query.clone(), counting.before)?;
+                let progress = self.sweep_on(&base, &mut sweeping).await;
                 if matches!(progress, Ok(Progress::Done)) {
                     reconcile.swept(sweeping.shown);
                     counting.shown.push(sweeping.gathering.take_rest());
@@ -215,18 +245,38 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         Ok(false)
     }
 
+    /// Those of the records that came since a second that are stored. Where too many come, or where it cannot be
+    /// asked, newcomers are counted like any record.
+    async fn newcomers(&self, before: &mut Option<i64>) -> Result<Vec<SysId>, Stop> {
+        let Some(second) = *before else { return Ok(Vec::new()) };
+        let query = self.spec.query.clone().and(created(Op::Ge, second)?);
+        let (query, layout, limit) = (&query, Arc::new(Layout::of_text(&[])), self.spec.page_size);
+        let list = List { table: &self.spec.table, query, layout: &layout, limit, offset: 0, count: true };
+        let page = match self.client.list(list).await {
+            Ok(page) if page.total.is_some_and(|total| total <= u64::from(limit)) => page,
+            Ok(_) | Err(crate::Error::Refused { .. }) => {
+                *before = None;
+                return Ok(Vec::new());
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let found = self.store.find(page.rows.ids().map(SysId::new).collect()).await?;
+        let here = found.records.into_iter().filter(|(table, _)| *table == self.table);
+        Ok(here.flat_map(|(_, stored)| stored).map(|(id, _)| id).collect())
+    }
+
     async fn stored_rows(&self) -> Result<u64, Stop> {
         let counts = self.store.count_by_prefix(self.table, Range::default(), 0).await?;
         Ok(counts.into_iter().map(|(_, rows)| rows).sum())
     }
 
     /// Reads a page of identifiers.
-    async fn sweep_on(&mut self, sweeping: &mut Sweeping) -> Result<Progress, Stop> {
+    async fn sweep_on(&mut self, base: &Query, sweeping: &mut Sweeping) -> Result<Progress, Stop> {
         let layout = Arc::new(Layout::of_text(&[]));
         let mut ahead = sweeping.sweep.clone();
-        let page = self.sweep_page(&mut ahead, &layout).await?;
+        let page = self.sweep_page(&mut ahead, base, &layout).await?;
         sweeping.gathering.add(&page.rows);
-        if sweeping.gathering.len() > HELD
+        if sweeping.gathering.len() > HELD_PAGES * self.spec.page_size as usize
             && let Some(after) = ahead.after()
         {
             let mut gathering = sweeping.gathering.clone();
@@ -285,7 +335,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             return self.keep_scrubbed(Rows::new(self.spec.layout.clone()), position).await;
         }
         let mut ahead = current.sweep.clone();
-        let page = self.sweep_page(&mut ahead, &self.spec.layout.clone()).await?;
+        let page = self.sweep_page(&mut ahead, &self.spec.query, &self.spec.layout).await?;
         gathering.add(&page.rows);
         let rows = page.rows.len() as u64;
         self.keep_scrubbed(page.rows, position.clone()).await?;

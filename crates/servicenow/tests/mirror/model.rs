@@ -14,6 +14,7 @@ use servicenow::sync::store::Position;
 use servicenow_sim::{AclRule, Fault, Simulator};
 
 use crate::faults::all_effects;
+use crate::reconcile::LONG_AGO;
 use crate::restart::{at_most, begun};
 use crate::{Contents, INTEGRATION, TASK_FIELDS, World, assert_same, client};
 
@@ -161,6 +162,8 @@ struct Case {
     gone: Vec<String>,
     /// The clock was set, and not everything has been read since.
     clock_was_set: bool,
+    /// There may be records that were made later than it is now.
+    has_future: bool,
     /// A late change is on its way.
     is_late: bool,
     /// See [`Setting::silent`].
@@ -187,6 +190,7 @@ impl Case {
             query: setting.query,
             gone: Vec::new(),
             clock_was_set: false,
+            has_future: false,
             is_late: false,
             may_be_silent: setting.silent,
             // A record that changes may be hidden by that; no poll shows it then.
@@ -257,7 +261,7 @@ impl Case {
             }
             Event::InsertSilently => {
                 let edit = self.world.sim.edit().without_workflow().without_auto_sys_fields();
-                let fields = [("sys_updated_on", "2020-01-01 00:00:00"), ("state", "2")];
+                let fields = [("state", "2"), LONG_AGO[0], LONG_AGO[1]];
                 edit.insert(self.class(0), &fields).expect("a record");
             }
             Event::UpdateSilently(row, n) => {
@@ -294,6 +298,7 @@ impl Case {
                 self.read_everything_after_a_clock_was_set().await;
                 self.world.sim.clock().step(TimeDelta::seconds(seconds));
                 self.clock_was_set = true;
+                self.has_future |= seconds < 0;
             }
             Event::Fails { effect, after, times } => {
                 let effects = all_effects();
@@ -419,8 +424,8 @@ impl Case {
         self.world.reconcile().await;
         let (truth, counted) = self.truth();
         assert_same(&self.world.stored(), &truth);
-        // Where an instance sorts other letters is its own affair.
-        if !truth.contains_key("ÄÖ") {
+        // Where an instance sorts other letters is its own affair, and records of the future are newcomers.
+        if !truth.contains_key("ÄÖ") && !self.has_future {
             assert_eq!(self.world.remembered(), counted - truth.len() as u64, "hidden records");
         }
     }

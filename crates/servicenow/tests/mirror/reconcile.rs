@@ -16,6 +16,10 @@ use crate::keeper::Keeper;
 use crate::restart::at_most;
 use crate::{INTEGRATION, TASK_FIELDS, World, assert_same, client, fill};
 
+/// What a record says that came without a trace.
+pub const LONG_AGO: [(&str, &str); 2] =
+    [("sys_created_on", "2020-01-01 00:00:00"), ("sys_updated_on", "2020-01-01 00:00:00")];
+
 impl World {
     /// A mirror that compares counts next.
     pub fn due(&self) -> Mirror<HttpTransport, Keeper> {
@@ -52,7 +56,9 @@ impl World {
         };
         let counts = requests.iter().filter(|r| r.endpoint == "stats").count();
         let looks = lists(|query| query.contains("sys_idIN"));
-        let sweeps = lists(|query| !query.contains("sys_idIN") && !query.contains("sys_updated_on"));
+        let sweeps = lists(|query| {
+            !["sys_idIN", "sys_updated_on", "sys_created_on>="].iter().any(|term| query.contains(term))
+        });
         (counts, sweeps, looks)
     }
 
@@ -120,8 +126,8 @@ async fn records_that_came_and_went_without_a_trace_are_found() {
     let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
     for n in 0..25 {
         let id = format!("{:02x}{n:030x}", n * 10);
-        let long_ago = [("sys_updated_on", "2020-01-01 00:00:00"), ("sys_id", &id), ("number", "SILENT")];
-        edit.insert("problem", &long_ago).expect("a record");
+        let fields = [("sys_id", id.as_str()), ("number", "SILENT"), LONG_AGO[0], LONG_AGO[1]];
+        edit.insert("problem", &fields).expect("a record");
     }
     world.reconcile().await;
     world.assert_alike();
@@ -167,9 +173,8 @@ async fn records_with_odd_identifiers_are_found() {
         let world = World::new("cmn_cost_center", &["name"]).await.in_pages_of(rows);
         world.filled().await;
         let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
-        let long_ago = ("sys_updated_on", "2020-01-01 00:00:00");
         for id in odd {
-            edit.insert("cmn_cost_center", &[("sys_id", id), long_ago]).expect("a record");
+            edit.insert("cmn_cost_center", &[("sys_id", id), LONG_AGO[0], LONG_AGO[1]]).expect("a record");
         }
         world.reconcile().await;
         world.assert_alike();
@@ -224,6 +229,7 @@ async fn hidden_records_are_counted_once_and_remembered() {
     world.reconcile().await;
     assert_eq!(world.calls(), (1, 0, 0));
     hide(9);
+    world.sim.clock().advance(Duration::from_secs(70));
     world.sim.edit().without_workflow().delete_where("task", "number=INC0012345").expect("a query");
     world.sim.edit().delete_where("task", "short_description=secret^sys_id<2").expect("a query");
     world.reconcile().await;
@@ -319,6 +325,39 @@ async fn what_changes_while_counts_are_compared_is_not_mistaken() {
     world.reconcile().await;
     world.assert_alike();
     assert_eq!(world.remembered(), 0);
+}
+
+/// Else each of them would cost as much as a missing one, and more would come in the time that takes.
+#[tokio::test]
+async fn records_that_come_meanwhile_do_not_pass_for_missing_ones() {
+    let mut world = large(4_000).await;
+    world.spec.poll_interval = Duration::from_secs(3_600);
+    let ids: Vec<String> = world.truth().into_keys().collect();
+    let edit = world.sim.edit();
+    edit.clone().without_workflow().delete("cmn_cost_center", &ids[1_234]).expect("it is there");
+    let come = |_| drop(edit.insert("cmn_cost_center", &[("name", "new")]).expect("a record"));
+    meanwhile(world.reconcile(), come).await;
+    let come = world.truth().len() - 3_999;
+    let (counts, sweeps, looks) = world.calls();
+    assert!(come > 20, "{come}");
+    assert!(counts <= 10 && sweeps <= 6 && looks <= 2, "{counts} counts, {sweeps} sweeps, {looks} looks");
+    assert!(!world.stored().contains_key(&ids[1_234]));
+    crate::poll(&mut world.mirror()).await;
+    world.assert_alike();
+}
+
+#[tokio::test]
+async fn where_the_time_records_came_cannot_be_asked_for_all_are_counted() {
+    let world = World::of_tasks().await.in_pages_of(10);
+    world.sim.edit().add_acl(AclRule::QueryRange {
+        table: "task".to_owned(),
+        field: "sys_created_on".to_owned(),
+        user: Some(INTEGRATION.to_owned()),
+    });
+    world.filled().await;
+    world.sim.edit().without_workflow().delete_where("task", "state=1").expect("a query");
+    world.reconcile().await;
+    world.assert_alike();
 }
 
 /// Failures are said, do not keep polls, and are got over.

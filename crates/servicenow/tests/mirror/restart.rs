@@ -10,6 +10,7 @@ use servicenow::sync::deletes;
 use servicenow::sync::mirror;
 use servicenow::sync::range::Range;
 use servicenow::sync::store::{OpenRange, Position};
+use servicenow::value::SysId;
 use servicenow_sim::{Effect, Fault};
 use tokio::sync::Notify;
 
@@ -85,15 +86,25 @@ async fn a_fill_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn a_refill_that_ends_anywhere_is_gone_on_with() {
+    refill_in_pieces(15, 4).await;
+}
+
+/// Such a one is compared with the store several times under way.
+#[tokio::test]
+async fn a_refill_of_many_pages_that_ends_anywhere_is_gone_on_with() {
+    refill_in_pieces(1, 1).await;
+}
+
+async fn refill_in_pieces(rows: u32, ranges: usize) {
     let mut polls = 1;
     loop {
-        let world = World::of_tasks().await.in_pages_of(15);
+        let world = World::of_tasks().await.in_pages_of(rows);
         world.filled().await;
         let ids: Vec<String> = world.truth().into_keys().collect();
         for id in ids.iter().step_by(9) {
             world.sim.edit().without_workflow().delete("task", id).expect("it is there");
         }
-        begun(&world, 4, true);
+        begun(&world, ranges, true);
         let done = at_most(fill(&mut world.mirror()), polls).await.is_some();
         let mut mirror = world.mirror();
         fill(&mut mirror).await.expect("it is filled");
@@ -101,9 +112,32 @@ async fn a_refill_that_ends_anywhere_is_gone_on_with() {
         if done {
             break;
         }
-        polls += 2 + polls / 6;
+        polls += 2 + polls / 4;
     }
     assert!(polls > 20, "it was interrupted often");
+}
+
+#[tokio::test]
+async fn a_refill_goes_on_behind_what_has_been_compared() {
+    let world = World::of_tasks().await.in_pages_of(1);
+    world.filled().await;
+    begun(&world, 1, true);
+    let reached = || match world.store.position() {
+        Position::Filling { open, .. } => open[0].after.clone(),
+        other => panic!("{other:?}"),
+    };
+    for polls in (100..).step_by(20) {
+        let _dropped = at_most(fill(&mut world.mirror()), polls).await;
+        if reached().is_some() {
+            break;
+        }
+    }
+    let rows =
+        world.stored().keys().filter(|id| Some(id.as_str()) > reached().as_ref().map(SysId::as_str)).count();
+    assert!(rows < world.stored().len() - 40, "{rows}");
+    world.sim.clear_requests();
+    fill(&mut world.mirror()).await.expect("it is filled");
+    assert!(world.lists().len() <= rows + 3, "{} calls for {rows} rows", world.lists().len());
 }
 
 #[tokio::test]
