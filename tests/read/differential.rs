@@ -557,6 +557,12 @@ async fn random_queries_have_the_answers_they_have_on_ordinary_tables() {
             let value = if generator.random.chance(15) { "off" } else { "on" };
             let _written = write!(settings, "SET {switch} = {value};");
         }
+        let forced = if generator.random.chance(10) { "on" } else { "off" };
+        let _written = write!(
+            settings,
+            "SELECT set_config(name, '{forced}', false) FROM pg_settings
+             WHERE name IN ('force_parallel_mode', 'debug_parallel_query');"
+        );
         if generator.random.chance(25) {
             settings.push_str("SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0;");
         }
