@@ -123,10 +123,13 @@ impl Reconcile {
         &self.question
     }
 
-    /// How many records the instance counts, how many rows are stored, and what is remembered.
+    /// How many records the instance counts, how many rows are stored, and what is remembered. After a poll, both
+    /// sides may leave out what came just now.
     pub fn totals(&mut self, remote: u64, rows: u64, mut hidden: Vec<(Range, u64)>) {
         let expected = rows + hidden.iter().map(|(_, count)| count).sum::<u64>();
-        self.total = remote;
+        if !self.polled {
+            self.total = remote;
+        }
         hidden.sort_by(|(a, _), (b, _)| match (&a.lower, &b.lower) {
             (Some(a), Some(b)) => compare(a.as_str(), b.as_str()),
             (a, b) => a.is_some().cmp(&b.is_some()),

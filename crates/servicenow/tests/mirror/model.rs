@@ -19,7 +19,7 @@ use crate::restart::{at_most, begun};
 use crate::{Contents, INTEGRATION, TASK_FIELDS, World, assert_same, client};
 
 /// How long to go on with new cases.
-const BUDGET: Duration = Duration::from_secs(25);
+const BUDGET: Duration = Duration::from_secs(20);
 /// Classes of task that a record may have.
 const CLASSES: [&str; 4] = ["incident", "problem", "change_request", "sc_task"];
 /// How long after its stamp a late change becomes visible, in seconds.

@@ -181,7 +181,7 @@ async fn a_round_that_ends_anywhere_is_gone_on_with() {
         if done {
             break;
         }
-        polls += 1 + polls / 5;
+        polls += 1 + polls / 3;
     }
     assert!(polls > 20, "it was interrupted often");
 }
