@@ -41,7 +41,7 @@ pub struct OpenRange {
     pub number: i32,
     /// Its bounds.
     pub range: Range,
-    /// The last record that is in the store.
+    /// See [`Step::Filled`].
     pub after: Option<SysId>,
 }
 
@@ -129,7 +129,8 @@ pub enum Step {
         number: i32,
         /// The rows.
         rows: Rows,
-        /// The last record of the range that is in the store now.
+        /// The record behind which somebody goes on who comes after an interruption: the last one that is in the
+        /// store, or, of a refill, up to which what is stored has been compared with what is shown.
         after: Option<SysId>,
     },
     /// A range is complete.
@@ -223,8 +224,9 @@ impl fmt::Debug for Step {
 /// A store of mirrored rows.
 ///
 /// Not everything that was read can be kept: somebody may be writing the record; or what was read seems older
-/// than what is stored ([`Order::Unclear`](crate::page::Order::Unclear)); or the store's version has changed during the look. In the same
-/// step the store makes such records some to be rechecked, which [`Store::to_recheck`] tells of.
+/// than what is stored ([`Order::Unclear`](crate::page::Order::Unclear)); or the store's version has changed during
+/// the look. In the same step the store makes such records some to be rechecked, which [`Store::to_recheck`] tells
+/// of.
 pub trait Store: Send + Sync + 'static {
     /// What a table is known by.
     type Table: Copy + Eq + fmt::Debug + Send + Sync + 'static;
