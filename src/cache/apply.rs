@@ -467,16 +467,16 @@ fn is_there_now(mirror: &Mirror, id: &str) -> bool {
     pg::xact::with_latest_snapshot(|| !versions(mirror, std::iter::once(id)).is_empty())
 }
 
-/// An instance's order of `sys_id`s: by bytes, capitals as small letters.
+/// An instance's order of `sys_id`s, as [`servicenow::sync::range::compare`] has it: by bytes, small letters as capitals.
 fn instance_order(key: &str) -> String {
-    format!("lower({key} COLLATE \"C\") COLLATE \"C\"")
+    format!("upper({key} COLLATE \"C\") COLLATE \"C\"")
 }
 
 /// The condition that a row lies in a range given as parameters `$1` and `$2`.
 fn in_range(key: &str) -> String {
     let order = instance_order(key);
     format!(
-        "($1 IS NULL OR {order} >= lower($1 COLLATE \"C\")) AND ($2 IS NULL OR {order} < lower($2 COLLATE \"C\"))"
+        "($1 IS NULL OR {order} >= upper($1 COLLATE \"C\")) AND ($2 IS NULL OR {order} < upper($2 COLLATE \"C\"))"
     )
 }
 
