@@ -29,7 +29,8 @@ async fn what_was_deleted_or_made_without_a_trace_is_found_by_counting() {
         (world.find("incident", "number=INC0012345"), world.find("incident", "number=INC0010002"));
     silent.delete("incident", &gone).expect("it is there");
     world.until(&format!("SELECT count(*) = 0 FROM incident WHERE sys_id = '{gone}'")).await;
-    let old = [("sys_updated_on", "2019-01-01 00:00:00"), ("short_description", "old")];
+    let stamp = "2019-01-01 00:00:00";
+    let old = [("sys_created_on", stamp), ("sys_updated_on", stamp), ("short_description", "old")];
     let came = silent.without_auto_sys_fields().insert("incident", &old).expect("a record");
     world.until(&format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{came}'")).await;
     world.until_like_the_instance("incident", COLUMNS).await;
