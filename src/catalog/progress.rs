@@ -67,7 +67,7 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
         "SELECT t.phase, t.rows_filled, t.rows_total,
                 t.phase = 'synced' AND t.last_poll_at >= $2
                 AND (v.last_deletes_at >= $2 OR v.last_error_at >= $2) AND r.waiting = 0,
-                coalesce(t.last_error, v.last_error), t.xmin::text, t.filled,
+                coalesce(t.last_error, v.last_error, v.metadata_error), t.xmin::text, t.filled,
                 date_trunc('second', clock_timestamp() - t.last_poll_at)::text, r.waiting
          FROM servicenow.sync_table t
               JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
