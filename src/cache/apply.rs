@@ -121,9 +121,11 @@ impl CacheWriter {
     pub fn delete_locked(&mut self) {
         if let Some(log) = &mut self.log {
             let (table, mirror) = (&self.table, &self.mirror);
-            let OwnedScalar::Text(id) = table.found_value(mirror.key) else { return };
+            let key = table.found_value(mirror.key);
             let columns = (0..mirror.columns.len()).map(|i| (i, table.found_value(i), OwnedScalar::Null));
-            log.add(mirror, Op::Delete, &id, columns, |i| table.found_value(i));
+            if let OwnedScalar::Text(id) = key {
+                log.add(mirror, Op::Delete, &id, columns, |i| table.found_value(i));
+            }
         }
         self.table.delete();
     }

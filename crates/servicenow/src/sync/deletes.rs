@@ -18,7 +18,7 @@ use super::recheck::recheck;
 use super::store::{DeletesRead, Origin, Store};
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
-use super::{OVERLAP, Stop, local_seconds, pause_after};
+use super::{OVERLAP, Stop, local_seconds, pause_after_reading};
 use crate::client::Client;
 use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, shrinking};
@@ -119,16 +119,7 @@ where
     let mut failures = 0;
     loop {
         let outcome = deletes.read().await;
-        let pause = match &outcome {
-            Ok(_) => {
-                failures = 0;
-                interval
-            }
-            Err(_) => {
-                failures += 1;
-                pause_after(failures).max(interval)
-            }
-        };
+        let pause = pause_after_reading(&mut failures, outcome.is_ok(), interval);
         // What the store could not note it is told again after the next reading.
         let _noted = deletes.store.note_deletes(outcome).await;
         let _nudged_or_over = timeout(pause, nudge.notified()).await;

@@ -58,6 +58,13 @@ fn pause_after(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
 }
 
+/// How long to wait after a reading that is repeated every `interval`: longer the more have failed in a row, which it
+/// counts.
+fn pause_after_reading(failures: &mut u32, succeeded: bool, interval: Duration) -> Duration {
+    *failures = if succeeded { 0 } else { *failures + 1 };
+    if succeeded { interval } else { pause_after(*failures).max(interval) }
+}
+
 /// Seconds since 1970 by the local clock.
 fn local_seconds(at: SystemTime) -> i64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)

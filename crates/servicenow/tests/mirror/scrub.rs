@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use servicenow::sync::store::ScrubPosition;
-use servicenow_sim::{AclRule, Effect, Fault};
+use servicenow_sim::{AclRule, Effect, Fault, LoggedRequest};
 
 use crate::faults::all_effects;
 use crate::restart::at_most;
@@ -153,8 +153,14 @@ async fn a_round_takes_its_time() {
     let mut mirror = world.mirror();
     world.sim.clear_requests();
     while mirror.advance().await.expect("a piece of work").is_zero() {}
-    let pages = world.lists().len();
-    assert!((11..=16).contains(&pages), "a stretch of ten pages and few calls more: {pages}");
+    // On a slow machine more polls than one come due meanwhile.
+    let is_poll = |list: &LoggedRequest| {
+        list.parameter("sysparm_query").is_some_and(|query| query.contains("sys_updated_on>="))
+    };
+    let (polls, pages): (Vec<_>, Vec<_>) = world.lists().into_iter().partition(is_poll);
+    assert!(!polls.is_empty());
+    let pages = pages.len();
+    assert!((10..=13).contains(&pages), "a stretch of ten pages and few calls more: {pages}");
     let read = world.store.with(|m| m.upkeep.scrub.clone()).expect("a position");
     assert!(read.after.is_some() && read.read == 10 && read.total == rows, "{read:?}");
     let wait = mirror.advance().await.expect("a poll");
