@@ -2,7 +2,7 @@
 //! as it is put right.
 
 use servicenow_sim::{AclRule, Availability, Dataset, Effect, Fault, Operation, Simulator};
-use world::World;
+use world::{World, deaf_address};
 
 use crate::{GOOD, follows, last_error, recovers};
 
@@ -326,7 +326,7 @@ async fn an_instance_that_is_down_is_said_and_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_of_which_no_host_listens_cannot_be_connected_to() {
     let world = World::new().await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let (free, _socket) = deaf_address();
     world.db.run(&format!("ALTER SERVER acme OPTIONS (SET instance_url 'http://{free}')")).await;
     let error = world.db.error(IMPORT).await;
     assert_eq!(error.code().code(), "HV00N", "{}", error.message());

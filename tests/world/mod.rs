@@ -4,10 +4,12 @@ pub mod cluster;
 pub mod regress;
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use servicenow_sim::{Dataset, LoggedRequest, Simulator};
+use tokio::net::TcpSocket;
 use tokio_postgres::types::{FromSql, ToSql};
 use tokio_postgres::{Client, NoTls, Row, error::DbError};
 
@@ -17,6 +19,14 @@ use cluster::Cluster;
 pub const INTEGRATION: &str = "fdw.integration";
 /// How long anything may take before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An address at which nobody listens, and the socket that keeps others from doing so while it lives.
+#[must_use]
+pub fn deaf_address() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+    (socket.local_addr().expect("an address"), socket)
+}
 
 /// A test's world.
 pub struct World {

@@ -2,7 +2,7 @@
 
 use servicenow_sim::{AclRule, Effect, Fault, Operation};
 use tokio_postgres::error::DbError;
-use world::World;
+use world::{World, deaf_address};
 
 use crate::{KNOWN, incidents, known, world_with};
 
@@ -175,7 +175,7 @@ async fn a_refused_login_is_an_invalid_authorization() {
 async fn an_instance_that_is_not_there_cannot_be_connected_to() {
     let world = incidents().await;
     world.stop_worker().await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let (free, _socket) = deaf_address();
     world.db.run(&format!("ALTER SERVER acme OPTIONS (SET instance_url 'http://{free}')")).await;
     let error = refused(&world, &format!("UPDATE incident SET impact_value = 2 WHERE {KNOWN}")).await;
     assert_eq!(error.code().code(), "HV00N", "{}", error.message());
