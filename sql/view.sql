@@ -18,7 +18,7 @@ SELECT s.srvname AS server,
        CASE WHEN t.filled THEN clock_timestamp() - t.last_poll_at END AS lag,
        t.last_poll_at,
        t.last_reconcile_at,
-       NULL::bigint AS pending_writes,
+       coalesce(w.writes, 0) AS pending_writes,
        coalesce(t.last_error, v.last_error, v.metadata_error) AS last_error,
        CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at
             WHEN v.last_error IS NOT NULL THEN v.last_error_at
@@ -27,7 +27,8 @@ SELECT s.srvname AS server,
 FROM servicenow.sync_table t
      JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
      JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver
-     LEFT JOIN servicenow.sync_server v ON v.server = f.ftserver,
+     LEFT JOIN servicenow.sync_server v ON v.server = f.ftserver
+     LEFT JOIN servicenow._pending_writes() w ON w.foreign_table = t.foreign_table,
      LATERAL (SELECT t.rows + coalesce(sum(d.delta), 0)::bigint AS rows
               FROM servicenow.row_delta d WHERE d.foreign_table = t.foreign_table) n,
      LATERAL (SELECT (t.rows_filled / nullif(extract(epoch FROM

@@ -67,6 +67,13 @@ fn _follow_foreign_table(relation: pg_sys::Oid, command: &str) {
     worker::wake_at_commit();
 }
 
+/// How many writes to which foreign tables are under way or not settled. For view `servicenow.sync_status`.
+#[pg_extern(volatile, parallel_restricted)]
+fn _pending_writes() -> TableIterator<'static, (name!(foreign_table, pg_sys::Oid), name!(writes, i64))> {
+    let pending = worker::recovery::pending_writes().into_iter();
+    TableIterator::new(pending.map(|(table, writes)| (pg_sys::Oid::from(table), writes)))
+}
+
 /// Has the tables of a server that was changed, or whose logins were, begin anew what is under way.
 #[pg_extern]
 fn _follow_server(server: pg_sys::Oid) {

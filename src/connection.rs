@@ -35,6 +35,7 @@ thread_local! {
 pub struct Connection {
     client: HttpClient,
     oid: pg_sys::Oid,
+    user: pg_sys::Oid,
     server: String,
     /// The worker logs in the same way, so that it sees what this connection sees.
     is_workers: bool,
@@ -67,7 +68,7 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
     let client = new_client(&options, login, STATEMENT).unwrap_or_else(|e| {
         raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
     });
-    let connection = Connection { client, oid: server, server: description.name, is_workers };
+    let connection = Connection { client, oid: server, user, server: description.name, is_workers };
     CONNECTIONS.with_borrow_mut(|known| known.insert((server, user), connection.clone()));
     connection
 }
@@ -107,6 +108,11 @@ impl Connection {
     /// The server's name.
     pub fn server(&self) -> &str {
         &self.server
+    }
+
+    /// Server and role.
+    pub fn login(&self) -> (pg_sys::Oid, pg_sys::Oid) {
+        (self.oid, self.user)
     }
 
     /// Whether the worker sees what this connection sees.

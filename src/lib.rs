@@ -3,8 +3,8 @@
 //! # Where things are
 //! - [`api`]: the SQL functions; [`option`]: every option; [`error`]: client errors as ERRORs
 //! - [`import`]: IMPORT FOREIGN SCHEMA; [`cache`]: cache tables, their DDL and their rows
-//! - [`planner`]: reads, by expansion of foreign tables to their caches; [`fdw`]: what is left to scans, and
-//!   writes; [`connection`]: clients of statements
+//! - [`planner`]: reads, by expansion of foreign tables to their caches; [`fdw`]: what is left to scans, and the rows of
+//!   writing statements; [`push`]: writes on their way to ServiceNow; [`connection`]: clients of statements
 //! - [`setting`]: the settings of sessions; [`freshness`]: whether caches may be read as they are; [`wait`]:
 //!   waiting until they may
 //! - [`worker`]: the background process that keeps caches up to date
@@ -33,6 +33,7 @@ mod option;
 #[allow(unsafe_code)]
 mod pg;
 mod planner;
+mod push;
 mod setting;
 mod verify;
 mod wait;
@@ -43,7 +44,7 @@ use pgrx::prelude::*;
 pgrx::pg_module_magic!();
 
 extension_sql_file!("../sql/catalog.sql", name = "catalog", bootstrap);
-extension_sql_file!("../sql/view.sql", name = "view", requires = ["catalog"]);
+extension_sql_file!("../sql/view.sql", name = "view", requires = ["catalog", api::_pending_writes]);
 extension_sql_file!("../sql/event_trigger.sql", name = "event_trigger", finalize);
 
 /// Called by Postgres when the library is loaded: in the postmaster if it is preloaded, else in each process at

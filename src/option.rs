@@ -80,6 +80,8 @@ const OPTIONS: &[(&str, Context, Kind)] = &[
     ("updatable", Context::Table, Kind::Boolean),
     ("poll_interval", Context::Table, Kind::Time(100)),
     ("cdc", Context::Table, Kind::Boolean),
+    ("on_rollback", Context::Table, Kind::OneOf(&["resync", "compensate"])),
+    ("optimistic_lock", Context::Table, Kind::Boolean),
     ("field", Context::Column, Kind::Field),
     ("show", Context::Column, Kind::OneOf(&["value", "label"])),
     ("index", Context::Column, Kind::Boolean),
@@ -380,6 +382,10 @@ pub struct TableOptions {
     pub poll_interval: Option<Duration>,
     /// Whether changes are logged.
     pub cdc: bool,
+    /// Whether what a rolled back transaction has written is undone in ServiceNow.
+    pub compensate: bool,
+    /// Whether a record that has changed in ServiceNow meanwhile is not to be written.
+    pub optimistic_lock: bool,
 }
 
 impl TableOptions {
@@ -397,6 +403,9 @@ impl TableOptions {
                 .map(|v| parse_time("poll_interval", v, 1))
                 .transpose()?,
             cdc: find(options, "cdc").map_or(Ok(true), |v| parse_boolean("cdc", v))?,
+            compensate: find(options, "on_rollback") == Some("compensate"),
+            optimistic_lock: find(options, "optimistic_lock")
+                .map_or(Ok(false), |v| parse_boolean("optimistic_lock", v))?,
         })
     }
 }

@@ -22,6 +22,21 @@ pub enum IncompleteReads {
     Allow,
 }
 
+/// When writes are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum Push {
+    /// By the statement, which fails if they are refused.
+    #[name = c"statement"]
+    Statement,
+    /// By COMMIT, which fails if they are refused.
+    #[name = c"commit"]
+    Commit,
+    /// Not at all: a NOTICE shows each call.
+    #[name = c"dry_run"]
+    DryRun,
+}
+
+static PUSH: GucSetting<Push> = GucSetting::<Push>::new(Push::Statement);
 static MAX_STALENESS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CDC_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3_600);
 static INCOMPLETE_READS: GucSetting<IncompleteReads> =
@@ -44,6 +59,14 @@ pub fn define() {
         c"What reading a foreign table does before it was filled for the first time.",
         c"\"warn\" gives the rows that are there with a WARNING, \"error\" fails, \"wait\" waits, \"allow\" gives what is there.",
         &INCOMPLETE_READS,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_enum_guc(
+        c"servicenow_fdw.push",
+        c"When writes to foreign tables are sent to ServiceNow.",
+        c"\"statement\" sends them with the statement, \"commit\" with the COMMIT, \"dry_run\" shows them and sends nothing.",
+        &PUSH,
         GucContext::Userset,
         GucFlags::default(),
     );
@@ -79,6 +102,11 @@ pub fn max_staleness_text() -> String {
 /// How long changes stay in the log; `None` is for ever.
 pub fn cdc_retention() -> Option<Duration> {
     u64::try_from(CDC_RETENTION.get()).ok().map(Duration::from_secs)
+}
+
+/// When writes are sent.
+pub fn push() -> Push {
+    PUSH.get()
 }
 
 /// What reading an incomplete table does.

@@ -105,6 +105,35 @@ impl CacheWriter {
         Put { added: !found, is_clear, system }
     }
 
+    /// Writes a row as a statement wants it, before the instance has been asked: the values of the mirror's columns, in
+    /// their order. Its version stays what it was.
+    pub fn put_foretold(&mut self, id: &str, values: &[OwnedScalar]) -> Put {
+        let width = values.len();
+        if !self.table.find(id) {
+            if let Some(log) = &mut self.log {
+                let columns =
+                    values.iter().cloned().enumerate().map(|(i, value)| (i, OwnedScalar::Null, value));
+                log.add(&self.mirror, Op::Insert, id, columns, |i| values[i].clone());
+            }
+            let value = |column| values.get(column).map_or(Scalar::Null, OwnedScalar::borrow);
+            let system =
+                self.table.insert(value).unwrap_or_else(|at| raise(misfit(&self.mirror, id, at.column)));
+            return Put { added: true, is_clear: true, system };
+        }
+        let hidden: Vec<OwnedScalar> =
+            hidden(&self.mirror).zip(width..).map(|(_, column)| self.table.found_value(column)).collect();
+        let all = || values.iter().chain(&hidden);
+        let value = |column| all().nth(column).map_or(Scalar::Null, OwnedScalar::borrow);
+        let staged = self.table.stage(value);
+        let changed = staged.unwrap_or_else(|at| raise(misfit(&self.mirror, id, at.column)));
+        Put { added: false, is_clear: true, system: self.write_staged(id, changed).system }
+    }
+
+    /// The version of a row, which is locked; `None` if there is no such row.
+    pub fn version_of(&mut self, id: &str) -> Option<Version> {
+        self.table.find(id).then(|| self.found_version())
+    }
+
     /// Locks a row and gives back its values, in the order of the mirror's columns.
     pub fn lock(&mut self, id: &str) -> Option<Vec<OwnedScalar>> {
         self.table
@@ -251,6 +280,11 @@ impl CacheWriter {
         let (mirror, table) = (&self.mirror, &mut self.table);
         let staged = table.stage(|column| scalar(mirror, rows, row, column));
         let changed = staged.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
+        self.write_staged(rows.id(row), changed)
+    }
+
+    /// Writes what was staged for the row last found, if these columns make a difference.
+    fn write_staged(&mut self, id: &str, changed: Vec<usize>) -> Updated {
         if changed.is_empty() {
             let system = Some(self.table.found_system());
             self.table.keep();
@@ -259,7 +293,7 @@ impl CacheWriter {
         if let Some(log) = &mut self.log {
             let (mirror, table) = (&self.mirror, &self.table);
             let columns = changed.into_iter().map(|i| (i, table.found_value(i), table.staged_value(i)));
-            log.add(mirror, Op::Update, rows.id(row), columns, |i| table.staged_value(i));
+            log.add(mirror, Op::Update, id, columns, |i| table.staged_value(i));
         }
         Updated { changed: true, system: self.table.update() }
     }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use pgrx::{JsonB, pg_sys};
 use servicenow::dictionary::TableDef;
@@ -15,7 +15,7 @@ use super::{get, read, timestamp, write};
 type Definitions = HashMap<(pg_sys::Oid, TableName), (SystemTime, Rc<TableDef>)>;
 
 thread_local! {
-    /// What this session has read.
+    /// What this session has read, from the instance or as the worker has left it.
     static DEFINITIONS: RefCell<Definitions> = RefCell::new(HashMap::new());
 }
 
@@ -29,13 +29,18 @@ pub fn definition(server: pg_sys::Oid, table: &TableName) -> Option<Rc<TableDef>
     let own = DEFINITIONS.with_borrow(|own| own.get(&(server, table.clone())).cloned());
     let since = own.as_ref().map(|(at, _)| timestamp(*at));
     let workers = read(
-        "SELECT definition FROM servicenow.dictionary
+        "SELECT definition, extract(epoch FROM fetched_at)::float8 FROM servicenow.dictionary
          WHERE server = $1 AND remote_table = $2 AND ($3 IS NULL OR fetched_at > $3)",
         &[server.into(), table.as_str().into(), since.into()],
-        |mut rows| rows.next().and_then(|row| get::<JsonB>(&row, 1)),
+        |mut rows| rows.next().and_then(|row| get::<JsonB>(&row, 1).zip(get::<f64>(&row, 2))),
     );
-    let workers = workers.and_then(|json| serde_json::from_value(json.0).ok());
-    workers.map(Rc::new).or(own.map(|(_, def)| def))
+    let workers = workers.and_then(|(json, at)| Some((serde_json::from_value(json.0).ok()?, at)));
+    match workers {
+        Some((def, at)) => {
+            Some(keep(server, def, SystemTime::UNIX_EPOCH + Duration::from_secs_f64(at.max(0.0))))
+        }
+        None => own.map(|(_, def)| def),
+    }
 }
 
 /// What the dictionary said about a table when the worker read it.
@@ -50,9 +55,12 @@ pub fn kept_definition(server: pg_sys::Oid, table: &TableName) -> Option<TableDe
 
 /// Has this session remember what it has read in the dictionary.
 pub fn remember_definition(server: pg_sys::Oid, def: TableDef) -> Rc<TableDef> {
+    keep(server, def, SystemTime::now())
+}
+
+fn keep(server: pg_sys::Oid, def: TableDef, at: SystemTime) -> Rc<TableDef> {
     let def = Rc::new(def);
-    let kept = (SystemTime::now(), def.clone());
-    DEFINITIONS.with_borrow_mut(|own| own.insert((server, def.name.clone()), kept));
+    DEFINITIONS.with_borrow_mut(|own| own.insert((server, def.name.clone()), (at, def.clone())));
     def
 }
 

@@ -47,7 +47,7 @@ pub use progress::{
     Progress, enable_worker, is_in_the_way, lock_holder, locked_objects, progress, worker_enabled,
 };
 pub use request_stat::add_request_stats;
-pub use rows::{ask_to_recheck, count_rows, leave_to_recheck, rechecked, to_recheck};
+pub use rows::{Outlook, ask_to_recheck, count_rows, leave_to_recheck, outlook, rechecked, to_recheck};
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};
 
@@ -84,6 +84,10 @@ pub struct Mirror {
     pub updated_by: Option<usize>,
     /// Whether changes are logged.
     pub cdc: bool,
+    /// Whether what a rolled back transaction has written is undone in ServiceNow.
+    pub compensate: bool,
+    /// Whether a record that has changed in ServiceNow meanwhile is not to be written.
+    pub optimistic_lock: bool,
     /// Attribute numbers in use or dropped: 1 to this.
     pub width: i16,
     /// The positions in `columns` that are all the next fill has to read; `None` for all.
@@ -142,6 +146,10 @@ thread_local! {
     static WORK_TABLE: Cell<Option<pg_sys::Oid>> = const { Cell::new(None) };
     /// Set when that table was announced as changed.
     static WORK_CHANGED: Cell<bool> = const { Cell::new(true) };
+    /// `servicenow.sync_server`, in a session that remembers names of records.
+    static NAMES_TABLE: Cell<Option<pg_sys::Oid>> = const { Cell::new(None) };
+    /// Set when that table was announced as changed.
+    static NAMES_CHANGED: Cell<bool> = const { Cell::new(true) };
 }
 
 /// Forgets what has changed; gives back whether anything has.
@@ -155,6 +163,9 @@ pub fn forget_changed() -> bool {
     }
     if changes.all || changes.relations.iter().any(|relation| Some(*relation) == WORK_TABLE.get()) {
         WORK_CHANGED.set(true);
+    }
+    if changes.all || changes.relations.iter().any(|relation| Some(*relation) == NAMES_TABLE.get()) {
+        NAMES_CHANGED.set(true);
     }
     MIRRORS.with_borrow_mut(|mirrors| {
         if changes.all {
@@ -193,6 +204,23 @@ pub fn watch_work() -> bool {
     let table = pg::catalog::relation_in("servicenow", "sync_table");
     WORK_TABLE.set(table);
     table.is_some()
+}
+
+/// Whether the worker has noticed other names of records since the last call.
+pub fn take_names_changed() -> bool {
+    forget_changed();
+    if NAMES_CHANGED.replace(false) {
+        NAMES_TABLE.set(pg::catalog::relation_in("servicenow", "sync_server"));
+        return true;
+    }
+    false
+}
+
+/// Tells every process, at commit, that records are called otherwise now.
+pub fn announce_names() {
+    if let Some(table) = pg::catalog::relation_in("servicenow", "sync_server") {
+        pg::catalog::announce_change(table);
+    }
 }
 
 /// Tells every process, at commit, that a foreign table's mirror has changed, and the worker that there is
@@ -317,6 +345,8 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
         mod_count,
         updated_by,
         cdc: options.cdc,
+        compensate: options.compensate,
+        optimistic_lock: options.optimistic_lock,
         width,
         generation,
         filled: Cell::new(false),

@@ -1,8 +1,10 @@
-//! What statements and worker tell each other about rows: `servicenow.row_delta` and `recheck`.
+//! What statements and worker tell each other about rows: `servicenow.row_delta` and `recheck`; and what became of
+//! transactions.
 
 use pgrx::pg_sys;
 
 use super::{get, read, write};
+use crate::pg;
 
 /// Counts rows that a statement added to or took from a cache.
 pub fn count_rows(relation: pg_sys::Oid, delta: i64) {
@@ -11,6 +13,36 @@ pub fn count_rows(relation: pg_sys::Oid, delta: i64) {
             "INSERT INTO servicenow.row_delta (foreign_table, delta) VALUES ($1, $2)",
             &[relation.into(), delta.into()],
         );
+    }
+}
+
+/// What became of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// It has not ended.
+    Open,
+    /// It was committed.
+    Committed,
+    /// It was rolled back, or died with its session or server.
+    RolledBack,
+    /// It is too long ago, or of another server's history.
+    Unknown,
+}
+
+/// What became of a (sub)transaction, by its full number and the timeline it ran on. A number from the future is an ERROR.
+pub fn outlook(xid: u64, timeline: u32) -> Outlook {
+    if timeline != pg::xact::timeline() {
+        return Outlook::Unknown;
+    }
+    let status =
+        read("SELECT pg_catalog.pg_xact_status($1::text::xid8)", &[xid.to_string().into()], |mut rows| {
+            rows.next().and_then(|row| get::<String>(&row, 1))
+        });
+    match status.as_deref() {
+        Some("in progress") => Outlook::Open,
+        Some("committed") => Outlook::Committed,
+        Some("aborted") => Outlook::RolledBack,
+        _ => Outlook::Unknown,
     }
 }
 

@@ -1,7 +1,5 @@
 //! The foreign-data wrapper: what Postgres asks of one, answered for mirrored tables. In backends.
 
-mod body;
-mod label;
 pub mod modify;
 
 use std::time::SystemTime;

@@ -1,328 +1,239 @@
-//! INSERT, UPDATE and DELETE: each row is sent to ServiceNow first, and the answer goes into the cache in the
-//! same transaction. In backends, under the executor.
+//! INSERT, UPDATE and DELETE: what becomes of the rows of a statement. In backends, under the executor.
 
 use std::collections::HashSet;
-use std::rc::Rc;
-use std::sync::Arc;
 
 use pgrx::PgSqlErrorCode as Sql;
-use servicenow::client::retry::Effect;
-use servicenow::client::table_api::Identity;
-use servicenow::dictionary::{self, TableDef};
-use servicenow::error::Refusal;
-use servicenow::page::{Layout, Rows};
-use servicenow::value::{Kind, Show, SysId, TableName};
+use servicenow::value::SysId;
 
-use super::body::{Draft, Sent, json};
-use crate::cache::apply::{CacheWriter, Put, to_scalar, to_value};
-use crate::cache::change::Source;
-use crate::catalog::{self, Mirror};
-use crate::connection::{Connection, connection};
-use crate::error::{Doing, error, raise, report};
-use crate::pg;
-use crate::pg::routine::{Operation, Row, RowWriter, Target, Written};
-use crate::pg::system::SystemColumns;
+use crate::error::{error, raise};
+use crate::pg::routine::{Operation, OwnedRow, Row, RowWriter, Target, Values, Written};
 use crate::pg::table::Triggers;
 use crate::pg::tuple::OwnedScalar;
+use crate::push::{Item, Pusher, Task, new_sys_id, queue, with_twins};
+use crate::setting::{self, Push};
 use crate::worker;
+
+/// Rows sent at a time.
+const ROWS_AT_A_TIME: usize = 500;
+/// Rows are sent, however few there are, when their fields take this much memory, in bytes.
+const BYTES_AT_A_TIME: usize = 8 << 20;
 
 /// One statement's writes to one table.
 pub struct Writer {
-    mirror: Rc<Mirror>,
-    assigned: Vec<i16>,
-    /// A trigger may change columns that are not assigned.
-    any_column: bool,
+    pusher: Pusher,
+    mode: Push,
+    assigned: Vec<usize>,
+    /// Columns that may differ from what was there: those that are assigned, or all if a trigger may change them.
+    candidates: Vec<usize>,
     skip_duplicates: bool,
-    connection: Connection,
-    /// What the dictionary says; read when the first row comes.
-    def: Option<Rc<TableDef>>,
-    /// The description was read from the instance by this statement.
-    def_is_fresh: bool,
-    cache: CacheWriter,
+    /// Whether rows may be handed over together.
+    buffers: bool,
+    /// Whether rows may wait for others.
+    waits: bool,
+    waiting: Vec<Item>,
+    waiting_bytes: usize,
     /// Records this statement has written: a join may bring a target row more than once.
-    done: HashSet<String>,
-    /// Records in the cache as this login sees them and not as the worker does.
-    to_recheck: Vec<String>,
-    /// Rows added to the cache, less rows taken from it.
-    delta: i64,
+    done: HashSet<SysId>,
 }
 
 impl Writer {
     /// Begins a statement's writes.
     pub fn begin(target: Target) -> Self {
-        let mirror = catalog::mirror_or_error(target.relation);
-        let connection = connection(mirror.server, target.user);
-        let cache = CacheWriter::open(&mirror, Triggers::Query, Some(Source::Write));
-        worker::ensure_now_and_then();
         debug_assert!(target.operation == Operation::Update || target.assigned.is_empty());
+        let pusher = Pusher::new(target.relation, target.user, Triggers::Query);
+        worker::ensure_now_and_then();
+        let columns = &pusher.mirror.columns;
+        let all: Vec<usize> = (0..columns.len()).collect();
+        let is_assigned = |position: &usize| target.assigned.contains(&columns[*position].number);
+        let assigned: Vec<usize> = all.iter().copied().filter(is_assigned).collect();
         Self {
-            assigned: target.assigned,
-            any_column: target.any_column,
+            candidates: if target.any_column { all } else { assigned.clone() },
+            assigned,
+            mode: setting::push(),
             skip_duplicates: target.skip_duplicates,
-            connection,
-            def: None,
-            def_is_fresh: false,
-            cache,
+            buffers: target.buffers,
+            waits: target.waits,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
             done: HashSet::new(),
-            to_recheck: Vec::new(),
-            delta: 0,
-            mirror,
+            pusher,
         }
     }
 
-    /// The table's description: as the worker or an import has left it, or else read now.
-    fn def(&mut self) -> Rc<TableDef> {
-        if let Some(def) = &self.def {
-            return def.clone();
-        }
-        match catalog::definition(self.mirror.server, &self.mirror.table) {
-            Some(known) => self.def.insert(known).clone(),
-            None => self.fetch_def(),
-        }
+    fn number(&self, position: usize) -> i16 {
+        self.pusher.mirror.columns[position].number
     }
 
-    fn fetch_def(&mut self) -> Rc<TableDef> {
-        let table = self.mirror.table.clone();
-        let what = format!("read the dictionary of table \"{table}\"");
-        let def = self.connection.call(&what, false, |client| async move {
-            let mut described = dictionary::fetch(&client, std::slice::from_ref(&table)).await?;
-            described.pop().map(|(_, def)| def).unwrap_or(Err(servicenow::Error::NoTable(Default::default())))
-        });
-        let def = catalog::remember_definition(self.mirror.server, def);
-        self.def_is_fresh = true;
-        self.def.insert(def).clone()
-    }
-
-    /// The fields to send for the given columns of a row.
-    fn fields(&mut self, columns: &[usize], row: &Row<'_>, old: Option<&Row<'_>>) -> Vec<Sent> {
-        let mut def = self.def();
-        loop {
-            let (mirror, connection) = (&*self.mirror, &self.connection);
-            match (Draft { mirror, def: &def, connection, row, old }).fields(columns) {
-                Ok(sent) => return sent,
-                // The choice may have been added since the dictionary was read.
-                Err(_) if !self.def_is_fresh => def = self.fetch_def(),
-                Err(unknown) => raise(*unknown.0),
-            }
-        }
-    }
-
-    /// Compares the answer with what was sent: ServiceNow drops a value it does not like without a word.
-    /// `before` gives what a dropped value would leave in the field.
-    fn check_answer(&self, key: &str, sent: &[Sent], rows: &Rows, before: impl Fn(&Sent) -> Vec<String>) {
-        let was_dropped = |sent: &&Sent| {
-            let column = &self.mirror.columns[sent.column];
-            let answer = rows.value(0, sent.column).encode().unwrap_or_default();
-            let wanted = match column.show {
-                Show::Value => Some(sent.value.clone()),
-                // The table does not show the stored value; its label is known for a choice only.
-                Show::Label => self.label_of(sent),
-            };
-            !sent.appends
-                && rows.is_shown(0, sent.column)
-                && wanted.is_some_and(|wanted| !same(column.kind, &answer, &wanted))
-                && before(sent).iter().any(|before| same(column.kind, &answer, before))
-        };
-        let dropped: Vec<String> =
-            sent.iter().filter(was_dropped).map(|sent| format!("\"{}\"", sent.field)).collect();
-        if dropped.is_empty() {
-            return;
-        }
-        raise(
-            error(
-                Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
-                format!(
-                    "could not set {} in record \"{key}\" of table \"{}\" on server \"{}\": the instance ignored it",
-                    dropped.join(", "),
-                    self.mirror.table,
-                    self.connection.server()
-                ),
-            )
-            .set_detail("The instance reported success, but the record does not have the new value.")
-            .set_hint(match sent.iter().filter(was_dropped).all(|sent| sent.value.is_empty()) {
-                true => "A choice field cannot be emptied through ServiceNow's REST interface; other fields may be read-only for this user.",
-                false => "The field may be read-only for this user, or a business rule may set it.",
-            }),
-        )
-    }
-
-    /// The label that a choice's stored value shows, if it is known.
-    fn label_of(&self, sent: &Sent) -> Option<String> {
-        let field = self.def.as_ref()?.field(&sent.field)?;
-        field.choices.iter().find(|choice| choice.value == sent.value).map(|choice| choice.label.clone())
-    }
-
-    /// Puts the answer into the cache and gives the row back by attribute number.
-    fn keep(&mut self, rows: &Rows) -> Written {
-        let Put { added, is_clear, system } = self.cache.put(rows, 0);
-        self.delta += i64::from(added);
-        self.done.insert(rows.id(0).to_owned());
-        if !self.connection.is_workers() || !is_clear {
-            self.to_recheck.push(rows.id(0).to_owned());
-        }
-        self.written(system, |position| to_scalar(rows.value(0, position)).to_owned())
-    }
-
-    /// A row by attribute number, from values by position among the mirror's columns.
-    fn written(&self, system: Option<SystemColumns>, value: impl Fn(usize) -> OwnedScalar) -> Written {
-        let mut columns = vec![OwnedScalar::Null; self.mirror.width as usize];
-        for (position, column) in self.mirror.columns.iter().enumerate() {
-            columns[column.number as usize - 1] = value(position);
-        }
-        Written { columns, system }
-    }
-
-    /// The columns of which `differs` is true, with all assigned columns of the same fields: a label and a stored
-    /// value must not contradict each other.
-    fn changed(&self, assigned: &[usize], differs: impl Fn(usize) -> bool) -> Vec<usize> {
-        let all: Vec<usize> = (0..self.mirror.columns.len()).collect();
-        let candidates = if self.any_column { &all } else { assigned };
-        let changed: Vec<usize> = candidates.iter().copied().filter(|position| differs(*position)).collect();
-        let field = |position: usize| self.mirror.columns[position].field.as_str();
-        let fields: HashSet<&str> = changed.iter().map(|position| field(*position)).collect();
-        let twins = assigned.iter().copied().filter(|p| fields.contains(field(*p)) && !changed.contains(p));
-        changed.iter().copied().chain(twins).collect()
-    }
-
-    fn record(&self) -> (TableName, Arc<Layout>) {
-        (self.mirror.table.clone(), self.mirror.layout.clone())
-    }
-
-    fn fail(&self, e: &servicenow::Error, what: &str) -> ! {
-        raise(report(e, Doing { server: self.connection.server(), what, writing: true }))
-    }
-}
-
-impl RowWriter for Writer {
-    fn insert(&mut self, row: &Row<'_>) -> Option<Written> {
-        let number = |position: usize| self.mirror.columns[position].number;
-        let is_given = |position: &usize| match row.get(number(*position)) {
+    /// What an INSERT is to do, and whether this statement has a record of that key already; `None` if the record is there and
+    /// such rows are passed over.
+    fn insertion(&mut self, row: &Row<'_>) -> Option<(Item, bool)> {
+        let is_given = |position: &usize| match row.get(self.number(*position)) {
             OwnedScalar::Null => false,
             OwnedScalar::Text(text) => !text.is_empty(),
             OwnedScalar::Plain(_) => true,
         };
         // No value is not sent: the instance's default applies, as DEFAULT would.
-        let given: Vec<usize> = (0..self.mirror.columns.len()).filter(is_given).collect();
-        let identity = match row.get(number(self.mirror.key)) {
+        let given: Vec<usize> = (0..self.pusher.mirror.columns.len()).filter(is_given).collect();
+        let (id, is_given) = match row.get(self.number(self.pusher.mirror.key)) {
             OwnedScalar::Text(key) if matches!(key.as_str(), "." | "..") => raise(error(
                 Sql::ERRCODE_INVALID_PARAMETER_VALUE,
                 format!("sys_id \"{key}\" cannot be the identity of a record"),
             )),
-            OwnedScalar::Text(key) if !key.is_empty() => Identity::Given(SysId::new(key)),
-            _ => Identity::Fresh(new_sys_id()),
+            OwnedScalar::Text(key) if !key.is_empty() => (SysId::new(key), true),
+            _ => (new_sys_id(), false),
         };
-        let sent = self.fields(&given, row, None);
+        let sent = self.pusher.draft(&given, row, None);
         if self.skip_duplicates
-            && let Identity::Given(id) = &identity
-            && (self.done.contains(id.as_str()) || self.cache.lock(id.as_str()).is_some())
+            && is_given
+            && (self.done.contains(&id) || self.pusher.cache.lock(id.as_str()).is_some())
         {
             return None;
         }
-        let ((table, layout), fields) = (self.record(), json(&sent));
-        pg::xact::forbid_prepare();
-        let what = format!("insert a record into table \"{table}\"");
-        let inserted = self.connection.try_call(&what, true, |client| async move {
-            client.insert(&table, &identity, &fields, &layout).await
-        });
-        let rows = match inserted {
-            Ok(rows) => rows,
-            Err(servicenow::Error::Refused { refusal: Refusal::Unique, .. }) if self.skip_duplicates => {
-                return None;
-            }
-            Err(e) => self.fail(&e, &what),
+        let is_twice = !self.done.insert(id.clone());
+        Some((Item { id, cached: None, task: Task::Insert { is_given, sent } }, is_twice))
+    }
+
+    /// What an UPDATE is to do.
+    fn change(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>) -> Item {
+        let mirror = self.pusher.mirror.clone();
+        let number = |position: usize| mirror.columns[position].number;
+        let differs = |position| old.get(number(position)) != new.get(number(position));
+        let changed = with_twins(&mirror, &self.candidates, &self.assigned, differs);
+        if changed.contains(&mirror.key) {
+            raise(error(
+                Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
+                format!("column \"{}\" cannot be changed", mirror.columns[mirror.key].name),
+            ));
+        }
+        let task = match changed.is_empty() {
+            true => Task::Confirm { row: OwnedRow::of(new), assigned: self.candidates.clone() },
+            false => Task::Update { sent: self.pusher.draft(&changed, new, Some(old)) },
         };
-        let def = self.def();
-        self.check_answer(rows.id(0), &sent, &rows, |sent| {
-            let default = def.field(&sent.field).map(|field| field.default_value.clone());
-            default.into_iter().chain([String::new()]).collect()
-        });
-        Some(self.keep(&rows))
+        Item { id: SysId::new(key), cached: self.pusher.cached_version(key), task }
+    }
+
+    /// Carries an item out, or has it wait for others, or for the end of the transaction. `row` is the row as it is to be, if
+    /// there is to be one.
+    fn carry_out(&mut self, item: Item, row: Option<&Row<'_>>) -> Option<Written> {
+        match self.mode {
+            Push::Statement if self.waits => {
+                self.waiting_bytes += item.size();
+                self.waiting.push(item);
+                if self.waiting.len() >= ROWS_AT_A_TIME || self.waiting_bytes >= BYTES_AT_A_TIME {
+                    self.flush();
+                }
+                Some(Written::AsGiven)
+            }
+            Push::Statement => self.pusher.send(vec![item], self.skip_duplicates).pop().flatten(),
+            Push::Commit => {
+                let written = match row {
+                    Some(row) => Some(self.foretell(&item, row)),
+                    None => self.pusher.forget(item.id.as_str()),
+                };
+                queue::put(self.pusher.mirror.foreign_table, self.pusher.role(), item);
+                written
+            }
+            Push::DryRun => {
+                self.pusher.pretend(&item);
+                match row {
+                    Some(row) => {
+                        let values = self.foretold(&item, row);
+                        Some(self.pusher.written(None, |position| values[position].clone()))
+                    }
+                    None => self.pusher.look_up(item.id.as_str()),
+                }
+            }
+        }
+    }
+
+    fn foretell(&mut self, item: &Item, row: &Row<'_>) -> Written {
+        let values = self.foretold(item, row);
+        self.pusher.foretell(&item.id, &values)
+    }
+
+    /// The row as far as it is known before the instance has answered.
+    fn foretold(&self, item: &Item, row: &Row<'_>) -> Vec<OwnedScalar> {
+        let is_new = matches!(item.task, Task::Insert { .. });
+        let mut values = self.pusher.foretold(row, item.task.sent(), is_new);
+        values[self.pusher.mirror.key] = OwnedScalar::Text(item.id.as_str().to_owned());
+        values
+    }
+}
+
+impl RowWriter for Writer {
+    fn batch_size(&self) -> usize {
+        if self.buffers && self.mode == Push::Statement { ROWS_AT_A_TIME } else { 1 }
+    }
+
+    fn insert(&mut self, row: &Row<'_>) -> Option<Written> {
+        let (item, is_twice) = self.insertion(row)?;
+        if is_twice {
+            self.flush(); // the instance is to refuse the second of them
+        }
+        self.carry_out(item, Some(row))
+    }
+
+    fn insert_many(&mut self, rows: &[Row<'_>]) -> Vec<Option<Written>> {
+        if self.mode != Push::Statement {
+            return rows.iter().map(|row| self.insert(row)).collect();
+        }
+        let mut items = Vec::new();
+        let mut written: Vec<Option<Written>> = rows.iter().map(|_| None).collect();
+        let (mut places, mut bytes) = (Vec::new(), 0);
+        for (place, row) in rows.iter().enumerate() {
+            let Some((item, is_twice)) = self.insertion(row) else { continue };
+            if is_twice || bytes >= BYTES_AT_A_TIME {
+                self.send(&mut written, &mut places, &mut items);
+                bytes = 0;
+            }
+            bytes += item.size();
+            places.push(place);
+            items.push(item);
+        }
+        self.send(&mut written, &mut places, &mut items);
+        written
     }
 
     fn update(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>) -> Option<Written> {
-        if self.done.contains(key) {
+        if !self.done.insert(SysId::new(key)) {
             return None;
         }
-        let number = |position: usize| self.mirror.columns[position].number;
-        let is_assigned = |position: &usize| self.assigned.contains(&number(*position));
-        let assigned: Vec<usize> = (0..self.mirror.columns.len()).filter(is_assigned).collect();
-        let mut changed = self.changed(&assigned, |p| old.get(number(p)) != new.get(number(p)));
-        if changed.contains(&self.mirror.key) {
-            raise(error(
-                Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
-                format!("column \"{}\" cannot be changed", self.mirror.columns[self.mirror.key].name),
-            ));
-        }
-        let ((table, layout), id) = (self.record(), SysId::new(key));
-        if changed.is_empty() {
-            // Nothing differs from the cache; make sure that nothing differs from the instance either.
-            let what = format!("read record \"{key}\" of table \"{table}\"");
-            let (get_table, get_id, get_layout) = (table.clone(), id.clone(), layout.clone());
-            let rows = self.connection.call(&what, false, |client| async move {
-                client.get(&get_table, &get_id, &get_layout).await
-            });
-            changed = self.changed(&assigned, |p| {
-                to_scalar(rows.value(0, p)).to_owned() != new.get(number(p))
-                    && !self.mirror.columns[p].field.contains('.')
-            });
-            if changed.is_empty() {
-                return Some(self.keep(&rows));
-            }
-        }
-        let sent = self.fields(&changed, new, Some(old));
-        let effect = if sent.iter().any(|sent| sent.appends) { Effect::Once } else { Effect::Idempotent };
-        let fields = json(&sent);
-        pg::xact::forbid_prepare();
-        let what = format!("update record \"{key}\" of table \"{table}\"");
-        let rows = self.connection.call(&what, true, |client| async move {
-            client.update(&table, &id, &fields, &layout, effect).await
-        });
-        self.check_answer(key, &sent, &rows, |sent| {
-            let before = old.get(self.mirror.columns[sent.column].number);
-            to_value(&before).encode().into_iter().collect()
-        });
-        Some(self.keep(&rows))
+        let item = self.change(key, old, new);
+        self.carry_out(item, Some(new))
     }
 
     fn delete(&mut self, key: &str) -> Option<Written> {
-        if self.done.contains(key) {
+        let id = SysId::new(key);
+        if self.done.contains(&id) || self.pusher.cache.lock(key).is_none() {
             return None;
         }
-        let values = self.cache.lock(key)?;
-        let system = self.cache.locked_system();
-        let ((table, _), id) = (self.record(), SysId::new(key));
-        pg::xact::forbid_prepare();
-        let what = format!("delete record \"{key}\" of table \"{table}\"");
-        self.connection.call(&what, true, |client| async move { client.delete(&table, &id).await });
-        self.cache.delete_locked();
-        self.done.insert(key.to_owned());
-        self.delta -= 1;
-        Some(self.written(Some(system), |position| values[position].clone()))
+        self.done.insert(id.clone());
+        let cached = self.pusher.cached_version(key);
+        self.carry_out(Item { id, cached, task: Task::Delete }, None)
     }
 
-    fn finish(self) {
-        self.cache.close();
-        catalog::count_rows(self.mirror.foreign_table, self.delta);
-        if !self.to_recheck.is_empty() {
-            catalog::ask_to_recheck(self.mirror.foreign_table, &self.to_recheck);
+    fn flush(&mut self) {
+        if !self.waiting.is_empty() {
+            let items = std::mem::take(&mut self.waiting);
+            self.waiting_bytes = 0;
+            self.pusher.send(items, self.skip_duplicates);
         }
     }
-}
 
-/// Whether two wire values of a kind mean the same.
-fn same(kind: Kind, a: &str, b: &str) -> bool {
-    let plain = |text: &str| text.replace("\r\n", "\n").trim().to_owned();
-    match (kind, a.trim().parse::<f64>(), b.trim().parse::<f64>()) {
-        (Kind::Numeric | Kind::Float, Ok(a), Ok(b)) => a == b,
-        (Kind::Boolean, ..) => (a == "true") == (b == "true"),
-        _ => plain(a) == plain(b),
+    fn finish(mut self) {
+        self.flush();
+        self.pusher.close();
     }
 }
 
-fn new_sys_id() -> SysId {
-    let mut bytes = [0; 16];
-    if let Err(e) = getrandom::fill(&mut bytes) {
-        raise(error(Sql::ERRCODE_SYSTEM_ERROR, format!("could not make a sys_id: {e}")));
+impl Writer {
+    fn send(&mut self, written: &mut [Option<Written>], places: &mut Vec<usize>, items: &mut Vec<Item>) {
+        if items.is_empty() {
+            return;
+        }
+        let outcome = self.pusher.send(std::mem::take(items), self.skip_duplicates);
+        for (place, outcome) in places.drain(..).zip(outcome) {
+            written[place] = outcome;
+        }
     }
-    SysId::from_random(bytes)
 }

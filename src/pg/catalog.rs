@@ -111,6 +111,12 @@ pub fn lock_exclusively(relation: pg_sys::Oid) {
     unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE) };
 }
 
+/// Whether there is a database of this OID.
+pub fn database_exists(database: pg_sys::Oid) -> bool {
+    // SAFETY: a syscache lookup, inside a transaction; gives back NULL if there is none.
+    unsafe { !pg_sys::get_database_name(database).is_null() }
+}
+
 /// A relation's name, if it is there.
 pub fn relation_name(relation: pg_sys::Oid) -> Option<String> {
     // SAFETY: gives back NULL or a palloc'd C string.

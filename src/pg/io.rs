@@ -45,6 +45,12 @@ impl Bell {
     }
 }
 
+/// Whether what is written to files has to be on disk before anything else happens (setting `fsync`).
+pub fn syncs_files() -> bool {
+    // SAFETY: reads a setting.
+    unsafe { pg_sys::enableFsync }
+}
+
 /// Postgres's `PGINVALID_SOCKET`.
 const NO_SOCKET: i32 = -1;
 

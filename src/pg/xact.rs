@@ -205,9 +205,45 @@ pub fn keeps_its_snapshot() -> bool {
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
 }
 
+/// The full number of the current (sub)transaction, which gets one if it has none.
+pub fn current_xid() -> u64 {
+    // SAFETY: inside a transaction that may write.
+    unsafe { pg_sys::GetCurrentFullTransactionId().value }
+}
+
+/// The number of the current subtransaction within its transaction; that of the transaction itself is the lowest.
+pub fn subtransaction_id() -> u32 {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::GetCurrentSubTransactionId() }
+}
+
+/// The server's timeline: on another one the same numbers are those of other transactions.
+pub fn timeline() -> u32 {
+    // SAFETY: the server is not in recovery, as this transaction writes.
+    unsafe { pg_sys::GetWALInsertionTimeLine() }
+}
+
+/// Whoever has to know how transactions end.
+#[derive(Clone, Copy, Debug)]
+pub struct Watcher {
+    /// The transaction is about to be committed; it still may fail, and may write.
+    pub before_commit: fn(),
+    /// The transaction is over, and was committed or not. Must not fail.
+    pub ended: fn(committed: bool),
+    /// A subtransaction has been committed into its parent, or was rolled back. Must not fail.
+    pub subtransaction_ended: fn(id: u32, parent: u32, committed: bool),
+}
+
 thread_local! {
     static AT_COMMIT: Cell<Option<fn()>> = const { Cell::new(None) };
     static PREPARE_FORBIDDEN: Cell<bool> = const { Cell::new(false) };
+    static WATCHER: Cell<Option<Watcher>> = const { Cell::new(None) };
+}
+
+/// Tells the process's one watcher from now on.
+pub fn watch(watcher: Watcher) {
+    watch_transactions();
+    WATCHER.set(Some(watcher));
 }
 
 /// Refuses PREPARE TRANSACTION for the rest of the current transaction: something it has done elsewhere cannot
@@ -230,14 +266,22 @@ fn watch_transactions() {
         static REGISTERED: Cell<bool> = const { Cell::new(false) };
     }
     if !REGISTERED.replace(true) {
-        // SAFETY: registers a function that lives as long as the library, once per process.
-        unsafe { pg_sys::RegisterXactCallback(Some(on_xact_event), std::ptr::null_mut()) };
+        // SAFETY: registers functions that live as long as the library, once per process.
+        unsafe {
+            pg_sys::RegisterXactCallback(Some(on_xact_event), std::ptr::null_mut());
+            pg_sys::RegisterSubXactCallback(Some(on_subxact_event), std::ptr::null_mut());
+        }
     }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn on_xact_event(event: pg_sys::XactEvent::Type, _argument: *mut std::ffi::c_void) {
     match event {
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT => {
+            if let Some(watcher) = WATCHER.get() {
+                (watcher.before_commit)();
+            }
+        }
         pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE if PREPARE_FORBIDDEN.get() => {
             ErrorReport::new(
                 PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -249,6 +293,9 @@ unsafe extern "C-unwind" fn on_xact_event(event: pg_sys::XactEvent::Type, _argum
         }
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
             PREPARE_FORBIDDEN.set(false);
+            if let Some(watcher) = WATCHER.get() {
+                (watcher.ended)(true);
+            }
             if let Some(f) = AT_COMMIT.take() {
                 f();
             }
@@ -256,7 +303,25 @@ unsafe extern "C-unwind" fn on_xact_event(event: pg_sys::XactEvent::Type, _argum
         pg_sys::XactEvent::XACT_EVENT_ABORT | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
             PREPARE_FORBIDDEN.set(false);
             AT_COMMIT.set(None);
+            if let Some(watcher) = WATCHER.get() {
+                (watcher.ended)(false);
+            }
         }
+        _ => {}
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_subxact_event(
+    event: pg_sys::SubXactEvent::Type,
+    id: pg_sys::SubTransactionId,
+    parent: pg_sys::SubTransactionId,
+    _argument: *mut std::ffi::c_void,
+) {
+    let Some(watcher) = WATCHER.get() else { return };
+    match event {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => (watcher.subtransaction_ended)(id, parent, true),
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => (watcher.subtransaction_ended)(id, parent, false),
         _ => {}
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod launcher;
 pub mod mailbox;
+pub mod recovery;
 mod store;
 mod tasks;
 
@@ -22,6 +23,7 @@ use crate::pg::io::Bell;
 use crate::pg::worker::End;
 use crate::setting;
 use mailbox::Mailbox;
+use recovery::Recovery;
 use tasks::Tasks;
 
 /// The first key of this extension's advisory locks: `snow` in ASCII.
@@ -95,6 +97,8 @@ fn run() -> std::io::Result<(&'static str, End)> {
     let (requests, mut inbox) = mpsc::channel(QUEUE);
     let mut tasks = Tasks::new(requests, bell.clone());
     let mailbox = Mailbox::open();
+    let mut recovery = Recovery::new(bell.clone());
+    recovery::tidy();
     let (mut tidied, mut counted): (Option<Instant>, _) = (None, Instant::now());
     loop {
         let mut woken = pg::io::wait(Some(&bell), Some(TICK));
@@ -130,6 +134,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
             counted = Instant::now();
             tasks.count(mailbox.as_ref().map(Mailbox::take).unwrap_or_default());
         }
+        tasks.nudge(&recovery.look());
         if woken && let Ok(waiting) = pg::xact::transaction(|| catalog::locked_objects(WAIT_CLASS)) {
             tasks.nudge(&waiting);
         }

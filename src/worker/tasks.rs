@@ -24,7 +24,7 @@ use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
 
 /// Threads for HTTP and decoding.
-const THREADS: usize = 2;
+pub const THREADS: usize = 2;
 /// Polls in the time between two readings of metadata, which change seldom and cost a call for each table referred to.
 const POLLS_PER_METADATA: u32 = 6;
 

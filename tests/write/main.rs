@@ -1,10 +1,13 @@
 //! INSERT, UPDATE and DELETE: what reaches the instance, what comes back, and what a refusal leaves behind.
 
 mod answers;
+mod batches;
 mod labels;
 mod lost;
+mod push;
 mod refusals;
 mod rights;
+mod rollback;
 mod statements;
 mod transactions;
 mod values;

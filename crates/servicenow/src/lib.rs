@@ -13,6 +13,7 @@ pub mod client;
 pub mod dictionary;
 pub mod error;
 pub mod page;
+pub mod push;
 pub mod query;
 pub mod sync;
 pub mod value;

@@ -1,5 +1,6 @@
 //! The functions Postgres calls through an `FdwRoutine`, handing on to a safe [`Wrapper`].
 
+mod input;
 mod modify;
 
 use std::ffi::c_void;
@@ -39,6 +40,16 @@ pub struct Target {
     pub any_column: bool,
     /// INSERT: a row whose key is there already is passed over.
     pub skip_duplicates: bool,
+    /// Nobody looks at a row before the statement has come to its end: neither RETURNING, nor a trigger, nor a view's check.
+    pub buffers: bool,
+    /// The same, and the statement tells when its last row has come: its AFTER triggers would miss rows that wait else.
+    pub waits: bool,
+}
+
+/// The values of a row.
+pub trait Values {
+    /// A column's value, by attribute number.
+    fn get(&self, number: i16) -> OwnedScalar;
 }
 
 /// A row as the statement gives it, or as it was.
@@ -48,9 +59,8 @@ pub struct Row<'a> {
     types: &'a [DatumWriter],
 }
 
-impl Row<'_> {
-    /// A column's value, by attribute number.
-    pub fn get(&self, number: i16) -> OwnedScalar {
+impl Values for Row<'_> {
+    fn get(&self, number: i16) -> OwnedScalar {
         let place = number as usize - 1;
         if self.nulls[place] {
             return OwnedScalar::Null;
@@ -60,22 +70,57 @@ impl Row<'_> {
     }
 }
 
+/// A row that outlives the statement's.
+#[derive(Clone, Debug)]
+pub struct OwnedRow(Vec<OwnedScalar>);
+
+impl OwnedRow {
+    /// A copy.
+    pub fn of(row: &Row<'_>) -> Self {
+        Self((1..=row.values.len()).map(|number| row.get(number as i16)).collect())
+    }
+
+    /// A row of so many columns with these values, by attribute number.
+    pub fn new(width: i16, values: impl IntoIterator<Item = (i16, OwnedScalar)>) -> Self {
+        let mut row = vec![OwnedScalar::Null; width as usize];
+        values.into_iter().for_each(|(number, value)| row[number as usize - 1] = value);
+        Self(row)
+    }
+}
+
+impl Values for OwnedRow {
+    fn get(&self, number: i16) -> OwnedScalar {
+        self.0[number as usize - 1].clone()
+    }
+}
+
 /// A row after it was written.
-pub struct Written {
-    /// Its columns, by attribute number from 1.
-    pub columns: Vec<OwnedScalar>,
-    /// Its system columns in the cache.
-    pub system: Option<SystemColumns>,
+pub enum Written {
+    /// It waits for others, and nobody will look at it.
+    AsGiven,
+    /// As it is now.
+    Row {
+        /// Its columns, by attribute number from 1.
+        columns: Vec<OwnedScalar>,
+        /// Its system columns in the cache.
+        system: Option<SystemColumns>,
+    },
 }
 
 /// Carries out one statement's writes to one table.
 pub trait RowWriter: 'static {
-    /// Adds a row; gives back what became of it.
+    /// Rows that [`Self::insert_many`] wants at a time.
+    fn batch_size(&self) -> usize;
+    /// Adds a row; gives back what became of it; `None` if it was passed over.
     fn insert(&mut self, row: &Row<'_>) -> Option<Written>;
+    /// Adds rows; gives back what became of each.
+    fn insert_many(&mut self, rows: &[Row<'_>]) -> Vec<Option<Written>>;
     /// Changes a row; `None` if this statement has changed it before.
     fn update(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>) -> Option<Written>;
     /// Deletes a row; gives back what it was.
     fn delete(&mut self, key: &str) -> Option<Written>;
+    /// No more rows come: those that wait are to be written.
+    fn flush(&mut self);
     /// The statement is over.
     fn finish(self);
 }
@@ -135,6 +180,8 @@ pub fn routine<W: Wrapper>() -> PgBox<pg_sys::FdwRoutine, AllocatedByRust> {
     routine.BeginForeignModify = Some(modify::begin_modify::<W>);
     routine.BeginForeignInsert = Some(modify::begin_insert::<W>);
     routine.ExecForeignInsert = Some(modify::exec_insert::<W>);
+    routine.ExecForeignBatchInsert = Some(modify::exec_batch_insert::<W>);
+    routine.GetForeignModifyBatchSize = Some(modify::batch_size::<W>);
     routine.ExecForeignUpdate = Some(modify::exec_update::<W>);
     routine.ExecForeignDelete = Some(modify::exec_delete::<W>);
     routine.EndForeignModify = Some(modify::end_modify::<W>);

@@ -7,7 +7,7 @@ use std::ptr::null_mut;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgList, PgLogLevel, PgMemoryContexts, PgRelation, PgSqlErrorCode, PgTupleDesc, pg_guard, pg_sys};
 
-use super::{Operation, Row, RowWriter, Target, Wrapper, Written};
+use super::{Operation, Row, RowWriter, Target, Wrapper, Written, input};
 use crate::pg::catalog::c_string;
 use crate::pg::scan::lock::{self, Locked, Rows, Wanted};
 use crate::pg::table::new_context;
@@ -130,6 +130,7 @@ unsafe fn updated_columns(root: *mut pg_sys::PlannerInfo, relation: pg_sys::Inde
 struct ModifyState<W: Wrapper> {
     writer: Option<W::Writer>,
     types: Vec<DatumWriter>,
+    operation: Operation,
     junk: Junk,
     /// How target rows are locked, if that is not done by the scan.
     lock: Option<TargetLock>,
@@ -283,8 +284,52 @@ pub(super) unsafe extern "C-unwind" fn begin_modify<W: Wrapper>(
         }
         let user = acting_user(rri, (*mtstate).ps.state);
         let relation = (*relation).rd_id;
-        let target = Target { relation, user, operation, assigned, any_column, skip_duplicates };
+        let buffers = !is_watched(mtstate, rri, operation);
+        let waits = buffers;
+        let target =
+            Target { relation, user, operation, assigned, any_column, skip_duplicates, buffers, waits };
         start::<W>((*mtstate).ps.state, rri, target, found, lock);
+        if buffers && operation != Operation::Insert {
+            input::watch((*mtstate).ps.lefttree, rri, flush::<W>);
+        }
+    }
+}
+
+/// Whether anybody looks at a row once it is written, before the statement has come to its end.
+///
+/// # Safety
+/// The executor's own arguments.
+unsafe fn is_watched(
+    mtstate: *mut pg_sys::ModifyTableState,
+    rri: *mut pg_sys::ResultRelInfo,
+    operation: Operation,
+) -> bool {
+    // SAFETY: by contract; COPY has no plan.
+    unsafe {
+        let plan: *mut pg_sys::ModifyTable = (*mtstate).ps.plan.cast();
+        let by_statement =
+            !plan.is_null() && !((*plan).returningLists.is_null() && (*plan).withCheckOptionLists.is_null());
+        let triggers = (*(*rri).ri_RelationDesc).trigdesc;
+        let by_trigger = !triggers.is_null()
+            && match operation {
+                Operation::Insert => (*triggers).trig_insert_before_row || (*triggers).trig_insert_after_row,
+                Operation::Update => (*triggers).trig_update_before_row || (*triggers).trig_update_after_row,
+                Operation::Delete => (*triggers).trig_delete_before_row || (*triggers).trig_delete_after_row,
+            };
+        by_statement || by_trigger
+    }
+}
+
+/// Writes what waits.
+///
+/// # Safety
+/// `rri` is a target of a statement that is being executed.
+unsafe fn flush<W: Wrapper>(rri: *mut pg_sys::ResultRelInfo) {
+    // SAFETY: by contract; between `begin_modify` and `end_modify` there is a state.
+    unsafe {
+        if let Some(state) = (*rri).ri_FdwState.cast::<ModifyState<W>>().as_mut() {
+            state.for_row(|writer, _| writer.flush());
+        }
     }
 }
 
@@ -293,27 +338,48 @@ pub(super) unsafe extern "C-unwind" fn begin_insert<W: Wrapper>(
     mtstate: *mut pg_sys::ModifyTableState,
     rri: *mut pg_sys::ResultRelInfo,
 ) {
-    // SAFETY: the executor's (or COPY's) own arguments. A partition that rows are moved into may be a target of
-    // the same UPDATE: then it has a state already, which would be lost.
+    // SAFETY: the executor's (or COPY's) own arguments.
     unsafe {
-        if !(*rri).ri_FdwState.is_null() {
-            ErrorReport::new(
-                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-                "cannot move a row into a foreign table that the same statement updates",
-                "",
-            )
-            .set_hint("Delete the row and insert it anew, in two statements.")
-            .report(PgLogLevel::ERROR);
-        }
         let plan: *mut pg_sys::ModifyTable = (*mtstate).ps.plan.cast();
+        if !plan.is_null() && (*mtstate).operation == pg_sys::CmdType::CMD_UPDATE {
+            refuse_move();
+        }
         let skip_duplicates =
             !plan.is_null() && (*plan).onConflictAction == pg_sys::OnConflictAction::ONCONFLICT_NOTHING;
         let user = acting_user(rri, (*mtstate).ps.state);
         let relation = (*(*rri).ri_RelationDesc).rd_id;
         let operation = Operation::Insert;
         let (assigned, any_column) = (Vec::new(), false);
-        let target = Target { relation, user, operation, assigned, any_column, skip_duplicates };
+        let buffers = !is_watched(mtstate, rri, operation);
+        // COPY hands rows over one by one on Postgres 15, and ends the writing after its triggers.
+        let triggers = (*(*rri).ri_RelationDesc).trigdesc;
+        let waits = buffers && (triggers.is_null() || !(*triggers).trig_insert_after_statement);
+        let target =
+            Target { relation, user, operation, assigned, any_column, skip_duplicates, buffers, waits };
         start::<W>((*mtstate).ps.state, rri, target, Junk::default(), None);
+    }
+}
+
+/// The ERROR for an UPDATE that would move a row between a foreign table and another partition.
+fn refuse_move() {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        "cannot move a row into or out of a foreign table of ServiceNow",
+        "",
+    )
+    .set_hint("Delete the row and insert it anew, in two statements.")
+    .report(PgLogLevel::ERROR);
+}
+
+/// How many rows an INSERT hands over at a time.
+#[pg_guard]
+pub(super) unsafe extern "C-unwind" fn batch_size<W: Wrapper>(rri: *mut pg_sys::ResultRelInfo) -> i32 {
+    // SAFETY: the executor asks after `begin_modify` or `begin_insert`; EXPLAIN has no state.
+    unsafe {
+        let state = (*rri).ri_FdwState.cast::<ModifyState<W>>().as_ref();
+        let writer =
+            state.filter(|state| state.operation == Operation::Insert).and_then(|s| s.writer.as_ref());
+        writer.map_or(1, |writer| writer.batch_size() as i32)
     }
 }
 
@@ -338,8 +404,10 @@ unsafe fn start<W: Wrapper>(
             .collect();
         let mut context = PgMemoryContexts::For((*estate).es_query_cxt);
         let row_context = context.switch_to(|_| new_context(c"servicenow_fdw row"));
+        let operation = target.operation;
         let writer = context.switch_to(|_| Some(W::begin_write(target)));
-        let state = ModifyState::<W> { writer, types, junk, lock, row_context, _wrapper: PhantomData };
+        let state =
+            ModifyState::<W> { writer, types, operation, junk, lock, row_context, _wrapper: PhantomData };
         (*rri).ri_FdwState = context.leak_and_drop_on_delete(state).cast();
     }
 }
@@ -380,6 +448,35 @@ pub(super) unsafe extern "C-unwind" fn exec_insert<W: Wrapper>(
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
         state.for_row(|writer, types| answer(slot, writer.insert(&slot_row(slot, types)), types))
+    }
+}
+
+#[pg_guard]
+pub(super) unsafe extern "C-unwind" fn exec_batch_insert<W: Wrapper>(
+    _estate: *mut pg_sys::EState,
+    rri: *mut pg_sys::ResultRelInfo,
+    slots: *mut *mut pg_sys::TupleTableSlot,
+    _plan_slots: *mut *mut pg_sys::TupleTableSlot,
+    count: *mut i32,
+) -> *mut *mut pg_sys::TupleTableSlot {
+    // SAFETY: the executor's own arguments, after `begin_modify` or `begin_insert`. Slots of rows that were written are moved
+    // to the front of the executor's array, as those beyond the count given back are not looked at.
+    unsafe {
+        let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
+        let all = std::slice::from_raw_parts_mut(slots, *count as usize);
+        state.for_row(|writer, types| {
+            let rows: Vec<Row<'_>> = all.iter().map(|slot| slot_row(*slot, types)).collect();
+            let written = writer.insert_many(&rows);
+            let mut inserted = 0;
+            for (place, outcome) in written.into_iter().enumerate() {
+                if !answer(all[place], outcome, types).is_null() {
+                    all.swap(inserted, place);
+                    inserted += 1;
+                }
+            }
+            *count = inserted as i32;
+        });
+        slots
     }
 }
 
@@ -443,6 +540,9 @@ pub(super) unsafe extern "C-unwind" fn exec_delete<W: Wrapper>(
     // SAFETY: the executor's own arguments, after `begin_modify`.
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
+        if state.operation == Operation::Update {
+            refuse_move(); // the row goes to another partition
+        }
         let Junk { key, ctid, .. } = state.junk;
         let planned = match &state.lock {
             Some(lock) => lock.lock(estate, rri, plan_slot, ctid),
@@ -511,18 +611,22 @@ unsafe fn answer(
     written: Option<Written>,
     types: &[DatumWriter],
 ) -> *mut pg_sys::TupleTableSlot {
-    let Some(written) = written else { return null_mut() };
+    let (columns, system) = match written {
+        None => return null_mut(),
+        Some(Written::AsGiven) => return slot,
+        Some(Written::Row { columns, system }) => (columns, system),
+    };
     // SAFETY: by contract; the values are made in the row's context, which lasts until the next row: as long as
     // the executor needs them for RETURNING and triggers.
     unsafe {
         pg_sys::ExecClearTuple(slot);
-        for (i, (scalar, writer)) in written.columns.iter().zip(types).enumerate() {
+        for (i, (scalar, writer)) in columns.iter().zip(types).enumerate() {
             let datum = writer.datum(scalar.borrow()).ok().flatten();
             *(*slot).tts_isnull.add(i) = datum.is_none();
             *(*slot).tts_values.add(i) = datum.unwrap_or(pg_sys::Datum::from(0));
         }
         pg_sys::ExecStoreVirtualTuple(slot);
-        if let Some(system) = written.system {
+        if let Some(system) = system {
             system.put(slot);
         }
         slot

@@ -141,6 +141,7 @@ fn show_choices(mirror: &Rc<Mirror>, pair: LabelPair, before: &FieldDef, after: 
 
 /// Records of a table are called so now: has every column that refers to them show it.
 pub fn relabel(server: pg_sys::Oid, table: &TableName, labels: &[(SysId, String)]) {
+    catalog::announce_names();
     let mut changes = Relabelling::default();
     for (id, label) in labels {
         changes.values.push(id.as_str().to_owned());

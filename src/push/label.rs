@@ -1,15 +1,20 @@
 //! From what people see to what is stored: labels of choices, names of referenced records. What cannot be
 //! resolved is an ERROR, before anything is sent.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use pgrx::PgSqlErrorCode as Sql;
 use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::client::table_api::List;
 use servicenow::dictionary::{FieldDef, Reference, Resolution};
 use servicenow::page::Layout;
 use servicenow::query::{Op, Query, Term};
+use servicenow::value::TableName;
 
+use crate::catalog;
 use crate::connection::Connection;
 use crate::error::{error, raise};
 
@@ -65,8 +70,52 @@ fn use_value(field: &FieldDef) -> String {
     format!("Set the stored value instead, through column \"{}_value\".", field.name)
 }
 
-/// The `sys_id` of the record that a reference shows as `name`.
+/// How long a name is known to be a record's, if the sync does not say otherwise.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
+/// The most names a session remembers.
+const NAMES: usize = 10_000;
+
+/// A record's name, as a login sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Name {
+    login: (pg_sys::Oid, pg_sys::Oid),
+    table: TableName,
+    field: String,
+    name: String,
+}
+
+thread_local! {
+    /// The records behind names, and when they were looked up.
+    static KNOWN: RefCell<HashMap<Name, (String, Instant)>> = RefCell::new(HashMap::new());
+}
+
+/// The `sys_id` of the record that a reference shows as `name`: looked up, or as this session has looked it up a short
+/// while ago.
 pub fn reference(connection: &Connection, field: &FieldDef, reference: &Reference, name: &str) -> String {
+    if catalog::take_names_changed() {
+        KNOWN.with_borrow_mut(HashMap::clear);
+    }
+    let key = Name {
+        login: connection.login(),
+        table: reference.table.clone(),
+        field: reference.display_field.clone().unwrap_or_default(),
+        name: name.to_owned(),
+    };
+    let known = KNOWN.with_borrow(|known| known.get(&key).cloned());
+    if let Some((id, _)) = known.filter(|(_, at)| at.elapsed() < KNOWN_FOR) {
+        return id;
+    }
+    let id = look_up(connection, field, reference, name);
+    KNOWN.with_borrow_mut(|known| {
+        if known.len() >= NAMES {
+            known.clear();
+        }
+        known.insert(key, (id.clone(), Instant::now()));
+    });
+    id
+}
+
+fn look_up(connection: &Connection, field: &FieldDef, reference: &Reference, name: &str) -> String {
     let cannot = |why: &str| {
         error(
             Sql::ERRCODE_CHECK_VIOLATION,

@@ -11,7 +11,7 @@ use crate::catalog::{Mirror, MirrorColumn};
 use crate::connection::Connection;
 use crate::error::{error, raise};
 use crate::pg::catalog::relation_name;
-use crate::pg::routine::Row;
+use crate::pg::routine::Values;
 use crate::pg::tuple::OwnedScalar;
 
 /// A field to be sent.
@@ -25,6 +25,10 @@ pub struct Sent {
     pub column: usize,
     /// Whether sending it appends an entry rather than setting a value.
     pub appends: bool,
+    /// Whether it was given as what people see.
+    pub by_label: bool,
+    /// What the answer has in that column if the instance has ignored the value.
+    pub before: Vec<String>,
 }
 
 /// A row on its way out.
@@ -36,14 +40,24 @@ pub struct Draft<'a> {
     /// Where names of records are looked up.
     pub connection: &'a Connection,
     /// The row as it is to be.
-    pub row: &'a Row<'a>,
+    pub row: &'a dyn Values,
     /// An UPDATE: the row as it was.
-    pub old: Option<&'a Row<'a>>,
+    pub old: Option<&'a dyn Values>,
 }
 
 /// The fields as a JSON object.
 pub fn json(sent: &[Sent]) -> Map<String, Json> {
     sent.iter().map(|sent| (sent.field.clone(), Json::String(sent.value.clone()))).collect()
+}
+
+/// Has later values take the place of earlier ones of the same fields.
+pub fn set(sent: &mut Vec<Sent>, later: Vec<Sent>) {
+    for later in later {
+        match sent.iter_mut().find(|earlier| earlier.field == later.field) {
+            Some(earlier) => *earlier = Sent { before: std::mem::take(&mut earlier.before), ..later },
+            None => sent.push(later),
+        }
+    }
 }
 
 impl Draft<'_> {
@@ -61,11 +75,14 @@ impl Draft<'_> {
             match sent.iter().find(|other| other.field == column.field) {
                 None => {
                     let shows_value = |c: &MirrorColumn| c.field == column.field && c.show == Show::Value;
+                    let shown = self.mirror.columns.iter().position(shows_value).unwrap_or(position);
                     sent.push(Sent {
-                        field: column.field.clone(),
                         value,
-                        column: self.mirror.columns.iter().position(shows_value).unwrap_or(position),
+                        column: shown,
                         appends: field_type(&field.internal_type) == FieldType::Journal,
+                        by_label: column.show == Show::Label,
+                        before: self.before(&field, shown),
+                        field: field.name,
                     });
                 }
                 Some(other) if other.value == value => {}
@@ -82,6 +99,14 @@ impl Draft<'_> {
             }
         }
         Ok(sent)
+    }
+
+    /// What a column (a position among the mirror's) shows if the instance ignores what is sent.
+    fn before(&self, field: &FieldDef, shown: usize) -> Vec<String> {
+        match self.old {
+            Some(old) => to_value(&old.get(self.mirror.columns[shown].number)).encode().into_iter().collect(),
+            None => vec![field.default_value.clone(), String::new()],
+        }
     }
 
     /// The description of a column's field; an ERROR if it cannot be written.

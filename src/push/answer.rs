@@ -1,0 +1,68 @@
+//! Whether the instance has done what it says it has done.
+
+use pgrx::PgSqlErrorCode as Sql;
+use pgrx::pg_sys::panic::ErrorReport;
+use servicenow::dictionary::TableDef;
+use servicenow::page::Rows;
+use servicenow::value::{Kind, Show};
+
+use super::draft::Sent;
+use crate::catalog::Mirror;
+use crate::error::error;
+
+/// Compares the answer to a write with what was sent: ServiceNow drops a value that it does not like without a word,
+/// and reports success. The ERROR names the fields.
+pub fn check(
+    mirror: &Mirror,
+    def: Option<&TableDef>,
+    server: &str,
+    sent: &[Sent],
+    rows: &Rows,
+) -> Result<(), ErrorReport> {
+    let was_dropped = |sent: &&Sent| {
+        let column = &mirror.columns[sent.column];
+        let answer = rows.value(0, sent.column).encode().unwrap_or_default();
+        let wanted = match column.show {
+            Show::Value => Some(sent.value.clone()),
+            // The table does not show the stored value; its label is known for a choice only.
+            Show::Label => label_of(def, sent),
+        };
+        !sent.appends
+            && rows.is_shown(0, sent.column)
+            && wanted.is_some_and(|wanted| !same(column.kind, &answer, &wanted))
+            && sent.before.iter().any(|before| same(column.kind, &answer, before))
+    };
+    let dropped: Vec<&Sent> = sent.iter().filter(was_dropped).collect();
+    if dropped.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = dropped.iter().map(|sent| format!("\"{}\"", sent.field)).collect();
+    let (names, key, table) = (names.join(", "), rows.id(0), &mirror.table);
+    Err(error(
+        Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        format!(
+            "could not set {names} in record \"{key}\" of table \"{table}\" on server \"{server}\": the instance ignored it"
+        ),
+    )
+    .set_detail("The instance reported success, but the record does not have the new value.")
+    .set_hint(match dropped.iter().all(|sent| sent.value.is_empty()) {
+        true => "A choice field cannot be emptied through ServiceNow's REST interface; other fields may be read-only for this user.",
+        false => "The field may be read-only for this user, or a business rule may set it.",
+    }))
+}
+
+/// The label that a choice's stored value shows, if it is known.
+pub fn label_of(def: Option<&TableDef>, sent: &Sent) -> Option<String> {
+    let field = def?.field(&sent.field)?;
+    field.choices.iter().find(|choice| choice.value == sent.value).map(|choice| choice.label.clone())
+}
+
+/// Whether two wire values of a kind mean the same.
+fn same(kind: Kind, a: &str, b: &str) -> bool {
+    let plain = |text: &str| text.replace("\r\n", "\n").trim().to_owned();
+    match (kind, a.trim().parse::<f64>(), b.trim().parse::<f64>()) {
+        (Kind::Numeric | Kind::Float, Ok(a), Ok(b)) => a == b,
+        (Kind::Boolean, ..) => (a == "true") == (b == "true"),
+        _ => plain(a) == plain(b),
+    }
+}

@@ -1,0 +1,200 @@
+//! What a session durably notes before it sends a write: then whatever happens to the session, its transaction or the server,
+//! the worker knows which records to look at.
+//!
+//! Each session that writes has a file of its own below the data directory, locked (`flock`) as long as it uses it: a
+//! file that can be locked is nobody's any more. Notes are appended and synced before the write is sent, and removed when the
+//! transaction has committed. Whatever is left is the worker's ([`crate::worker::recovery`]); each note bears the number
+//! of its (sub)transaction, so that there is no doubt what became of it.
+
+use std::cell::{Cell, RefCell};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use pgrx::{PgSqlErrorCode as Sql, pg_sys};
+use servicenow::page::Version;
+use servicenow::push::codec::{HEADER, encode};
+use servicenow::push::intent::{Images, Intent, Note, Op};
+use servicenow::value::SysId;
+
+use crate::catalog::Mirror;
+use crate::error::{error, raise};
+use crate::pg;
+
+/// The directory of all databases, relative to the data directory, where every process of the server works.
+const DIRECTORY: &str = "servicenow_fdw";
+/// Files that are being made and are not locked yet.
+pub const UNFINISHED: &str = "new";
+
+/// The directory of this database.
+pub fn directory() -> PathBuf {
+    Path::new(DIRECTORY).join(pg::worker::database().to_u32().to_string())
+}
+
+/// A write that is about to be sent.
+pub struct Entry<'e> {
+    /// What is to be done.
+    pub op: Op,
+    /// To which record.
+    pub id: &'e SysId,
+    /// What the record was before and is to be, if that is to be undone after a rollback.
+    pub undo: Option<Images>,
+}
+
+/// This session's file.
+struct Journal {
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+thread_local! {
+    static JOURNAL: RefCell<Option<Journal>> = const { RefCell::new(None) };
+    /// The subtransactions of the current transaction that have noted something.
+    static NOTED_BY: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// One of them was rolled back.
+    static ROLLED_BACK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Notes writes to a foreign table's records that are about to be sent as a role. They are on disk when this is over; if
+/// that is not possible it is an ERROR, and nothing may be sent.
+pub fn note<'e>(mirror: &Mirror, role: pg_sys::Oid, entries: impl Iterator<Item = Entry<'e>>) {
+    super::watch();
+    let (xid, timeline) = (pg::xact::current_xid(), pg::xact::timeline());
+    let intents = entries.map(|entry| Intent {
+        server: mirror.server.to_u32(),
+        foreign_table: mirror.foreign_table.to_u32(),
+        role: role.to_u32(),
+        table: mirror.table.clone(),
+        sys_id: entry.id.clone(),
+        op: entry.op,
+        xid,
+        timeline,
+        undo: entry.undo,
+    });
+    let note = Note::Intended(intents.collect());
+    let id = pg::xact::subtransaction_id();
+    NOTED_BY.with_borrow_mut(|noted| {
+        if noted.last() != Some(&id) {
+            noted.push(id);
+        }
+    });
+    if let Err((path, e)) = append(&note, true) {
+        let code = match e.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Sql::ERRCODE_DISK_FULL,
+            _ => Sql::ERRCODE_IO_ERROR,
+        };
+        raise(
+            error(code, format!("could not write file \"{}\": {e}", path.display()))
+                .set_detail("Nothing was sent to ServiceNow: writes are noted on disk before."),
+        )
+    }
+}
+
+/// Notes what came of writes: the versions that records have after them, none for those that were deleted; and those that
+/// the instance has refused. Without this an undoing has to be more careful.
+pub fn settled(answered: Vec<(SysId, Version)>, refused: Vec<SysId>) {
+    for note in [Note::Answered(answered), Note::Refused(refused)] {
+        let _an_undoing_is_more_careful = append(&note, false);
+    }
+}
+
+fn append(note: &Note, sync: bool) -> Result<(), (PathBuf, io::Error)> {
+    let mut frame = Vec::new();
+    JOURNAL.with_borrow_mut(|journal| {
+        let open = match journal.take() {
+            Some(open) => open,
+            None => Journal::create().map_err(|e| (directory(), e))?,
+        };
+        let open = journal.insert(open);
+        encode(note, &mut frame);
+        let Err(e) = open.append(&frame, sync) else { return Ok(()) };
+        let path = open.path.clone();
+        if open.file.set_len(open.length).is_err() {
+            *journal = None; // what stands at its end is not read, but nothing can be appended any more
+        }
+        Err((path, e))
+    })
+}
+
+impl Journal {
+    fn create() -> io::Result<Self> {
+        let directory = directory();
+        if !directory.is_dir() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+            sync_directory(Path::new("."))?;
+            sync_directory(Path::new(DIRECTORY))?;
+        }
+        let pid = std::process::id();
+        let (path, file) = (0..)
+            .map(|n| directory.join(format!("{pid}.{n}")))
+            .filter(|path| !path.exists())
+            .find_map(|path| {
+                let unfinished = path.with_extension(UNFINISHED);
+                let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&unfinished);
+                let made = file.and_then(|file| {
+                    file.set_len(0)?;
+                    file.try_lock()?;
+                    // Nobody else makes files with this process's number.
+                    fs::rename(&unfinished, &path)?;
+                    Ok(file)
+                });
+                Some(made.map(|file| (path, file)))
+            })
+            .unwrap_or_else(|| Err(ErrorKind::AlreadyExists.into()))?;
+        sync_directory(&directory)?;
+        Ok(Self { path, file, length: 0 })
+    }
+
+    fn append(&mut self, frame: &[u8], sync: bool) -> io::Result<()> {
+        let header: &[u8] = if self.length == 0 { &HEADER } else { &[] };
+        self.file.write_all(&[header, frame].concat())?;
+        if sync && pg::io::syncs_files() {
+            self.file.sync_data()?;
+        }
+        self.length += (header.len() + frame.len()) as u64;
+        Ok(())
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    if pg::io::syncs_files() { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+/// The transaction is over. Notes that it does not need any more are removed; others are left to the worker, with the file.
+pub fn ended(committed: bool) {
+    let has_noted = NOTED_BY.with_borrow_mut(|noted| {
+        let any = !noted.is_empty();
+        noted.clear();
+        any
+    });
+    let rolled_back = ROLLED_BACK.replace(false);
+    if !has_noted {
+        return;
+    }
+    JOURNAL.with_borrow_mut(|journal| {
+        let is_empty = committed
+            && !rolled_back
+            && journal.as_mut().is_some_and(|journal| {
+                journal.length = 0;
+                journal.file.set_len(0).is_ok()
+            });
+        if !is_empty {
+            *journal = None;
+        }
+    });
+}
+
+/// A subtransaction is over.
+pub fn subtransaction_ended(id: u32, parent: u32, committed: bool) {
+    NOTED_BY.with_borrow_mut(|noted| {
+        for by in noted.iter_mut().filter(|by| **by == id) {
+            *by = parent;
+            if !committed {
+                ROLLED_BACK.set(true);
+            }
+        }
+        noted.dedup();
+    });
+}

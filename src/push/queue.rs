@@ -1,0 +1,137 @@
+//! Writes that wait for the end of their transaction (`servicenow_fdw.push = 'commit'`): ROLLBACK, also to a savepoint, has
+//! them never sent, and what the instance refuses makes COMMIT fail.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+use pgrx::pg_sys;
+use servicenow::value::SysId;
+
+use super::{Item, Pusher, Task};
+use crate::pg;
+use crate::pg::table::Triggers;
+
+/// Items sent at a time.
+const AT_A_TIME: usize = 500;
+
+/// An item that waits.
+struct Waiting {
+    subtransaction: u32,
+    relation: pg_sys::Oid,
+    role: pg_sys::Oid,
+    item: Item,
+}
+
+thread_local! {
+    static QUEUE: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Has an item for a foreign table carried out, as a role, when the transaction is committed.
+pub fn put(relation: pg_sys::Oid, role: pg_sys::Oid, item: Item) {
+    super::watch();
+    pg::xact::forbid_prepare();
+    let subtransaction = pg::xact::subtransaction_id();
+    QUEUE.with_borrow_mut(|queue| queue.push(Waiting { subtransaction, relation, role, item }));
+}
+
+/// The transaction is about to be committed: sends everything.
+pub fn before_commit() {
+    let mut waiting = join(QUEUE.take()).into_iter().peekable();
+    if waiting.peek().is_none() {
+        return;
+    }
+    let mut sent = HashSet::new();
+    pg::xact::with_latest_snapshot(|| {
+        while let Some(first) = waiting.next() {
+            let (relation, role) = (first.relation, first.role);
+            let mut ids = HashSet::from([first.item.id.clone()]);
+            let mut items = vec![first.item];
+            while items.len() < AT_A_TIME
+                && let Some(next) = waiting.next_if(|next| {
+                    (next.relation, next.role) == (relation, role) && ids.insert(next.item.id.clone())
+                })
+            {
+                items.push(next.item);
+            }
+            for item in &mut items {
+                // Its version is our own work by now.
+                if !sent.insert((relation, item.id.clone())) {
+                    item.cached = None;
+                }
+            }
+            let mut pusher = Pusher::new(relation, role, Triggers::Own);
+            pusher.send(items, false);
+            pusher.close();
+        }
+    });
+}
+
+/// The transaction is over.
+pub fn forget() {
+    QUEUE.with_borrow_mut(Vec::clear);
+}
+
+/// A subtransaction is over.
+pub fn subtransaction_ended(id: u32, parent: u32, committed: bool) {
+    QUEUE.with_borrow_mut(|queue| {
+        if committed {
+            for waiting in queue.iter_mut().filter(|waiting| waiting.subtransaction == id) {
+                waiting.subtransaction = parent;
+            }
+        } else {
+            queue.retain(|waiting| waiting.subtransaction != id);
+        }
+    });
+}
+
+/// Makes one write of several writes to the same record, where the instance would be left the same.
+fn join(queue: Vec<Waiting>) -> Vec<Waiting> {
+    let mut joined: Vec<Option<Waiting>> = Vec::new();
+    let mut last: std::collections::HashMap<(pg_sys::Oid, pg_sys::Oid, SysId), usize> = Default::default();
+    for waiting in queue {
+        let key = (waiting.relation, waiting.role, waiting.item.id.clone());
+        let before = last.get(&key).copied().and_then(|place| joined[place].take_if(|b| fits(b, &waiting)));
+        match before {
+            Some(before) => {
+                let place = last[&key];
+                joined[place] = merge(before, waiting);
+            }
+            None => {
+                last.insert(key, joined.len());
+                joined.push(Some(waiting));
+            }
+        }
+    }
+    joined.into_iter().flatten().collect()
+}
+
+/// Whether two writes to a record can be made one.
+fn fits(before: &Waiting, after: &Waiting) -> bool {
+    let appends = |task: &Task| task.sent().iter().any(|sent| sent.appends);
+    match (&before.item.task, &after.item.task) {
+        // What was deleted and is made anew is another record.
+        (Task::Delete, _) | (_, Task::Insert { .. }) => false,
+        (before, Task::Delete) => !appends(before),
+        (before, after) => !appends(before) && !appends(after),
+    }
+}
+
+/// One write in place of two; `None` if together they do nothing.
+fn merge(before: Waiting, after: Waiting) -> Option<Waiting> {
+    let Waiting { item: Item { id, cached, task }, .. } = before;
+    let task = match (task, after.item.task) {
+        (Task::Insert { .. }, Task::Delete) => return None,
+        (_, Task::Delete) => Task::Delete,
+        (task, Task::Confirm { .. }) => task,
+        (Task::Insert { is_given, mut sent }, Task::Update { sent: later }) => {
+            super::draft::set(&mut sent, later);
+            Task::Insert { is_given, sent }
+        }
+        (Task::Update { mut sent }, Task::Update { sent: later }) => {
+            super::draft::set(&mut sent, later);
+            Task::Update { sent }
+        }
+        (_, task) => task,
+    };
+    Some(Waiting { item: Item { id, cached, task }, ..after })
+}

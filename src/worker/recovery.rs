@@ -1,0 +1,270 @@
+//! What sessions have left behind: writes that ServiceNow may have accepted, of transactions that were rolled back or whose
+//! session died ([`crate::push::intent`]). Their records are looked at again, or the writes are undone, if the table's
+//! option `on_rollback` wants that. In the worker.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+use servicenow::push::codec::decode;
+use servicenow::push::intent::{OpenWrite, open_writes};
+use servicenow::push::undo::{Outcome, Report, undo};
+
+use super::tasks::THREADS;
+use crate::catalog::{self, Outlook};
+use crate::connection::{HttpClient, WORKER, new_client};
+use crate::option::{self, ServerOptions};
+use crate::pg;
+use crate::pg::io::{AbortOnDrop, Bell};
+use crate::push::intent::{UNFINISHED, directory};
+
+/// The pause before an undoing that failed is tried again.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// What is left behind, as far as it is not settled.
+pub struct Recovery {
+    bell: Bell,
+    /// By file.
+    open: HashMap<PathBuf, Left>,
+}
+
+/// A file that belongs to nobody any more.
+struct Left {
+    /// Nobody else takes it over meanwhile.
+    _lock: File,
+    /// What is to be undone, the last written first, server by server and role by role.
+    undoing: Vec<Undoing>,
+    /// Records to be looked at when that is over.
+    records: HashMap<pg_sys::Oid, Vec<String>>,
+}
+
+struct Undoing {
+    writes: Arc<Vec<OpenWrite>>,
+    state: State,
+}
+
+enum State {
+    Due(Instant),
+    Running { _task: AbortOnDrop, outcome: Arc<Mutex<Option<servicenow::Result<Vec<Report>>>>> },
+    Over,
+}
+
+impl Recovery {
+    /// Nothing is known yet; the bell rings when an undoing has come to its end.
+    pub fn new(bell: Bell) -> Self {
+        Self { bell, open: HashMap::new() }
+    }
+
+    /// Looks for what was left behind, and goes on with it. Gives back the tables with records that are to be looked at.
+    pub fn look(&mut self) -> Vec<pg_sys::Oid> {
+        for path in files().unwrap_or_default() {
+            if !self.open.contains_key(&path)
+                && let Ok(Some(left)) = take_over(&path)
+            {
+                self.open.insert(path, left);
+            }
+        }
+        let mut concerned = Vec::new();
+        let bell = self.bell.clone();
+        self.open.retain(|path, left| {
+            if !left.undo(&bell) {
+                return true;
+            }
+            let records = &left.records;
+            let noted = pg::xact::transaction(|| {
+                for (relation, ids) in records.iter().filter(|(relation, _)| is_mirrored(**relation)) {
+                    catalog::leave_to_recheck(*relation, ids);
+                }
+            });
+            match noted {
+                Ok(()) if fs::remove_file(path).is_ok() => {
+                    concerned.extend(left.records.keys());
+                    false
+                }
+                _ => true, // tried again at the next tick
+            }
+        });
+        concerned
+    }
+}
+
+fn is_mirrored(relation: pg_sys::Oid) -> bool {
+    pg::catalog::foreign_table(relation, catalog::WRAPPER).is_some()
+}
+
+/// The files of sessions of this database.
+fn files() -> io::Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(directory())?.map(|entry| entry.map(|entry| entry.path()));
+    let is_finished = |path: &PathBuf| path.extension().is_none_or(|extension| extension != UNFINISHED);
+    paths.filter(|path| path.as_ref().map_or(true, is_finished)).collect()
+}
+
+/// Reads a file that nobody uses any more; `None` if somebody does, or if it is not clear yet what became of its transactions.
+fn take_over(path: &Path) -> io::Result<Option<Left>> {
+    let mut file = File::open(path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(e)) => return Err(e),
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let writes = match decode(&bytes) {
+        Ok(decoded) => open_writes(decoded.notes),
+        Err(e) => {
+            pg::worker::log(&format!("could not read file \"{}\": {e}", path.display()));
+            fs::rename(path, path.with_extension(format!("bad.{UNFINISHED}")))?;
+            return Ok(None);
+        }
+    };
+    let numbers: HashSet<(u64, u32)> = writes.iter().map(|w| (w.intent.xid, w.intent.timeline)).collect();
+    let mut outlooks = HashMap::new();
+    for number in numbers {
+        match pg::xact::transaction(|| catalog::outlook(number.0, number.1)) {
+            Ok(Outlook::Open) => return Ok(None),
+            Ok(outlook) => outlooks.insert(number, outlook),
+            Err(_) => outlooks.insert(number, Outlook::Unknown),
+        };
+    }
+    let outlook = |write: &OpenWrite| outlooks[&(write.intent.xid, write.intent.timeline)];
+    let mut records: HashMap<pg_sys::Oid, Vec<String>> = HashMap::new();
+    let mut undoing: Vec<Vec<OpenWrite>> = Vec::new();
+    for write in writes.into_iter().filter(|write| outlook(write) != Outlook::Committed) {
+        let intent = &write.intent;
+        let relation = pg_sys::Oid::from(intent.foreign_table);
+        records.entry(relation).or_default().push(intent.sys_id.as_str().to_owned());
+        if intent.undo.is_none() || outlook(&write) != Outlook::RolledBack {
+            continue;
+        }
+        let login = |write: &OpenWrite| (write.intent.server, write.intent.role);
+        match undoing.iter_mut().find(|writes| login(&writes[0]) == login(&write)) {
+            Some(writes) => writes.push(write),
+            None => undoing.push(vec![write]),
+        }
+    }
+    let due = |writes| Undoing { writes: Arc::new(writes), state: State::Due(Instant::now()) };
+    Ok(Some(Left { _lock: file, undoing: undoing.into_iter().rev().map(due).collect(), records }))
+}
+
+impl Left {
+    /// Goes on undoing; gives back whether that is over.
+    fn undo(&mut self, bell: &Bell) -> bool {
+        self.undoing.iter_mut().all(|undoing| {
+            undoing.go_on(bell);
+            matches!(undoing.state, State::Over)
+        })
+    }
+}
+
+impl Undoing {
+    fn go_on(&mut self, bell: &Bell) {
+        let outcome = match &self.state {
+            State::Due(at) if *at <= Instant::now() => return self.begin(bell),
+            State::Running { outcome, .. } => outcome.lock().ok().and_then(|mut outcome| outcome.take()),
+            State::Due(_) | State::Over => return,
+        };
+        match outcome {
+            None => {}
+            Some(Ok(reports)) => {
+                self.tell(&reports);
+                self.state = State::Over;
+            }
+            Some(Err(e)) => self.postpone(&e.to_string()),
+        }
+    }
+
+    fn begin(&mut self, bell: &Bell) {
+        let (server, role) = (self.writes[0].intent.server, self.writes[0].intent.role);
+        let client = match pg::xact::transaction(|| client(server.into(), role.into())) {
+            Ok(Ok(client)) => client,
+            Ok(Err(e)) => return self.postpone(&e),
+            Err(caught) => return self.postpone(&caught.message),
+        };
+        let (writes, outcome, bell) = (self.writes.clone(), Arc::new(Mutex::new(None)), bell.clone());
+        let place = outcome.clone();
+        let run = async move {
+            let reports = undo(&client, &writes).await;
+            if let Ok(mut place) = place.lock() {
+                *place = Some(reports);
+            }
+            bell.ring();
+        };
+        match pg::io::spawn(run, THREADS) {
+            Ok(task) => self.state = State::Running { _task: task, outcome },
+            Err(e) => self.postpone(&e.to_string()),
+        }
+    }
+
+    /// Tries again later. Whoever has dropped the server or the login does not want anything undone.
+    fn postpone(&mut self, why: &str) {
+        let intent = &self.writes[0].intent;
+        let is_there = pg::xact::transaction(|| is_mirrored(intent.foreign_table.into()));
+        let table = &intent.table;
+        if matches!(is_there, Ok(false)) {
+            pg::worker::log(&format!(
+                "writes to table \"{table}\" are not undone: the foreign table is gone"
+            ));
+            self.state = State::Over;
+        } else {
+            pg::worker::log(&format!("could not undo writes to table \"{table}\", trying again: {why}"));
+            self.state = State::Due(Instant::now() + PAUSE);
+        }
+    }
+
+    /// Says what could not be undone.
+    fn tell(&self, reports: &[Report]) {
+        for report in reports {
+            let Outcome::Left { why } = &report.outcome else { continue };
+            let (table, id) = (&report.table, report.sys_id.as_str());
+            pg::worker::log(&format!(
+                "record \"{id}\" of table \"{table}\" was not restored after a rollback: {why}"
+            ));
+            let intent = self.writes.iter().map(|write| &write.intent).find(|i| i.sys_id == report.sys_id);
+            let Some(intent) = intent else { continue };
+            let _only_news = pg::xact::transaction(|| {
+                if let Some(mirror) = catalog::mirror(intent.foreign_table.into()) {
+                    let news = serde_json::json!({"sys_id": id, "reason": why.to_string()});
+                    catalog::notify("undo_failed", &mirror, news);
+                }
+            });
+        }
+    }
+}
+
+/// A client with the login of a role.
+fn client(server: pg_sys::Oid, role: pg_sys::Oid) -> Result<HttpClient, String> {
+    let description = pg::catalog::server(server);
+    let options = ServerOptions::parse(&description.options).map_err(|e| e.to_string())?;
+    let mapping = pg::catalog::user_mapping(role, server);
+    let login = option::credentials(&mapping.options).map_err(|e| e.to_string())?;
+    new_client(&options, login, WORKER).map_err(|e| e.to_string())
+}
+
+/// How many writes to which foreign tables are under way or not settled, as sessions and worker have noted them.
+pub fn pending_writes() -> HashMap<u32, i64> {
+    let mut pending = HashMap::new();
+    for path in files().unwrap_or_default() {
+        let notes = fs::read(path).ok().and_then(|bytes| decode(&bytes).ok()).unwrap_or_default().notes;
+        for write in open_writes(notes) {
+            *pending.entry(write.intent.foreign_table).or_default() += 1;
+        }
+    }
+    pending
+}
+
+/// Removes what is left of databases that are no more.
+pub fn tidy() {
+    let Ok(entries) = fs::read_dir(directory().parent().unwrap_or(Path::new(""))) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let number =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u32>().ok());
+        let Some(number) = number else { continue };
+        if matches!(pg::xact::transaction(|| pg::catalog::database_exists(number.into())), Ok(false)) {
+            let _tried_again_at_the_next_start = fs::remove_dir_all(&path);
+        }
+    }
+}

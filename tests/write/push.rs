@@ -1,0 +1,132 @@
+//! When writes are sent: with the statement, with COMMIT, or not at all.
+
+use crate::{KNOWN, incidents, known, world_with};
+
+const COLUMNS: &[&str] = &["number", "short_description", "state_value=state", "impact_value=impact"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_shows_the_calls_and_makes_none() {
+    let world = incidents().await;
+    let id = known(&world);
+    world.db.run("SET servicenow_fdw.push = 'dry_run'; SET log_min_messages = 'notice'").await;
+    for (statement, rows, call) in [
+        (
+            format!("UPDATE incident SET state = 'On Hold' WHERE {KNOWN}"),
+            1,
+            format!("PATCH /api/now/table/incident/{id} {{\"state\":\"3\"}}"),
+        ),
+        (format!("DELETE FROM incident WHERE {KNOWN}"), 1, format!("DELETE /api/now/table/incident/{id}")),
+        (
+            "INSERT INTO incident (sys_id, short_description) VALUES ('feed', 'x')".to_owned(),
+            1,
+            "POST /api/now/table/incident {\"short_description\":\"x\",\"sys_id\":\"feed\"}".to_owned(),
+        ),
+    ] {
+        assert_eq!(world.db.client().execute(&statement, &[]).await.expect(&statement), rows, "{statement}");
+        assert!(world.cluster.log().contains(&format!("NOTICE:  dry run: {call}")), "{call}");
+    }
+    let row = world
+        .db
+        .rows(&format!(
+            "UPDATE incident SET state = 'On Hold' WHERE {KNOWN} RETURNING state, state_value, number"
+        ))
+        .await;
+    assert_eq!((row[0].get::<_, &str>(0), row[0].get::<_, &str>(2)), ("On Hold", "INC0012345"));
+    assert!(world.writes().is_empty());
+    world.until_like_the_instance("incident", COLUMNS).await;
+    let error = world.db.error(&format!("UPDATE incident SET state = 'invalid-state' WHERE {KNOWN}")).await;
+    assert_eq!(error.code().code(), "23514");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_can_wait_for_the_commit() {
+    let world = incidents().await;
+    let id = known(&world);
+    world.db.run("SET servicenow_fdw.push = 'commit'").await;
+    world.db.run("BEGIN").await;
+    let row = world
+        .db
+        .rows("INSERT INTO incident (short_description, state, impact_value) VALUES ('late', 'New', 2) RETURNING sys_id, number, state, state_value::text, priority")
+        .await;
+    let made: String = row[0].get(0);
+    assert_eq!(row[0].get::<_, Option<&str>>(1), None, "only the instance knows its number");
+    assert_eq!((row[0].get::<_, &str>(2), row[0].get::<_, &str>(3)), ("New", "1"));
+    assert_eq!(row[0].get::<_, Option<&str>>(4), None);
+    world
+        .db
+        .run(&format!(
+            "UPDATE incident SET state = 'On Hold' WHERE {KNOWN};
+             UPDATE incident SET short_description = 'late, too' WHERE {KNOWN};
+             UPDATE incident SET description = 'more' WHERE short_description = 'late'"
+        ))
+        .await;
+    assert_eq!(
+        world.db.value::<String>(&format!("SELECT state_value::text FROM incident WHERE {KNOWN}")).await,
+        "3"
+    );
+    assert!(world.writes().is_empty());
+    world.db.run("COMMIT").await;
+    assert_eq!(world.writes().len(), 2, "writes to one record are joined: {:?}", world.writes());
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("late, too"));
+    assert_eq!(world.remote("incident", &id, "state").as_deref(), Some("3"));
+    assert_eq!(world.remote("incident", &made, "description").as_deref(), Some("more"));
+    let number: String =
+        world.db.value(&format!("SELECT number FROM incident WHERE sys_id = '{made}'")).await;
+    assert_eq!(world.remote("incident", &made, "number"), Some(number));
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_the_commit_is_never_sent_if_it_is_rolled_back() {
+    let world = incidents().await;
+    world.db.run("SET servicenow_fdw.push = 'commit'").await;
+    world
+        .db
+        .run(&format!(
+            "BEGIN; UPDATE incident SET impact_value = 3 WHERE {KNOWN}; DELETE FROM incident WHERE state = 'Canceled'; ROLLBACK;
+             BEGIN;
+             UPDATE incident SET short_description = 'kept' WHERE {KNOWN};
+             SAVEPOINT s;
+             INSERT INTO incident (short_description) VALUES ('not kept');
+             UPDATE incident SET short_description = 'not kept' WHERE {KNOWN};
+             ROLLBACK TO s;
+             INSERT INTO incident (sys_id, short_description) VALUES ('feedfeedfeedfeedfeedfeedfeedfeed', 'made');
+             DELETE FROM incident WHERE short_description = 'made';
+             COMMIT"
+        ))
+        .await;
+    assert_eq!(world.writes().len(), 1, "{:?}", world.writes());
+    assert_eq!(world.remote("incident", &known(&world), "short_description").as_deref(), Some("kept"));
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_instance_refuses_makes_the_commit_fail() {
+    let world = incidents().await;
+    world.db.run("CREATE TABLE local (n int)").await;
+    world.db.run("SET servicenow_fdw.push = 'commit'").await;
+    world.db.run(&format!("BEGIN; INSERT INTO local VALUES (1); UPDATE incident SET state = 'Resolved' WHERE {KNOWN}")).await;
+    let error = world.db.error("COMMIT").await;
+    assert_eq!(error.code().code(), "23502", "{}", error.message());
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM local").await, 0);
+    assert_eq!(
+        world.db.value::<String>(&format!("SELECT state FROM incident WHERE {KNOWN}")).await,
+        "In Progress"
+    );
+    // A statement of its own is a transaction of its own.
+    let error = world.db.error(&format!("UPDATE incident SET state = 'Resolved' WHERE {KNOWN}")).await;
+    assert_eq!(error.code().code(), "23502", "{}", error.message());
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_the_commit_cannot_be_prepared() {
+    let world = world_with(&["incident"]).await;
+    world.db.run("SET servicenow_fdw.push = 'commit'").await;
+    world.db.run(&format!("BEGIN; UPDATE incident SET impact_value = 3 WHERE {KNOWN}"
+        ))
+        .await;
+    let error = world.db.error("PREPARE TRANSACTION 'p'").await;
+    assert_eq!(error.code().code(), "0A000", "{}", error.message());
+    assert!(world.writes().is_empty());
+}

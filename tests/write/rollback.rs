@@ -1,0 +1,221 @@
+//! What ServiceNow has accepted and the transaction here has not kept: it is noted, looked at again, or undone.
+
+use std::time::Duration;
+
+use world::World;
+
+use crate::{KNOWN, incidents, known};
+
+const COLUMNS: &[&str] = &["number", "short_description", "state_value=state", "impact_value=impact"];
+
+/// The files in which writes of this world's database are noted, and their sizes.
+fn notes(world: &World, database: u32) -> Vec<u64> {
+    let directory = world.cluster.data().join("servicenow_fdw").join(database.to_string());
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|metadata| metadata.len())
+        .filter(|len| *len > 0)
+        .collect()
+}
+
+async fn oid(world: &World) -> u32 {
+    world.db.value("SELECT oid FROM pg_database WHERE datname = current_database()").await
+}
+
+async fn pending(world: &World) -> i64 {
+    let pending =
+        "SELECT pending_writes FROM servicenow.sync_status WHERE foreign_table = 'incident'::regclass";
+    world.session().await.value(pending).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_are_noted_until_their_transaction_has_been_committed() {
+    let world = incidents().await;
+    let database = oid(&world).await;
+    assert_eq!(pending(&world).await, 0);
+    world.db.run(&format!("BEGIN; UPDATE incident SET impact_value = 3 WHERE {KNOWN}")).await;
+    assert_eq!((notes(&world, database).len(), pending(&world).await), (1, 1));
+    world.db.run("INSERT INTO incident (short_description) VALUES ('a'), ('b')").await;
+    assert_eq!((notes(&world, database).len(), pending(&world).await), (1, 3));
+    world.db.run("COMMIT").await;
+    assert_eq!((notes(&world, database).len(), pending(&world).await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_rolled_back_is_looked_at_without_a_poll() {
+    let world = incidents().await;
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '1h')").await;
+    world.sync("incident").await;
+    let database = oid(&world).await;
+    let gone: String = world.db.value("SELECT sys_id FROM incident WHERE state = 'Canceled' LIMIT 1").await;
+    for end in ["ROLLBACK", "ROLLBACK TO s; COMMIT"] {
+        let text = format!("taken back by {end}");
+        world
+            .db
+            .run(&format!(
+                "BEGIN; SAVEPOINT s;
+                 UPDATE incident SET short_description = '{text}' WHERE {KNOWN};
+                 INSERT INTO incident (short_description) VALUES ('{text}');
+                 DELETE FROM incident WHERE sys_id = '{gone}';
+                 {end}"
+            ))
+            .await;
+        world.until(&format!("SELECT count(*) = 2 FROM incident WHERE short_description = '{text}'")).await;
+        world.until(&format!("SELECT count(*) = 0 FROM incident WHERE sys_id = '{gone}'")).await;
+        world.until_like_the_instance("incident", COLUMNS).await;
+        world.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
+        assert!(notes(&world, database).is_empty());
+        world
+            .sim
+            .edit()
+            .insert("incident", &[("sys_id", gone.as_str()), ("state", "8")])
+            .expect("it is free");
+        world.db.run("SELECT servicenow.sync('incident')").await;
+    }
+}
+
+/// Only what was rolled back is looked at, though it is noted in one file with what was kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_transaction_keeps_is_not_undone_with_what_it_rolls_back() {
+    let world = compensated().await;
+    let id = known(&world);
+    world
+        .db
+        .run(&format!(
+            "BEGIN;
+             UPDATE incident SET short_description = 'kept' WHERE {KNOWN};
+             SAVEPOINT s;
+             INSERT INTO incident (short_description) VALUES ('not kept');
+             ROLLBACK TO s;
+             COMMIT"
+        ))
+        .await;
+    until_settled(&world).await;
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("kept"));
+    assert!(world.sim.edit().find("incident", "short_description=not kept").expect("a query").is_empty());
+}
+
+/// A world whose incidents are restored after a rollback.
+async fn compensated() -> World {
+    let world = incidents().await;
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD on_rollback 'compensate')").await;
+    world.sync("incident").await;
+    world
+}
+
+async fn until_settled(world: &World) {
+    world.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_wants_it_has_its_records_restored_after_a_rollback() {
+    let world = compensated().await;
+    let id = known(&world);
+    let gone: String = world.db.value("SELECT sys_id FROM incident WHERE state = 'Canceled' LIMIT 1").await;
+    let fields = [
+        "number",
+        "short_description",
+        "state",
+        "impact",
+        "caller_id",
+        "opened_at",
+        "work_start",
+        "category",
+    ];
+    let image = |id: &str| -> Vec<Option<String>> {
+        fields.iter().map(|f| world.remote("incident", id, f)).collect()
+    };
+    let before = (image(&id), image(&gone));
+    world
+        .db
+        .run(&format!(
+            "BEGIN;
+             UPDATE incident SET short_description = 'first', impact_value = 3 WHERE {KNOWN};
+             UPDATE incident SET short_description = 'second', category = 'Hardware' WHERE {KNOWN};
+             DELETE FROM incident WHERE sys_id = '{gone}';
+             INSERT INTO incident (short_description) VALUES ('made'), ('made');
+             UPDATE incident SET description = 'changed' WHERE short_description = 'made';
+             ROLLBACK"
+        ))
+        .await;
+    until_settled(&world).await;
+    assert_eq!((image(&id), image(&gone)), before);
+    assert!(world.sim.edit().find("incident", "short_description=made").expect("a query").is_empty());
+    assert_eq!(
+        world.db.value::<i64>(&format!("SELECT count(*) FROM incident WHERE sys_id = '{gone}'")).await,
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_somebody_has_changed_since_is_left_and_that_is_said() {
+    let world = compensated().await;
+    let id = known(&world);
+    world.db.run(&format!("BEGIN; UPDATE incident SET short_description = 'ours' WHERE {KNOWN}")).await;
+    world.sim.clock().advance(Duration::from_secs(2));
+    world.sim.edit().update("incident", &id, &[("short_description", "theirs")]).expect("it is there");
+    world.db.run("ROLLBACK").await;
+    until_settled(&world).await;
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("theirs"));
+    let log = world.cluster.log();
+    let line = format!(
+        "record \"{id}\" of table \"incident\" was not restored after a rollback: somebody else has changed the record"
+    );
+    assert!(log.contains(&line), "it is in the log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_undone_at_once_is_undone_later() {
+    let world = compensated().await;
+    let id = known(&world);
+    let before = world.remote("incident", &id, "short_description");
+    world.db.run(&format!("BEGIN; UPDATE incident SET short_description = 'ours' WHERE {KNOWN}")).await;
+    world.sim.set(|s| s.availability = servicenow_sim::Availability::Down);
+    world.db.run("ROLLBACK").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(pending(&world).await, 1);
+    world.sim.set(|s| s.availability = servicenow_sim::Availability::Up);
+    until_settled(&world).await;
+    assert_eq!(world.remote("incident", &id, "short_description"), before);
+}
+
+/// The session is gone, and nobody was told how the transaction ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ends_in_a_transaction_leaves_nothing_behind() {
+    let world = compensated().await;
+    let id = known(&world);
+    let before = world.remote("incident", &id, "short_description");
+    let other = world.session().await;
+    other.run(&format!("BEGIN; UPDATE incident SET short_description = 'ours' WHERE {KNOWN}")).await;
+    drop(other);
+    until_settled(&world).await;
+    assert_eq!(world.remote("incident", &id, "short_description"), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_not_the_version_in_the_cache_is_not_written_if_the_table_wants_that() {
+    let world = incidents().await;
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '1h')").await;
+    world.sync("incident").await;
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD optimistic_lock 'true')").await;
+    world.sync("incident").await;
+    let id = known(&world);
+    world.db.run(&format!("UPDATE incident SET impact_value = 3 WHERE {KNOWN}")).await;
+    world.sim.clock().advance(Duration::from_secs(2));
+    world.sim.edit().update("incident", &id, &[("short_description", "theirs")]).expect("it is there");
+    let sent = world.writes().len();
+    for statement in [
+        format!("UPDATE incident SET impact_value = 1 WHERE {KNOWN}"),
+        format!("DELETE FROM incident WHERE {KNOWN}"),
+    ] {
+        let error = world.db.error(&statement).await;
+        assert_eq!(error.code().code(), "40001", "{}", error.message());
+        assert!(error.detail().is_some_and(|detail| detail.contains(&id)) && error.hint().is_some());
+    }
+    assert_eq!(world.writes().len(), sent);
+    world.db.run("SELECT servicenow.sync('incident')").await;
+    world.db.run(&format!("UPDATE incident SET impact_value = 1 WHERE {KNOWN}")).await;
+    assert_eq!(world.remote("incident", &id, "impact").as_deref(), Some("1"));
+}
