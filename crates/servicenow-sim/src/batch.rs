@@ -10,10 +10,10 @@ use hyper::header::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::endpoint::{self, Endpoint};
+use crate::fault::Effect;
 use crate::http::{ApiError, Request, Response, pipeline, xml};
 use crate::instance::Instance;
 use crate::request_log::{self, LoggedRequest};
-use crate::switch::Switches;
 use crate::table_api::write;
 use crate::users::Actor;
 
@@ -24,6 +24,10 @@ const MAX_OUTPUT: usize = 10 * 1024 * 1024;
 
 /// Handles a batch: 200 even when items fail; what does not fit comes back unserviced.
 pub(crate) fn run(instance: &Instance, actor: &Actor, request: &Request) -> Result<Response, ApiError> {
+    let switches = instance.switches();
+    if !switches.batch_api {
+        return Err(ApiError::no_resource());
+    }
     let body = write::body_of(request)?;
     let id = text(body.get("batch_request_id"));
     let Some(items) = body.get("rest_requests").and_then(Value::as_array) else {
@@ -33,7 +37,6 @@ pub(crate) fn run(instance: &Instance, actor: &Actor, request: &Request) -> Resu
         .header("x-batchrequest-max-output-size")
         .and_then(|v| v.parse::<usize>().ok())
         .unwrap_or(MAX_OUTPUT);
-    let switches = instance.switches();
     let mut seen = std::collections::HashSet::new();
     if !items.iter().all(|item| seen.insert(text(item.get("id")))) {
         return Err(ApiError::new(
@@ -42,17 +45,18 @@ pub(crate) fn run(instance: &Instance, actor: &Actor, request: &Request) -> Resu
             Some("ids of rest_requests must be unique"),
         ));
     }
-    let (mut serviced, mut unserviced, mut size) = (Vec::new(), Vec::new(), 0);
+    let (mut serviced, mut unserviced, mut size, mut spent) = (Vec::new(), Vec::new(), 0, 0);
     for item in items {
         let item_id = text(item.get("id"));
         let input = text(item.get("body"));
-        let spent = switches.batch_item_ms * serviced.len() as u64;
         if size >= most || input.len() > MAX_INPUT || spent >= switches.batch_quota_ms {
             unserviced.push(Value::from(item_id));
             continue;
         }
         let began = Instant::now();
-        let response = one(instance, actor, item, &input);
+        let answer = one(instance, actor, item, &input);
+        spent += switches.batch_item_ms;
+        let Some(response) = answer else { continue };
         let encoded = STANDARD.encode(&response.body);
         if size + encoded.len() > most {
             unserviced.push(Value::from(item_id));
@@ -72,7 +76,7 @@ pub(crate) fn run(instance: &Instance, actor: &Actor, request: &Request) -> Resu
             "status_code": response.status,
             "status_text": reason(response.status),
             "headers": headers,
-            "execution_time": began.elapsed().as_millis() as u64,
+            "execution_time": began.elapsed().as_millis() as u64 + switches.batch_item_ms,
         }));
     }
     let answer = json!({
@@ -80,21 +84,16 @@ pub(crate) fn run(instance: &Instance, actor: &Actor, request: &Request) -> Resu
         "serviced_requests": serviced,
         "unserviced_requests": unserviced,
     });
-    let count = serviced_count(&answer);
-    Ok(Response::json(200, answer.to_string()).with(SERVICED, count.to_string()))
+    Ok(Response::json(200, answer.to_string()).with(SPENT, spent.to_string()))
 }
 
-/// Tells the pipeline, not the client, how many items were carried out.
-pub(crate) const SERVICED: &str = "x-sim-serviced";
-
-fn serviced_count(answer: &Value) -> usize {
-    answer["serviced_requests"].as_array().map_or(0, Vec::len)
-}
+/// Tells the pipeline, not the client, how long the items took, in ms.
+pub(crate) const SPENT: &str = "x-sim-spent";
 
 /// The time that the items of a batch took, in ms.
-pub(crate) fn duration(switches: &Switches, response: &Response) -> u64 {
-    let items = response.headers.iter().find(|(n, _)| n == SERVICED).and_then(|(_, v)| v.parse::<u64>().ok());
-    items.unwrap_or(0) * switches.batch_item_ms
+pub(crate) fn duration(response: &Response) -> u64 {
+    let spent = response.headers.iter().find(|(n, _)| n == SPENT).and_then(|(_, v)| v.parse().ok());
+    spent.unwrap_or(0)
 }
 
 /// Ids come back as strings even if numbers were sent (facts §5).
@@ -110,7 +109,8 @@ fn reason(status: u16) -> &'static str {
     hyper::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("")
 }
 
-fn one(instance: &Instance, actor: &Actor, item: &Value, body: &str) -> Response {
+/// The answer to an item; none where a fault has taken it away.
+fn one(instance: &Instance, actor: &Actor, item: &Value, body: &str) -> Option<Response> {
     let began = Instant::now();
     let mut headers = HeaderMap::new();
     for header in item.get("headers").and_then(Value::as_array).into_iter().flatten() {
@@ -130,6 +130,10 @@ fn one(instance: &Instance, actor: &Actor, item: &Value, body: &str) -> Response
         &pipeline::target(&request),
         true,
     );
+    // An item has no connection: where one would break, the batch says nothing about the item.
+    if effects.iter().any(|e| matches!(e, Effect::ResetBefore | Effect::Hang)) {
+        return None;
+    }
     let faulty = effects.iter().find_map(|e| pipeline::instead(instance, e));
     let mut response = match (faulty, &endpoint) {
         (Some(faulty), _) => faulty,
@@ -173,5 +177,6 @@ fn one(instance: &Instance, actor: &Actor, item: &Value, body: &str) -> Response
         },
         instance.switches().log_capacity,
     );
-    response
+    let is_left_out = effects.iter().any(|e| matches!(e, Effect::ResetAfter | Effect::HangAfter));
+    (!is_left_out).then_some(response)
 }

@@ -107,7 +107,8 @@ pub struct Fault {
     /// Only requests whose path and query match this regular expression; a text that is none is taken literally.
     #[serde(default)]
     pub path: Option<String>,
-    /// Strikes the items of batches instead of requests; effects on the connection mean nothing there.
+    /// Strikes the items of batches instead of requests. An item that would be reset or hang is left out of the
+    /// answer of its batch.
     #[serde(default)]
     pub in_batch: bool,
     /// Only every n-th matching request, the first being number 1 of each n.

@@ -63,6 +63,8 @@ pub struct Switches {
     pub jitter_ms: u64,
     /// Direct edits and replayed events become visible this long after their stamp, in ms (facts §8.1).
     pub commit_delay_ms: u64,
+    /// There is a Batch API; otherwise its path is none.
+    pub batch_api: bool,
     /// Time that each item of a batch takes, in ms, on top of the latency of the whole.
     pub batch_item_ms: u64,
     /// The quota of a batch, in ms of item time; items past it come back unserviced (facts §5).
@@ -96,6 +98,7 @@ impl Default for Switches {
             latency_ms: 0,
             jitter_ms: 0,
             commit_delay_ms: 0,
+            batch_api: true,
             batch_item_ms: 0,
             batch_quota_ms: 30_000,
             concurrency: None,

@@ -39,7 +39,7 @@ pub enum Refusal {
 }
 
 /// An error of the client. [`crate::client::retry::policy`] decides which ones are worth another attempt.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// No connection came about; nothing was sent.
     #[error("could not connect to \"{host}\": {reason}")]
@@ -200,6 +200,7 @@ impl Error {
             Error::Broken { .. }
                 | Error::TimedOut { .. }
                 | Error::Unreadable(_)
+                | Error::CutShort(_)
                 | Error::Unavailable { .. }
                 | Error::TooLarge { .. }
         )

@@ -200,7 +200,7 @@ async fn run(
     sleep(delay).await;
     let response = serve(instance, request, endpoint, trace);
     if let Endpoint::Batch = endpoint {
-        sleep(batch::duration(&switches, &response)).await;
+        sleep(batch::duration(&response)).await;
     }
     if effects.contains(&Effect::ResetAfter) {
         return Err(Broken::Reset);
@@ -320,7 +320,7 @@ fn dress(
     let mut body = response.body;
     let mut content_type = response.content_type;
     let mut headers = response.headers;
-    headers.retain(|(name, _)| name != batch::SERVICED);
+    headers.retain(|(name, _)| name != batch::SPENT);
     if wants_xml(request) && content_type.contains("json") && response.status != 401 {
         body = xml::from_json(&body).into();
         content_type = "application/xml;charset=UTF-8".to_owned();

@@ -201,3 +201,35 @@ fn items_past_the_quota_and_struck_items_are_told_apart() {
     let status = |n: usize| answer["serviced_requests"][n]["status_code"].clone();
     assert_eq!((status(0), status(1)), (json!(200), json!(503)));
 }
+
+#[test]
+fn an_item_that_is_struck_like_a_connection_is_left_out_of_the_answer() {
+    let sim = small();
+    let table = "/api/now/table/incident";
+    let insert = |id: &str, text: &str| item(id, "POST", table, Some(json!({ "short_description": text })));
+    sim.sim.fault(Fault::new(Effect::ResetBefore).in_batch().after(1).times(1));
+    sim.sim.fault(Fault::new(Effect::ResetAfter).in_batch().after(2).times(1));
+    let answer = batch(&sim, json!([insert("a", "one"), insert("b", "two"), insert("c", "three")]));
+    let serviced = answer["serviced_requests"].as_array().expect("items");
+    assert_eq!((serviced.len(), &serviced[0]["id"]), (1, &json!("a")));
+    assert_eq!(answer["unserviced_requests"], json!([]));
+    let made = |text: &str| sim.count("incident", &format!("short_description={text}"));
+    assert_eq!((made("one"), made("two"), made("three")), (1, 0, 1));
+}
+
+#[test]
+fn an_item_tells_the_time_it_took() {
+    let sim = small();
+    sim.sim.set(|s| s.batch_item_ms = 7);
+    let answer = batch(&sim, json!([item("a", "GET", "/api/now/table/incident?sysparm_limit=1", None)]));
+    assert!(answer["serviced_requests"][0]["execution_time"].as_u64().expect("a number") >= 7);
+}
+
+#[test]
+fn an_instance_may_have_no_batch_api() {
+    let sim = small();
+    sim.sim.set(|s| s.batch_api = false);
+    let reply = sim.call("POST", "/api/now/v1/batch", Some(&json!({ "rest_requests": [] })));
+    assert_eq!(reply.status, 400);
+    assert_eq!(reply.error().0, "Requested URI does not represent any resource");
+}

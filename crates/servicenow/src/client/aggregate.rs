@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use serde::Deserialize;
 
-use super::retry::Effect;
 use super::table_api::List;
 use super::transport::{Response, Transport};
 use super::{Call, Client};
@@ -40,8 +38,7 @@ impl<T: Transport> Client<T> {
             pairs.push(("sysparm_query", &query_text));
         }
         let url = self.url(&format!("/api/now/stats/{table}"), &pairs)?;
-        let call = Call { method: Method::GET, url, body: None, effect: Effect::Read };
-        match self.call(call, counted).await {
+        match self.call(Call::get(url), counted).await {
             Err(
                 Error::Refused { .. }
                 | Error::NoRecord(_)

@@ -143,6 +143,15 @@ impl Login {
         Ok(header)
     }
 
+    /// The instance has answered 401 to a part of a call that came with this header: the next call logs in again,
+    /// unless another one has done so meanwhile.
+    pub(super) async fn reject(&self, header: &HeaderValue) {
+        let mut held = self.token.lock().await;
+        if held.as_ref().is_some_and(|token| token.header == *header) {
+            *held = None;
+        }
+    }
+
     fn refuse_while_resting(&self) -> Result<()> {
         match *self.rest.lock().expect("no panic while it is held") {
             Some((_, until)) if Instant::now() < until => Err(Error::Login),

@@ -6,19 +6,31 @@
 //! A call is made when the instance has had the rest it asked for, when the hour's [`budget`] has room, and when
 //! the `gate` lets it in, which knows how many calls at a time the instance bears (`limit`). Lists ask for less
 //! at a time when the instance cannot answer them whole ([`page_size`]). What calls cost is counted in [`stats`].
+//!
+//! Many writes at once ([`write`]) go as batches (`batch`) whose size follows what the instance bears
+//! (`batch_size`); what becomes of each one is decided in `pending`.
 
 mod aggregate;
 mod answer;
 pub mod auth;
+mod batch;
+mod batch_size;
 pub mod budget;
 mod gate;
 mod limit;
+mod look;
 pub mod page_size;
+mod pending;
 pub mod retry;
 pub mod stats;
 pub mod table_api;
 pub mod transport;
+pub mod write;
 
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -31,6 +43,7 @@ use url::Url;
 use crate::error::{Error, Result, Words};
 use answer::{interpret, queued};
 use auth::{Credentials, Login};
+use batch_size::BatchSizes;
 use budget::{Answer, Budget, Remaining};
 use gate::{Gate, Permit};
 use limit::Outcome;
@@ -87,6 +100,7 @@ struct Inner<T> {
     budget: Option<Mutex<Budget>>,
     recorder: Recorder,
     patience: Patience,
+    batch_sizes: BatchSizes,
 }
 
 impl<T> std::fmt::Debug for Inner<T> {
@@ -100,8 +114,32 @@ impl<T> std::fmt::Debug for Inner<T> {
 struct Call {
     method: Method,
     url: Url,
+    /// Besides those that every call has.
+    headers: HeaderMap,
     body: Option<Bytes>,
     effect: Effect,
+}
+
+impl Call {
+    /// A read.
+    fn get(url: Url) -> Self {
+        Self { method: Method::GET, url, headers: HeaderMap::new(), body: None, effect: Effect::Read }
+    }
+
+    /// A write.
+    fn write(method: Method, url: Url, body: Option<Bytes>, effect: Effect) -> Self {
+        Self { method, url, headers: HeaderMap::new(), body, effect }
+    }
+}
+
+/// What a call has brought, and how.
+#[derive(Debug)]
+struct Answered<R> {
+    result: R,
+    /// From sending the request to having the whole answer.
+    latency: Duration,
+    /// The login it was made with.
+    login: HeaderValue,
 }
 
 impl<T: Transport> Client<T> {
@@ -121,6 +159,7 @@ impl<T: Transport> Client<T> {
                 recorder: Recorder::default(),
                 budget: instance.max_calls_per_hour.map(|calls| Mutex::new(Budget::new(calls, now()))),
                 patience: instance.patience,
+                batch_sizes: BatchSizes::default(),
             }),
         })
     }
@@ -169,11 +208,31 @@ impl<T: Transport> Client<T> {
     /// Sends a call until it is answered or not worth repeating, and decodes the answer. An answer that cannot
     /// be decoded counts as a failed attempt: instances send login pages and `null` with status 200.
     async fn call<R>(&self, call: Call, decode: impl Fn(&Response) -> Result<R>) -> Result<R> {
+        match self.call_unless(pending::<Infallible>(), call, decode).await? {
+            ControlFlow::Continue(answered) => Ok(answered.result),
+            ControlFlow::Break(never) => match never {},
+        }
+    }
+
+    /// As [`Self::call`], but a call that has not left yet, or waits to be repeated, is given up once `withdrawn`
+    /// comes about. It makes sense for calls that are repeated only if they were not carried out.
+    async fn call_unless<W, R>(
+        &self,
+        withdrawn: impl Future<Output = W>,
+        call: Call,
+        decode: impl Fn(&Response) -> Result<R>,
+    ) -> Result<ControlFlow<W, Answered<R>>> {
+        let mut withdrawn = pin!(withdrawn);
         let mut rejected: Option<HeaderValue> = None;
         let mut unknown: Option<Error> = None;
         let (mut attempt, mut repeats) = (1, false);
         let error = loop {
-            let permit = match self.admit(call.effect).await {
+            let admitted = tokio::select! {
+                biased;
+                why = &mut withdrawn => return Ok(ControlFlow::Break(why)),
+                admitted = self.admit(call.effect) => admitted,
+            };
+            let permit = match admitted {
                 Ok(permit) => permit,
                 Err(e) => break e,
             };
@@ -181,7 +240,7 @@ impl<T: Transport> Client<T> {
                 self.inner.recorder.repeating(&endpoint(&call.method, &call.url));
             }
             let error = match self.attempt(permit, &call, rejected.as_ref(), &decode).await {
-                Ok(result) => return Ok(result),
+                Ok(answered) => return Ok(ControlFlow::Continue(answered)),
                 Err((Error::Unauthorized(_), Some(header)))
                     if self.inner.login.has_token() && rejected.is_none() =>
                 {
@@ -205,7 +264,10 @@ impl<T: Transport> Client<T> {
                 unknown.get_or_insert(error);
             }
             if after.is_none() {
-                sleep(retry::backoff(attempt, chance())).await;
+                tokio::select! {
+                    why = &mut withdrawn => return Ok(ControlFlow::Break(why)),
+                    () = sleep(retry::backoff(attempt, chance())) => {}
+                }
             }
         };
         // That the last attempt was not carried out says nothing about the ones before.
@@ -254,7 +316,7 @@ impl<T: Transport> Client<T> {
         call: &Call,
         rejected: Option<&HeaderValue>,
         decode: impl Fn(&Response) -> Result<R>,
-    ) -> std::result::Result<R, (Error, Option<HeaderValue>)> {
+    ) -> std::result::Result<Answered<R>, (Error, Option<HeaderValue>)> {
         let transport = &*self.inner;
         let header = match self.inner.login.header(transport, rejected).await {
             Ok(header) => header,
@@ -263,7 +325,7 @@ impl<T: Transport> Client<T> {
                 return Err((e, None));
             }
         };
-        let mut headers = HeaderMap::new();
+        let mut headers = call.headers.clone();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(AUTHORIZATION, header.clone());
         if call.body.is_some() {
@@ -286,14 +348,16 @@ impl<T: Transport> Client<T> {
         if result.is_ok() {
             self.inner.login.note(true);
         }
-        result.map_err(|e| (e, Some(header)))
+        match result {
+            Ok(result) => Ok(Answered { result, latency, login: header }),
+            Err(e) => Err((e, Some(header))),
+        }
     }
 
     /// Gives a permit back. What its call was told, or shows, is taken note of before another one is let in.
     fn leave(&self, permit: Permit, answered: Option<Outcome>, error: Option<&Error>) {
         if let Some(wait) = error.and_then(Error::retry_after) {
-            let mut hold = self.hold();
-            hold.asked = hold.asked.max(Some(Instant::now() + wait));
+            self.heed(wait);
         }
         let outcome = if error.is_some_and(is_overload) { Some(Outcome::Overloaded) } else { answered };
         // Nothing else has come back for a while: then every call waits, not only those that failed.
@@ -301,6 +365,12 @@ impl<T: Transport> Client<T> {
             let longest = longest_pause(self.inner.patience.urgency);
             self.hold().ours = Some(Instant::now() + retry::backoff(setbacks, chance()).min(longest));
         }
+    }
+
+    /// The instance has asked to make no call for so long.
+    fn heed(&self, wait: Duration) {
+        let mut hold = self.hold();
+        hold.asked = hold.asked.max(Some(Instant::now() + wait));
     }
 
     /// Waits as long as the instance has asked to; fails at once if that is longer than the caller would.
@@ -388,7 +458,10 @@ mod tests {
     fn calls_can_be_handed_to_another_thread() {
         fn is_send<F: Send>(_: &F) {}
         fn calls(client: &Client<transport::HttpTransport>, table: &TableName, id: &SysId) {
+            let layout = Arc::new(crate::page::Layout::of_text(&[]));
             is_send(&client.delete(table, id));
+            is_send(&client.write_all(table, Vec::new(), &layout, false, &Arc::default()));
+            is_send(&client.look(table, std::slice::from_ref(id), &layout));
             is_send(&crate::dictionary::list_tables(client));
             is_send(&crate::dictionary::fetch(client, std::slice::from_ref(table)));
         }

@@ -12,7 +12,7 @@ use super::page_size::PageSize;
 use super::retry::{Effect, Policy, policy};
 use super::transport::{Response, Transport};
 use super::{Call, Client};
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
 use crate::page::{Layout, Rows, decode_list, decode_record};
 use crate::query::Query;
 use crate::value::{SysId, TableName};
@@ -60,6 +60,18 @@ pub enum Identity {
 impl<T: Transport> Client<T> {
     /// One page of records.
     pub async fn list(&self, list: List<'_>) -> Result<Page> {
+        self.call(Call::get(self.list_url(&list)?), |response| {
+            Ok(Page {
+                rows: decode_list(list.layout, &response.body)?,
+                total: response.header("x-total-count").and_then(|count| count.trim().parse().ok()),
+                served_at: served_at(response),
+            })
+        })
+        .await
+    }
+
+    /// The address of a list call.
+    pub(super) fn list_url(&self, list: &List<'_>) -> Result<url::Url> {
         let (limit, offset) = (list.limit.to_string(), list.offset.to_string());
         let (query, fields) = (list.query.to_string(), list.layout.fields().join(","));
         let mut pairs = shape(list.layout, &fields);
@@ -75,27 +87,13 @@ impl<T: Transport> Client<T> {
         if !list.count {
             pairs.push(("sysparm_no_count", "true"));
         }
-        let url = self.url(&format!("/api/now/table/{}", list.table), &pairs)?;
-        let call = Call { method: Method::GET, url, body: None, effect: Effect::Read };
-        self.call(call, |response| {
-            Ok(Page {
-                rows: decode_list(list.layout, &response.body)?,
-                total: response.header("x-total-count").and_then(|count| count.trim().parse().ok()),
-                served_at: served_at(response),
-            })
-        })
-        .await
+        self.url(&record_path(list.table, None), &pairs)
     }
 
     /// One record; [`Error::NoRecord`] if there is none or it may not be seen.
     pub async fn get(&self, table: &TableName, id: &SysId, layout: &Arc<Layout>) -> Result<Rows> {
-        let call = Call {
-            method: Method::GET,
-            url: self.record_url(table, Some(id), layout)?,
-            body: None,
-            effect: Effect::Read,
-        };
-        self.call(call, |response| decode_record(layout, &response.body)).await
+        let url = self.record_url(table, Some(id), layout)?;
+        self.call(Call::get(url), |response| decode_record(layout, &response.body)).await
     }
 
     /// Makes a record with the given `sys_id` and gives it back as the instance has stored it. A fresh `sys_id`
@@ -111,22 +109,22 @@ impl<T: Transport> Client<T> {
             Identity::Fresh(id) => (id, true),
             Identity::Given(id) => (id, false),
         };
-        let mut body = fields.clone();
-        body.insert("sys_id".to_owned(), Json::String(id.as_str().to_owned()));
-        let call = Call {
-            method: Method::POST,
-            url: self.record_url(table, None, layout)?,
-            body: Some(Bytes::from(Json::Object(body).to_string())),
-            effect: Effect::Once,
-        };
+        let url = self.record_url(table, None, layout)?;
+        let body = body_of_insert(id, fields.clone());
+        let call = Call::write(Method::POST, url, Some(body), Effect::Once);
         let mut attempts_left = self.inner.patience.attempts;
+        let mut is_repeat = false;
         loop {
             let error = match self.call(call.clone(), |response| decode_record(layout, &response.body)).await
             {
                 Err(e) if e.leaves_outcome_unknown() && is_fresh => e,
+                // An attempt that was thought lost has come through after all, or another key is taken.
+                Err(e @ Error::Refused { refusal: Refusal::Unique, .. }) if is_repeat => {
+                    return self.get(table, id, layout).await.map_err(|_| e);
+                }
                 other => return other,
             };
-            attempts_left = attempts_left.saturating_sub(1);
+            (attempts_left, is_repeat) = (attempts_left.saturating_sub(1), true);
             match self.get(table, id, layout).await {
                 Ok(rows) => return Ok(rows),
                 Err(Error::NoRecord(_)) if attempts_left > 0 => {}
@@ -144,19 +142,15 @@ impl<T: Transport> Client<T> {
         layout: &Arc<Layout>,
         effect: Effect,
     ) -> Result<Rows> {
-        let call = Call {
-            method: Method::PATCH,
-            url: self.record_url(table, Some(id), layout)?,
-            body: Some(Bytes::from(Json::Object(fields.clone()).to_string())),
-            effect,
-        };
+        let url = self.record_url(table, Some(id), layout)?;
+        let call = Call::write(Method::PATCH, url, Some(body_of_update(fields.clone())), effect);
         self.call(call, |response| decode_record(layout, &response.body)).await
     }
 
     /// Deletes a record. A record that is gone after an attempt without an answer was deleted by it.
     pub async fn delete(&self, table: &TableName, id: &SysId) -> Result<()> {
         let url = self.url(&record_path(table, Some(id)), &[])?;
-        let once = Call { method: Method::DELETE, url, body: None, effect: Effect::Once };
+        let once = Call::write(Method::DELETE, url, None, Effect::Once);
         match self.call(once.clone(), confirm_deletion).await {
             Err(e) if e.leaves_outcome_unknown() => {
                 let again = Call { effect: Effect::Idempotent, ..once };
@@ -171,8 +165,7 @@ impl<T: Transport> Client<T> {
 
     /// The JSON answer of an endpoint outside the Table API.
     pub(crate) async fn get_json<R: serde::de::DeserializeOwned>(&self, path: &str) -> Result<R> {
-        let call = Call { method: Method::GET, url: self.url(path, &[])?, body: None, effect: Effect::Read };
-        self.call(call, |response| {
+        self.call(Call::get(self.url(path, &[])?), |response| {
             serde_json::from_slice(&response.body)
                 .map_err(|_| Error::Unreadable("the answer does not have the expected structure".to_owned()))
         })
@@ -206,8 +199,19 @@ pub(crate) async fn shrinking<F: Future<Output = Result<Page>>>(
     }
 }
 
+/// The body of a call that makes a record.
+pub(super) fn body_of_insert(id: &SysId, mut fields: Map<String, Json>) -> Bytes {
+    fields.insert("sys_id".to_owned(), Json::String(id.as_str().to_owned()));
+    body_of_update(fields)
+}
+
+/// The body of a call that changes a record.
+pub(super) fn body_of_update(fields: Map<String, Json>) -> Bytes {
+    Json::Object(fields).to_string().into()
+}
+
 /// A deletion is answered with 204 and nothing else; a login page comes with 200.
-fn confirm_deletion(response: &Response) -> Result<()> {
+pub(super) fn confirm_deletion(response: &Response) -> Result<()> {
     match response.status {
         204 => Ok(()),
         _ => Err(Error::Unreadable("the answer does not confirm the deletion".to_owned())),
@@ -226,7 +230,15 @@ fn shape<'a>(layout: &Layout, fields: &'a str) -> Vec<(&'a str, &'a str)> {
     pairs
 }
 
-fn record_path(table: &TableName, id: Option<&SysId>) -> String {
+/// The same as the query of an address.
+pub(super) fn parameters(layout: &Layout) -> String {
+    let fields = layout.fields().join(",");
+    let mut parameters = url::form_urlencoded::Serializer::new(String::new());
+    parameters.extend_pairs(shape(layout, &fields)).finish()
+}
+
+/// The path of a table, or of a record.
+pub(super) fn record_path(table: &TableName, id: Option<&SysId>) -> String {
     match id {
         None => format!("/api/now/table/{table}"),
         Some(id) => {

@@ -257,6 +257,39 @@ impl Rows {
         self.layout.columns.iter().position(named).map_or("", |column| self.text(row, column))
     }
 
+    /// Appends a row of another batch of the same layout.
+    pub fn push(&mut self, other: &Rows, row: usize) {
+        let columns = self.layout.columns.len();
+        debug_assert_eq!(columns, other.layout.columns.len());
+        for cell in &other.cells[row * columns..(row + 1) * columns] {
+            let cell = match *cell {
+                Cell::Text { start, len } => {
+                    let (start, len) = self.copy(other, start, len);
+                    Cell::Text { start, len }
+                }
+                other => other,
+            };
+            self.cells.push(cell);
+        }
+        let (start, len) = other.ids[row];
+        let id = self.copy(other, start, len);
+        self.ids.push(id);
+        self.versions.push(other.versions[row]);
+    }
+
+    /// One row as a batch of its own.
+    pub fn pick(&self, row: usize) -> Rows {
+        let mut picked = Rows::new(self.layout.clone());
+        picked.push(self, row);
+        picked
+    }
+
+    fn copy(&mut self, other: &Rows, start: u32, len: u32) -> (u32, u32) {
+        let copied = self.text.len() as u32;
+        self.text.push_str(&other.text[start as usize..(start + len) as usize]);
+        (copied, len)
+    }
+
     /// The memory the batch holds, in bytes.
     pub fn size(&self) -> usize {
         self.text.capacity() + self.cells.capacity() * size_of::<Cell>() + self.ids.len() * 32
@@ -277,6 +310,26 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_is_the_same_in_another_batch() {
+        let layout = Arc::new(Layout::of_text(&["number", "state", "hidden"]));
+        let body = br#"{"result":[{"sys_id":"a","number":"INC1","state":"","sys_mod_count":"3"},
+            {"sys_id":"b","number":"INC2","state":"7","sys_updated_on":"1970-01-01 00:00:09"}]}"#;
+        let rows = decode_list(&layout, body).expect("rows");
+        let mut copy = Rows::new(layout);
+        copy.push(&rows, 1);
+        copy.push(&rows, 0);
+        assert_eq!(copy.ids().collect::<Vec<_>>(), ["b", "a"]);
+        for (row, from) in [(0, 1), (1, 0)] {
+            assert_eq!(copy.version(row), rows.version(from));
+            for column in 0..3 {
+                assert_eq!(copy.value(row, column), rows.value(from, column));
+                assert_eq!(copy.is_shown(row, column), rows.is_shown(from, column));
+            }
+        }
+        assert_eq!((rows.pick(1).len(), rows.pick(1).get(0, "number")), (1, "INC2"));
+    }
 
     #[test]
     fn a_version_is_later_only_if_no_part_of_it_is_earlier() {

@@ -1,0 +1,396 @@
+//! Many writes at once: in batches or, where there are none, in calls of their own, several at a time.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use http::Method;
+use http::header::HeaderValue;
+use serde_json::{Map, Value as Json};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::batch::{self, Answer, Item, OUTPUT_HEADER, OUTPUT_LIMIT, Reply};
+use super::batch_size::Seen;
+use super::pending::{Next, Pause, Pending};
+use super::retry::{self, Effect};
+use super::stats::endpoint;
+use super::table_api::{Identity, parameters, record_path};
+use super::transport::Transport;
+use super::{Answered, Call, Client, chance};
+use crate::error::{Error, Refusal, Result, Words};
+use crate::page::{Layout, Rows};
+use crate::value::{SysId, TableName};
+
+/// The largest body of a batch, in bytes: an instance takes 10 MB, and we hold one for each call under way.
+const REQUEST_LIMIT: usize = 4 << 20;
+
+/// One record's write.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Makes a record.
+    Insert {
+        /// Its `sys_id`.
+        id: Identity,
+        /// What it is made with.
+        fields: Map<String, Json>,
+    },
+    /// Changes a record.
+    Update {
+        /// Which one.
+        id: SysId,
+        /// The fields that change.
+        fields: Map<String, Json>,
+        /// What sending it twice would do.
+        effect: Effect,
+    },
+    /// Deletes a record.
+    Delete {
+        /// Which one.
+        id: SysId,
+    },
+}
+
+/// What became of a change.
+#[derive(Debug)]
+pub enum Fate {
+    /// The instance has accepted it; the record as stored, one row (no row for a deletion).
+    Done(Rows),
+    /// Refused, or its outcome is unknown ([`Error::leaves_outcome_unknown`]).
+    Failed(Error),
+    /// Not carried out, because another one had failed.
+    NotSent,
+}
+
+impl Fate {
+    /// Whether nothing more may be sent after this.
+    fn is_failure(&self, pass_over_duplicates: bool, is_insert: bool) -> bool {
+        match self {
+            Fate::Failed(Error::Refused { refusal: Refusal::Unique, .. }) => {
+                !(pass_over_duplicates && is_insert)
+            }
+            Fate::Failed(_) => true,
+            Fate::Done(_) | Fate::NotSent => false,
+        }
+    }
+}
+
+impl<T: Transport> Client<T> {
+    /// Makes many changes to distinct records of a table; the fates come in the order of the changes, which says
+    /// nothing about the order in which they were made.
+    ///
+    /// After the first failure nothing more is sent, and what is under way is waited for; but a unique violation of
+    /// an insert does not count as one with `pass_over_duplicates`. `progress` counts what has been accepted.
+    pub async fn write_all(
+        &self,
+        table: &TableName,
+        changes: Vec<Change>,
+        layout: &Arc<Layout>,
+        pass_over_duplicates: bool,
+        progress: &Arc<AtomicU64>,
+    ) -> Vec<Fate> {
+        let mut fates: Vec<Fate> = changes.iter().map(|_| Fate::NotSent).collect();
+        if let [change] = &*changes {
+            fates[0] = self.write_one(table, change, layout).await.map_or_else(Fate::Failed, Fate::Done);
+            progress.fetch_add(u64::from(matches!(fates[0], Fate::Done(_))), Ordering::Relaxed);
+            return fates;
+        }
+        let (stop, stopped) = watch::channel(false);
+        let statement = Statement { client: self, table, layout, parameters: parameters(layout), stopped };
+        let mut queue: VecDeque<Pending> =
+            changes.into_iter().enumerate().map(|(index, change)| Pending::new(index, change)).collect();
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while !*stop.borrow()
+                && let Some(parcel) = statement.next_parcel(&mut queue, under_way.len())
+            {
+                under_way.push(statement.send(parcel));
+            }
+            let Some(outcomes) = under_way.next().await else { break };
+            for (pending, next) in outcomes.into_iter().rev() {
+                match next {
+                    Next::Settled(fate) => {
+                        progress.fetch_add(u64::from(matches!(fate, Fate::Done(_))), Ordering::Relaxed);
+                        if fate.is_failure(pass_over_duplicates, pending.is_insert()) {
+                            stop.send_replace(true);
+                        }
+                        fates[pending.index] = fate;
+                    }
+                    // Those that have waited longest go first.
+                    Next::Again(_) | Next::Look(_) => queue.push_front(pending),
+                }
+            }
+        }
+        for mut pending in queue {
+            fates[pending.index] = pending.withdraw();
+        }
+        fates
+    }
+
+    async fn write_one(&self, table: &TableName, change: &Change, layout: &Arc<Layout>) -> Result<Rows> {
+        match change {
+            Change::Insert { id, fields } => self.insert(table, id, fields, layout).await,
+            Change::Update { id, fields, effect } => self.update(table, id, fields, layout, *effect).await,
+            Change::Delete { id } => self.delete(table, id).await.map(|()| Rows::new(layout.clone())),
+        }
+    }
+}
+
+/// The changes of one statement on their way.
+struct Statement<'a, T> {
+    client: &'a Client<T>,
+    table: &'a TableName,
+    layout: &'a Arc<Layout>,
+    /// The parameters that say what a record looks like in an answer.
+    parameters: String,
+    /// Turns true at the first failure.
+    stopped: watch::Receiver<bool>,
+}
+
+/// Changes and what is next for them.
+type Outcomes = Vec<(Pending, Next)>;
+
+impl<T: Transport> Statement<'_, T> {
+    /// Takes what is sent next from the queue, if there may be another call.
+    fn next_parcel(&self, queue: &mut VecDeque<Pending>, under_way: usize) -> Option<Vec<Pending>> {
+        let most = self.client.concurrency();
+        // One more call waits at the gate: that others wait is how the gate knows that it could let in more.
+        if under_way > most {
+            return None;
+        }
+        let free = most.saturating_sub(under_way).max(most.div_ceil(2));
+        let sizes = &self.client.inner.batch_sizes;
+        let items = match sizes.are_possible() {
+            true => sizes.with(self.table, |size| size.share(queue.len(), free)),
+            false => 1,
+        };
+        let first = queue.pop_front()?;
+        let mut size = self.size(&first);
+        let is_alone = first.singly || size > REQUEST_LIMIT;
+        let mut parcel = vec![first];
+        while !is_alone
+            && parcel.len() < items
+            && let Some(next) =
+                queue.pop_front_if(|next| !next.singly && size + self.size(next) <= REQUEST_LIMIT)
+        {
+            size += self.size(&next);
+            parcel.push(next);
+        }
+        Some(parcel)
+    }
+
+    /// How many bytes a change takes in the body of a batch.
+    fn size(&self, pending: &Pending) -> usize {
+        let url = self.table.as_str().len() + pending.id.as_str().len() * 3 + self.parameters.len() + 20;
+        batch::encoded_size(url, pending.body.as_ref().map_or(0, |body| body.len()))
+    }
+
+    /// Path and query of a change's request.
+    fn url(&self, pending: &Pending) -> String {
+        let id = (!pending.is_insert()).then_some(&pending.id);
+        let path = record_path(self.table, id);
+        match pending.method() {
+            Method::DELETE => path,
+            _ => format!("{path}?{}", self.parameters),
+        }
+    }
+
+    async fn send(&self, mut parcel: Vec<Pending>) -> Outcomes {
+        let outcomes = match parcel.pop() {
+            Some(pending) if parcel.is_empty() => vec![self.send_singly(pending).await],
+            last => {
+                parcel.extend(last);
+                self.send_batch(parcel).await
+            }
+        };
+        let outcomes = self.look_up(outcomes).await;
+        self.pause(&outcomes).await;
+        outcomes
+    }
+
+    /// Resolves once there has been a failure.
+    async fn stopped(&self) {
+        let mut stopped = self.stopped.clone();
+        // The sender outlives whoever waits here.
+        let _stopped = stopped.wait_for(|stopped| *stopped).await;
+    }
+
+    async fn send_singly(&self, mut pending: Pending) -> (Pending, Next) {
+        let next = match self.call_singly(&pending).await {
+            Ok(ControlFlow::Continue(answered)) => Next::Settled(Fate::Done(answered.result)),
+            Ok(ControlFlow::Break(())) => return (pending, Next::Again(Pause::No)),
+            // The call has been repeated already.
+            Err(e) if e.was_not_carried_out() => pending.give_up(e),
+            Err(e) => pending.judge(Err(e), self.layout, &self.client.inner.patience, false),
+        };
+        pending.is_repeat = true;
+        (pending, next)
+    }
+
+    async fn call_singly(&self, pending: &Pending) -> Result<ControlFlow<(), Answered<Rows>>> {
+        let url = self.client.url(&self.url(pending), &[])?;
+        let call = Call::write(pending.method(), url, pending.body.clone(), Effect::Once);
+        self.note_repeats(std::slice::from_ref(pending), &call);
+        let decode = |response: &_| pending.decode(response, self.layout);
+        self.client.call_unless(self.stopped(), call, decode).await
+    }
+
+    async fn send_batch(&self, mut parcel: Vec<Pending>) -> Outcomes {
+        let sizes = &self.client.inner.batch_sizes;
+        let sent = parcel.len();
+        let error = match self.call_batch(&parcel).await {
+            Ok(ControlFlow::Continue(answered)) => {
+                parcel.iter_mut().for_each(|pending| pending.is_repeat = true);
+                return self.read_batch(parcel, answered).await;
+            }
+            Ok(ControlFlow::Break(())) => return all_again(parcel),
+            Err(e) => e,
+        };
+        if error.leaves_outcome_unknown() {
+            sizes.with(self.table, |size| size.failed(sent));
+            let lose = |mut pending: Pending| {
+                let next = pending.lost(error.clone(), &self.client.inner.patience);
+                pending.is_repeat = true;
+                (pending, next)
+            };
+            return parcel.into_iter().map(lose).collect();
+        }
+        if error.was_not_carried_out() {
+            // One of them has to say why; the others were not sent.
+            let mut outcomes = all_again(parcel);
+            if let Some((first, next)) = outcomes.first_mut() {
+                *next = first.give_up(error);
+            }
+            return outcomes;
+        }
+        // There is something about the batch that the instance does not like; nothing was carried out.
+        if is_absence(&error) {
+            sizes.are_absent();
+        } else {
+            sizes.with(self.table, |size| size.failed(sent));
+            parcel.iter_mut().for_each(|pending| pending.singly = true);
+        }
+        all_again(parcel)
+    }
+
+    async fn call_batch(&self, parcel: &[Pending]) -> Result<ControlFlow<(), Answered<Answer>>> {
+        let item = |pending| Item {
+            method: Pending::method(pending),
+            url: self.url(pending),
+            body: pending.body.as_ref(),
+            // Only what has gone wrong before is likely to bring a header of interest: how long to wait.
+            with_headers: pending.is_repeat,
+        };
+        let body = batch::encode(&parcel.iter().map(item).collect::<Vec<_>>());
+        let url = self.client.url(batch::PATH, &[])?;
+        let mut call = Call::write(Method::POST, url, Some(body), Effect::Once);
+        call.headers.insert(OUTPUT_HEADER, HeaderValue::from(OUTPUT_LIMIT));
+        self.note_repeats(parcel, &call);
+        let decode = |response: &_| batch::decode(response, parcel.len());
+        self.client.call_unless(self.stopped(), call, decode).await
+    }
+
+    /// Counts a call that repeats a failed one.
+    fn note_repeats(&self, parcel: &[Pending], call: &Call) {
+        if parcel.iter().any(|pending| pending.failures > 0) {
+            self.client.inner.recorder.repeating(&endpoint(&call.method, &call.url));
+        }
+    }
+
+    async fn read_batch(&self, parcel: Vec<Pending>, answered: Answered<Answer>) -> Outcomes {
+        let inner = &self.client.inner;
+        let (answer, sent, patience) = (answered.result, parcel.len(), &inner.patience);
+        let (serviced, first_unserviced) = (answer.serviced(), answer.first_unserviced());
+        let (time, latency, output) = (answer.time, answered.latency, answer.output);
+        inner.batch_sizes.with(self.table, |size| {
+            size.answered(Seen { sent, serviced, time, latency, output });
+        });
+        let by_size = serviced == 0 || output >= OUTPUT_LIMIT / 2;
+        let mut rejects_login = false;
+        let mut outcomes = Vec::with_capacity(sent);
+        for (position, (mut pending, reply)) in parcel.into_iter().zip(answer.replies).enumerate() {
+            let next = match reply {
+                Reply::Serviced(response) => {
+                    let answer = response.and_then(|response| pending.decode(&response, self.layout));
+                    rejects_login |= matches!(answer, Err(Error::Unauthorized(_)));
+                    pending.judge(answer, self.layout, patience, inner.login.has_token())
+                }
+                Reply::Unserviced => {
+                    let is_first = first_unserviced == Some(position);
+                    // What does not fit although it has everything for itself never will.
+                    pending.singly |= is_first && serviced == 0;
+                    pending.unserviced(is_first, by_size, patience)
+                }
+                Reply::Missing => {
+                    let words = "the answer of the batch does not mention the request";
+                    pending.lost(Error::Unreadable(words.to_owned()), patience)
+                }
+            };
+            outcomes.push((pending, next));
+        }
+        if rejects_login {
+            inner.login.reject(&answered.login).await;
+        }
+        outcomes
+    }
+
+    /// Looks up those that have to be, all in as few calls as possible.
+    async fn look_up(&self, mut outcomes: Outcomes) -> Outcomes {
+        let is_open = |(_, next): &&(Pending, Next)| matches!(next, Next::Look(_));
+        let ids: Vec<SysId> =
+            outcomes.iter().filter(is_open).map(|(pending, _)| pending.id.clone()).collect();
+        if ids.is_empty() {
+            return outcomes;
+        }
+        let found = self.client.look(self.table, &ids, self.layout).await;
+        let rows: HashMap<&str, usize> =
+            found.iter().flat_map(|rows| rows.ids().enumerate()).map(|(row, id)| (id, row)).collect();
+        for (pending, next) in &mut outcomes {
+            if let Next::Look(error) = next {
+                let error = std::mem::replace(error, Error::Discarded);
+                let own = match &found {
+                    Ok(found) => Ok(rows.get(pending.id.as_str()).map(|row| found.pick(*row))),
+                    Err(e) => Err(e.clone()),
+                };
+                *next = pending.looked(error, own, &self.client.inner.patience);
+            }
+        }
+        outcomes
+    }
+
+    /// Waits before those that failed are sent again, unless there is no need to any more.
+    async fn pause(&self, outcomes: &Outcomes) {
+        let mut failures = None;
+        for (pending, next) in outcomes {
+            match next {
+                // The gate keeps every call of the client waiting.
+                Next::Again(Pause::AsAsked(wait)) => self.client.heed(*wait),
+                Next::Again(Pause::Backoff) => failures = failures.max(Some(pending.failures)),
+                _ => {}
+            }
+        }
+        if let Some(failures) = failures {
+            tokio::select! {
+                () = self.stopped() => {}
+                () = sleep(retry::backoff(failures + 1, chance())) => {}
+            }
+        }
+    }
+}
+
+/// Everything as it was before it was sent.
+fn all_again(parcel: Vec<Pending>) -> Outcomes {
+    parcel.into_iter().map(|pending| (pending, Next::Again(Pause::No))).collect()
+}
+
+/// Whether a refusal of a whole batch says that there is no Batch API, or not for this user.
+fn is_absence(error: &Error) -> bool {
+    let is_no_resource = |words: &Words| words.message.contains("does not represent any resource");
+    match error {
+        Error::Refused { .. } | Error::NoRecord(_) | Error::Rejected { status: 404 | 405 | 501, .. } => true,
+        Error::Rejected { status: 400, words } => is_no_resource(words),
+        _ => false,
+    }
+}
