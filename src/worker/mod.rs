@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::catalog;
 use crate::error::error;
+use crate::failpoint;
 use crate::pg;
 use crate::pg::io::Bell;
 use crate::pg::worker::End;
@@ -72,6 +73,7 @@ pub fn main(database: pg_sys::Datum) {
     // A transaction of its own, as the one before may not see what it has waited for.
     let Ok(true) = starter.and_then(|()| pg::xact::transaction(may_run)) else { return };
     pg::worker::log("servicenow_fdw worker started");
+    failpoint::reach("worker.start");
     let how = match run() {
         Ok((reason, how)) => {
             pg::worker::log(&format!("servicenow_fdw worker ends: {reason}"));
@@ -82,6 +84,7 @@ pub fn main(database: pg_sys::Datum) {
             End::ForNow
         }
     };
+    failpoint::reach("worker.exit");
     pg::worker::end(how);
 }
 
