@@ -9,6 +9,7 @@
 //!   waiting until they may
 //! - [`worker`]: the background process that keeps caches up to date
 //! - [`verify`]: the proof that a cache is complete
+//! - [`failpoint`]: where tests have processes die
 //! - [`catalog`]: the extension's own tables, and the mirror behind a foreign table
 //! - [`pg`] and [`entry`]: the boundary to Postgres, the only places with `unsafe`
 //!
@@ -26,6 +27,7 @@ mod connection;
 #[allow(unsafe_code)]
 mod entry;
 mod error;
+mod failpoint;
 mod fdw;
 mod freshness;
 mod import;

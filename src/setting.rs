@@ -80,6 +80,7 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );
+    crate::failpoint::define();
     crate::pg::session::reserve_settings(PREFIX);
 }
 

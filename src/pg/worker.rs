@@ -262,6 +262,14 @@ pub fn end(how: End) -> ! {
     }
 }
 
+/// Ends the process as `kill -9` does: nothing is cleaned up, and the server starts all its processes anew.
+#[cfg(debug_assertions)]
+pub fn kill_at_once() -> ! {
+    // SAFETY: a signal to this process that it cannot handle.
+    unsafe { libc::raise(libc::SIGKILL) };
+    std::process::abort()
+}
+
 /// Names the process in `pg_stat_activity`.
 pub fn set_application_name(name: &str) {
     let name = super::catalog::c_string(name);

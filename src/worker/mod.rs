@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::catalog;
 use crate::error::error;
+use crate::failpoint;
 use crate::pg;
 use crate::pg::io::Bell;
 use crate::pg::worker::End;
@@ -74,6 +75,7 @@ pub fn main(database: pg_sys::Datum) {
     // A transaction of its own, as the one before may not see what it has waited for.
     let Ok(true) = starter.and_then(|()| pg::xact::transaction(may_run)) else { return };
     pg::worker::log("servicenow_fdw worker started");
+    failpoint::reach("worker.start");
     let how = match run() {
         Ok((reason, how)) => {
             pg::worker::log(&format!("servicenow_fdw worker ends: {reason}"));
@@ -84,6 +86,7 @@ pub fn main(database: pg_sys::Datum) {
             End::ForNow
         }
     };
+    failpoint::reach("worker.exit");
     pg::worker::end(how);
 }
 

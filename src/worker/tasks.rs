@@ -19,6 +19,7 @@ use super::store::{PgStore, Request, Table, note_failure};
 use crate::cache::ddl;
 use crate::catalog;
 use crate::connection::{HttpClient, WORKER, new_client, sync_user};
+use crate::failpoint;
 use crate::option::{self, Login, ServerOptions};
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
@@ -139,6 +140,7 @@ impl Tasks {
         self.uncounted.retain(|_, stats| !stats.is_empty());
         let written = pg::xact::transaction(|| {
             self.uncounted.iter().for_each(|(server, stats)| catalog::add_request_stats(*server, stats));
+            failpoint::reach("worker.count");
         });
         if written.is_ok() {
             self.uncounted.clear();
@@ -230,6 +232,7 @@ fn plans() -> HashMap<pg_sys::Oid, Plan> {
             }
         }
     }
+    failpoint::reach("worker.plan");
     plans.into_iter().filter_map(|(server, plan)| Some((server, plan.ok()?))).collect()
 }
 

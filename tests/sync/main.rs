@@ -2,6 +2,7 @@
 
 mod changes;
 mod crash;
+mod failpoint;
 mod fill;
 mod follow;
 mod labels;

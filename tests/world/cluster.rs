@@ -21,6 +21,9 @@ log_line_prefix = '%m [%p] %b '
 autovacuum_naptime = 1h
 ";
 
+/// The file of settings that change while a cluster runs.
+const CHANGED: &str = "changed.conf";
+
 /// A running cluster.
 pub struct Cluster {
     directory: PathBuf,
@@ -57,8 +60,12 @@ impl Cluster {
         ]);
         run(initdb.arg("-D").arg(&data));
         let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).unwrap();
-        writeln!(file, "{SETTINGS}\nunix_socket_directories = '{}'\n{settings}", directory.display())
-            .unwrap();
+        writeln!(
+            file,
+            "{SETTINGS}\nunix_socket_directories = '{0}'\n{settings}\ninclude_if_exists = '{0}/{CHANGED}'",
+            directory.display()
+        )
+        .unwrap();
         let janitor = as_user(Path::new("/bin/sh"))
             .arg("-c")
             .arg(format!(
@@ -83,6 +90,18 @@ impl Cluster {
         let mut pg_ctl = as_user(&self.bin.join("pg_ctl"));
         pg_ctl.arg("-D").arg(self.directory.join("data")).arg("-l").arg(self.log_file()).arg("-w");
         run(pg_ctl.args(arguments).stdout(Stdio::null()));
+    }
+
+    /// Gives all its processes more settings, in place of those given before. Works without any session, as none may
+    /// be had.
+    pub fn configure(&self, settings: &str) {
+        self.configure_next_start(settings);
+        signal(self.postmaster(), "-HUP");
+    }
+
+    /// As [`Cluster::configure`], of a cluster that does not run.
+    pub fn configure_next_start(&self, settings: &str) {
+        std::fs::write(self.directory.join(CHANGED), settings).expect("a file");
     }
 
     /// The directory of its programs.

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::apply;
 use crate::catalog::{self, Mirror, timestamp, write};
+use crate::failpoint;
 use crate::pg;
 use crate::pg::io::Bell;
 use crate::pg::xact::Caught;
@@ -61,6 +62,40 @@ enum Work {
     Describe(Vec<TableDef>),
     Relabel(TableName, Vec<(SysId, String)>),
     NoteMetadata(Result<i64, Stop>),
+}
+
+impl Work {
+    /// Its name in failpoints.
+    fn name(&self) -> &'static str {
+        match self {
+            Work::Apply(step) => match step {
+                Step::Described(_) => "described",
+                Step::Begin { .. } => "begin",
+                Step::Newest(_) => "newest",
+                Step::Filled { .. } => "filled",
+                Step::RangeDone { .. } => "range_done",
+                Step::Complete { .. } => "complete",
+                Step::Changed(_) => "changed",
+                Step::Rechecked { .. } => "rechecked",
+                Step::Polled { .. } => "polled",
+                Step::Hidden { .. } => "hidden",
+                Step::Reconciled { .. } => "reconciled",
+                Step::Scrubbed { .. } => "scrubbed",
+                Step::Failed(_) => "failed",
+            },
+            Work::Compare(_) => "compare",
+            Work::CountByPrefix(..) => "count_by_prefix",
+            Work::Hidden => "hidden_ranges",
+            Work::Find(_) => "find",
+            Work::ToRecheck => "to_recheck",
+            Work::DeletesSince => "deletes_since",
+            Work::NoteDeletes(_) => "deletes",
+            Work::MetadataSince => "metadata_since",
+            Work::Describe(_) => "describe",
+            Work::Relabel(..) => "relabel",
+            Work::NoteMetadata(_) => "metadata",
+        }
+    }
 }
 
 enum Done {
@@ -202,11 +237,20 @@ pub fn carry_out(request: Request) {
     if reply.is_closed() {
         return; // the mirror was stopped meanwhile
     }
-    let attempt = |careful| pg::xact::transaction(|| execute(server, table, &work, careful));
+    let name = work.name();
+    failpoint::reach(format_args!("worker.{name}.before"));
+    let attempt = |careful| {
+        pg::xact::transaction(|| {
+            let done = execute(server, table, &work, careful);
+            failpoint::reach(format_args!("worker.{name}.commit"));
+            done
+        })
+    };
     let mut outcome = attempt(false);
     if matches!(&outcome, Err(caught) if caught.is_conflict() || caught.is_duplicate()) {
         outcome = attempt(true);
     }
+    failpoint::reach(format_args!("worker.{name}.after"));
     if matches!(&outcome, Ok(Ok(Done::Applied)))
         && let (Work::Apply(Step::Complete { .. }), Some(table)) = (&work, table)
     {

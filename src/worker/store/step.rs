@@ -14,6 +14,7 @@ use crate::cache::apply::{self, CacheWriter, Outcome, Replace};
 use crate::cache::change::Source;
 use crate::catalog::{self, Mirror, timestamp, write};
 use crate::error::{Doing, report};
+use crate::failpoint;
 use crate::pg;
 use crate::pg::table::Triggers;
 
@@ -192,6 +193,7 @@ fn put(
     }
     let mut writer = CacheWriter::open(mirror, Triggers::Own, source);
     let outcome = writer.put_all(rows, replace, careful);
+    failpoint::reach("worker.rows");
     writer.close();
     outcome
 }

@@ -1,0 +1,335 @@
+//! `kill -9` wherever the worker does something: afterwards the cache is like the instance, nothing is doubled, and
+//! what was done is not done again.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use servicenow_sim::Dataset;
+use world::cluster::{Cluster, signal};
+use world::{PATIENCE, World, connect};
+
+use crate::{lists, pid, reconnect};
+
+/// Few enough for a table to be filled in a moment, in some pages.
+const FEW: usize = 300;
+const PAGE: usize = 25;
+const INCIDENT: &str = "CREATE FOREIGN TABLE incident (
+    sys_id text, number text, short_description text, state bigint, caller_id text,
+    caller text OPTIONS (field 'caller_id', show 'label')) SERVER acme";
+const COLUMNS: &[&str] = &["number", "short_description", "state", "caller_id"];
+
+/// Places on the way from nothing to a table that is filled. The first ones are passed once.
+const BEGINNING: &[&str] = &[
+    "worker.exit",
+    "worker.start",
+    "worker.plan",
+    "worker.described.commit",
+    "worker.described.after",
+    "worker.begin.before",
+    "worker.begin.commit",
+    "worker.begin.after",
+    "worker.newest.commit",
+    "worker.newest.after",
+];
+const FILLING: &[&str] = &[
+    "worker.count",
+    "worker.filled.before",
+    "worker.rows",
+    "worker.filled.commit",
+    "worker.filled.after",
+    "worker.range_done.before",
+    "worker.range_done.commit",
+    "worker.range_done.after",
+    "worker.complete.commit",
+    "worker.complete.after",
+];
+/// Places that are passed over and over again once a table is filled, or when something changes.
+const FOLLOWING: &[&str] = &[
+    "worker.changed.before",
+    "worker.rows",
+    "worker.changed.commit",
+    "worker.changed.after",
+    "worker.to_recheck.before",
+    "worker.polled.commit",
+    "worker.polled.after",
+    "worker.find.before",
+    "worker.rechecked.before",
+    "worker.rechecked.commit",
+    "worker.rechecked.after",
+    "worker.deletes.before",
+    "worker.deletes.commit",
+    "worker.deletes.after",
+    "worker.metadata_since.before",
+    "worker.relabel.before",
+    "worker.relabel.commit",
+    "worker.relabel.after",
+    "worker.metadata.commit",
+    "worker.metadata.after",
+    "worker.count_by_prefix.before",
+    "worker.reconciled.commit",
+    "worker.scrubbed.commit",
+    "worker.scrubbed.after",
+];
+
+/// A world on a cluster of its own with a small instance.
+async fn quick(options: &str) -> World {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("")));
+    let world = World::on(cluster, Dataset::Incidents(FEW)).await;
+    world.set_up(&format!(", page_size '{PAGE}', max_concurrency '2' {options}")).await;
+    world
+}
+
+/// Has the next process that comes to a place do something there. All know of it then, unless one was there already.
+async fn arm(world: &World, place: &str) {
+    world.cluster.configure(&format!("servicenow_fdw.failpoint = '{place}'"));
+    let known = format!("SELECT current_setting('servicenow_fdw.failpoint', true) = '{place}'");
+    while let Ok(row) = world.db.client().query_one(&known, &[]).await
+        && row.get::<_, Option<bool>>(0) != Some(true)
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// How often a process has come to a place that is armed.
+fn strikes(world: &World, place: &str) -> usize {
+    world.cluster.log().matches(&format!("failpoint \"{place}\": ")).count()
+}
+
+/// Waits until a process has come to a place once more.
+async fn until_struck(world: &World, place: &str, before: usize) {
+    let began = Instant::now();
+    while strikes(world, place) == before {
+        assert!(began.elapsed() < PATIENCE, "nobody comes to {place}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The worker dies at a place: waits for it, and for the server to take sessions again.
+async fn dies(world: &mut World, place: &str, before: usize) {
+    until_struck(world, place, before).await;
+    world.cluster.configure("");
+    // The next worker may come there before it hears of it.
+    loop {
+        let struck = strikes(world, place);
+        reconnect(world).await;
+        if strikes(world, place) == struck {
+            break;
+        }
+    }
+}
+
+/// The server dies while the worker is at a place, all at once; starts it again.
+async fn server_dies(world: &mut World, place: &str, before: usize) {
+    until_struck(world, place, before).await;
+    let postmaster = world.cluster.postmaster();
+    let children = format!("/proc/{postmaster}/task/{postmaster}/children");
+    let children = std::fs::read_to_string(children).expect("it runs");
+    signal(postmaster, "-KILL");
+    let began = Instant::now();
+    for child in children.split_whitespace() {
+        while std::fs::exists(format!("/proc/{child}/cmdline")).unwrap_or(false) {
+            assert!(began.elapsed() < PATIENCE, "its processes end with it");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    world.cluster.configure_next_start("");
+    world.cluster.control(&["start"]);
+    world.db = connect(world.cluster, &world.database).await;
+}
+
+/// Waits until the table is like the instance's, and checks that no row is doubled or counted wrong.
+async fn converges(world: &World, place: &str) {
+    world.sync("incident").await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+    let counted =
+        "SELECT rows = (SELECT count(*) FROM incident) AND rows = (SELECT count(DISTINCT sys_id) FROM incident)
+         FROM servicenow.sync_table WHERE foreign_table = 'incident'::regclass";
+    world.until(counted).await;
+    let open = "SELECT count(*) FROM servicenow.sync_range";
+    assert_eq!(world.db.value::<i64>(open).await, 0, "{place}");
+}
+
+/// How often each page of the fill was asked for since the `from`th request.
+fn pages(world: &World, from: usize) -> HashMap<String, usize> {
+    let mut pages = HashMap::new();
+    for list in lists(world, "incident", from) {
+        let query = list.parameter("sysparm_query").unwrap_or_default();
+        let is_page =
+            list.parameter("sysparm_fields").is_some_and(|fields| fields.contains("short_description"))
+                && !query.contains("sys_updated_on");
+        if is_page {
+            *pages.entry(query.to_owned()).or_insert(0) += 1;
+        }
+    }
+    pages
+}
+
+/// Begins to fill the table, with a worker that dies at a place: the first time it comes there, or once the fill is
+/// well under way. Gives back the number of requests before.
+async fn fill_until(world: &mut World, place: &str, at_once: bool) -> usize {
+    let before = strikes(world, place);
+    let from = world.sim.requests().len();
+    match place {
+        "worker.start" => world.stop_worker().await,
+        "worker.exit" => {
+            world.db.run(INCIDENT).await;
+            world.sync("incident").await;
+        }
+        _ => {}
+    }
+    if at_once {
+        arm(world, place).await;
+    }
+    // The session may break before it has the answer: then the table is there, or is made afterwards.
+    let create = match place {
+        "worker.exit" => "SELECT servicenow.stop_worker()".to_owned(),
+        "worker.start" => format!("{INCIDENT}; SELECT servicenow.start_worker()"),
+        _ => INCIDENT.to_owned(),
+    };
+    let _broken = world.db.client().batch_execute(&create).await;
+    if !at_once {
+        let (few, many) = (3 * PAGE, FEW / 2);
+        let under_way = format!(
+            "SELECT EXISTS (SELECT FROM servicenow.sync_table WHERE phase = 'backfill' AND rows_filled BETWEEN {few} AND {many})"
+        );
+        world.until(&under_way).await;
+        arm(world, place).await;
+    }
+    dies(world, place, before).await;
+    if world.db.rows("SELECT FROM pg_class WHERE relname = 'incident' AND relkind = 'f'").await.is_empty() {
+        world.db.run(INCIDENT).await;
+    }
+    world.db.run("SELECT servicenow.start_worker()").await;
+    from
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_goes_on_wherever_the_worker_is_killed() {
+    let mut world = quick("").await;
+    let places =
+        BEGINNING.iter().map(|place| (place, true)).chain(FILLING.iter().map(|place| (place, false)));
+    for (place, at_once) in places {
+        world.sim.set(|s| s.latency_ms = if at_once { 0 } else { 25 });
+        let before = strikes(&world, place);
+        let from = fill_until(&mut world, place, at_once).await;
+        let deaths = strikes(&world, place) - before;
+        world.sim.set(|s| s.latency_ms = 0);
+        converges(&world, place).await;
+        // What was under way when a worker died is asked for again, and nothing else.
+        let again: Vec<(String, usize)> = pages(&world, from).into_iter().filter(|(_, n)| *n > 1).collect();
+        assert!(again.iter().map(|(_, n)| n - 1).sum::<usize>() <= 2 * deaths, "{place}: {again:#?}");
+        world.db.run("DROP FOREIGN TABLE incident").await;
+    }
+}
+
+/// The identity and the login of somebody whose name incidents show.
+fn caller(world: &World) -> (String, String) {
+    let incident = world.find("incident", "number=INC0012345");
+    let caller = world.remote("incident", &incident, "caller_id").expect("it has one");
+    let login = world.remote("sys_user", &caller, "user_name").expect("a user");
+    (caller, login)
+}
+
+/// Changes of every kind; gives back the records that were made, changed and deleted.
+fn change(world: &World, round: usize) -> [String; 3] {
+    let text = format!("round {round}");
+    let edit = world.sim.edit();
+    let made = edit.insert("incident", &[("short_description", &text)]).expect("a record");
+    let ids = edit.find("incident", "short_descriptionNOT LIKEround^ORDERBYsys_id").expect("a query");
+    let (changed, deleted) = (ids[2 * round].clone(), ids[ids.len() - 1].clone());
+    edit.update("incident", &changed, &[("short_description", &text)]).expect("it is there");
+    edit.delete("incident", &deleted).expect("it is there");
+    edit.rename_user(&caller(world).1, &text).expect("it is there");
+    [made, changed, deleted]
+}
+
+/// What the log of changes says of a record since it was last asked.
+async fn logged(world: &World, id: &str, since: i64) -> String {
+    let ops = format!(
+        "SELECT coalesce(string_agg(op, ' ' ORDER BY seq), '') FROM servicenow._sync_cdc
+         WHERE sys_id = '{id}' AND seq > {since} AND changed ? 'short_description'"
+    );
+    world.db.value::<String>(&ops).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_arrive_once_wherever_the_worker_is_killed() {
+    let mut world = quick(", reconcile_interval '1s', scrub_interval '2s'").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    let (caller, _) = caller(&world);
+    for (round, place) in FOLLOWING.iter().enumerate() {
+        let since = world.db.value::<i64>("SELECT coalesce(max(seq), 0) FROM servicenow._sync_cdc").await;
+        let before = strikes(&world, place);
+        arm(&world, place).await;
+        let [made, changed, deleted] = change(&world, round);
+        dies(&mut world, place, before).await;
+        converges(&world, place).await;
+        world
+            .until(&format!("SELECT bool_and(caller = 'round {round}') IS NOT FALSE FROM incident WHERE caller_id = '{caller}'"))
+            .await;
+        let logged = [
+            logged(&world, &made, since).await,
+            logged(&world, &changed, since).await,
+            logged(&world, &deleted, since).await,
+        ];
+        assert_eq!(logged, ["insert", "update", "delete"], "{place}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_the_whole_server_is_killed() {
+    let mut world = quick("").await;
+    for place in ["worker.filled.commit", "worker.filled.after", "worker.complete.commit"] {
+        let before = strikes(&world, place);
+        let from = world.sim.requests().len();
+        arm(&world, &format!("{place}:sleep")).await;
+        world.db.run(INCIDENT).await;
+        server_dies(&mut world, place, before).await;
+        pid_after_a_read(&world).await;
+        converges(&world, place).await;
+        let again: Vec<(String, usize)> = pages(&world, from).into_iter().filter(|(_, n)| *n > 2).collect();
+        assert!(again.is_empty(), "{place}: {again:#?}");
+        if place != "worker.complete.commit" {
+            world.db.run("DROP FOREIGN TABLE incident").await;
+        }
+    }
+    for (round, place) in
+        ["worker.changed.commit", "worker.polled.commit", "worker.deletes.after"].iter().enumerate()
+    {
+        let before = strikes(&world, place);
+        arm(&world, &format!("{place}:sleep")).await;
+        change(&world, round);
+        server_dies(&mut world, place, before).await;
+        pid_after_a_read(&world).await;
+        converges(&world, place).await;
+    }
+}
+
+/// Without preloading, the first session that reads a foreign table starts the worker.
+async fn pid_after_a_read(world: &World) {
+    world.db.run("SELECT FROM incident LIMIT 1").await;
+    pid(world).await;
+}
+
+/// A failpoint may be set for a database; and a place where something fails is said, and passed when it does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failpoint_that_fails_is_an_error_of_the_table() {
+    let world = World::new().await;
+    world.stop_worker().await;
+    let failing =
+        |place: &str| format!("ALTER DATABASE {} SET servicenow_fdw.failpoint = '{place}'", world.database);
+    world.db.run(&failing("worker.complete.commit:error")).await;
+    world.db.run("SELECT servicenow.start_worker()").await;
+    world.db.run(crate::INCIDENT).await;
+    world
+        .until("SELECT phase = 'backfill' AND last_error = 'failpoint \"worker.complete.commit\" was reached' FROM servicenow.sync_status")
+        .await;
+    world.stop_worker().await;
+    world.db.run(&failing("")).await;
+    world.db.run("SELECT servicenow.start_worker()").await;
+    world.sync("incident").await;
+    let somebody = world.session_as("somebody").await;
+    somebody.run("SELECT servicenow.version()").await; // loads the library
+    assert_eq!(somebody.error("SET servicenow_fdw.failpoint = 'worker.start'").await.code().code(), "42501");
+}
