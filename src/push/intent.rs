@@ -20,6 +20,7 @@ use servicenow::value::SysId;
 
 use crate::catalog::Mirror;
 use crate::error::{error, raise};
+use crate::failpoint;
 use crate::pg;
 
 /// The directory of all databases, relative to the data directory, where every process of the server works.
@@ -173,6 +174,7 @@ pub fn ended(committed: bool) {
     if !has_noted {
         return;
     }
+    failpoint::reach("push.committed");
     JOURNAL.with_borrow_mut(|journal| {
         let is_empty = committed
             && !rolled_back
@@ -184,6 +186,13 @@ pub fn ended(committed: bool) {
             *journal = None;
         }
     });
+}
+
+/// The transaction is about to be committed.
+pub fn before_commit() {
+    if NOTED_BY.with_borrow(|noted| !noted.is_empty()) {
+        failpoint::reach("push.committing");
+    }
 }
 
 /// A subtransaction is over.

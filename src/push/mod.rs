@@ -32,6 +32,7 @@ use crate::cache::change::Source;
 use crate::catalog::{self, Mirror, MirrorColumn};
 use crate::connection::{Connection, connection};
 use crate::error::{Doing, error, raise, report};
+use crate::failpoint;
 use crate::pg;
 use crate::pg::routine::{OwnedRow, Values, Written};
 use crate::pg::system::SystemColumns;
@@ -241,7 +242,9 @@ impl Pusher {
         if items.is_empty() {
             return written;
         }
+        failpoint::reach("push.noting");
         self.note(&items);
+        failpoint::reach("push.noted");
         let changes: Vec<Change> = items.iter().map(|(_, item)| item.change()).collect();
         let (table, layout, accepted) =
             (self.mirror.table.clone(), self.mirror.layout.clone(), self.accepted.clone());
@@ -254,6 +257,7 @@ impl Pusher {
             Ok(client.write_all(&table, changes, &layout, pass_over_duplicates, &accepted).await)
         });
         let fates = fates.unwrap_or_else(|e| self.fail(&e, &what));
+        failpoint::reach("push.answered");
         self.note_fates(&items, &fates);
         let many = before > 0 || count > 1;
         let mut fates = items.into_iter().zip(fates).collect::<Vec<_>>();
@@ -268,6 +272,7 @@ impl Pusher {
                 written[place] = self.settle(&item, &rows);
             }
         }
+        failpoint::reach("push.kept");
         self.say_how_far();
         written
     }
@@ -596,7 +601,10 @@ pub fn with_twins(
 /// Has the ends of transactions told to those that wait for them here.
 fn watch() {
     pg::xact::watch(pg::xact::Watcher {
-        before_commit: queue::before_commit,
+        before_commit: || {
+            queue::before_commit();
+            intent::before_commit();
+        },
         ended: |committed| {
             queue::forget();
             intent::ended(committed);

@@ -17,6 +17,7 @@ use servicenow::push::undo::{Outcome, Report, undo};
 use super::tasks::THREADS;
 use crate::catalog::{self, Outlook};
 use crate::connection::{HttpClient, WORKER, new_client};
+use crate::failpoint;
 use crate::option::{self, ServerOptions};
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
@@ -65,6 +66,7 @@ impl Recovery {
             if !self.open.contains_key(&path)
                 && let Ok(Some(left)) = take_over(&path)
             {
+                failpoint::reach("recovery.begin");
                 self.open.insert(path, left);
             }
         }
@@ -74,12 +76,14 @@ impl Recovery {
             if !left.undo(&bell) {
                 return true;
             }
+            failpoint::reach("recovery.undone");
             let records = &left.records;
             let noted = pg::xact::transaction(|| {
                 for (relation, ids) in records.iter().filter(|(relation, _)| is_mirrored(**relation)) {
                     catalog::leave_to_recheck(*relation, ids);
                 }
             });
+            failpoint::reach("recovery.noted");
             match noted {
                 Ok(()) if fs::remove_file(path).is_ok() => {
                     concerned.extend(left.records.keys());

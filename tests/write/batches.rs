@@ -126,10 +126,10 @@ async fn rows_do_not_move_between_partitions_of_which_one_is_foreign() {
              CREATE FOREIGN TABLE there (sys_id text, place text OPTIONS (field 'category'), short_description text)
                  SERVER acme OPTIONS (table 'incident', query 'category=software');
              ALTER TABLE every ATTACH PARTITION there FOR VALUES IN ('software');
-             INSERT INTO every VALUES ('a', 'here', 'x');
-             SELECT servicenow.wait_for_sync('there')",
+             INSERT INTO every VALUES ('a', 'here', 'x')",
         )
         .await;
+    world.sync("there").await;
     let sent = world.writes().len();
     for statement in [
         "UPDATE every SET place = 'software' WHERE place = 'here'",

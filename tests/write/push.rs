@@ -105,7 +105,12 @@ async fn what_the_instance_refuses_makes_the_commit_fail() {
     let world = incidents().await;
     world.db.run("CREATE TABLE local (n int)").await;
     world.db.run("SET servicenow_fdw.push = 'commit'").await;
-    world.db.run(&format!("BEGIN; INSERT INTO local VALUES (1); UPDATE incident SET state = 'Resolved' WHERE {KNOWN}")).await;
+    world
+        .db
+        .run(&format!(
+            "BEGIN; INSERT INTO local VALUES (1); UPDATE incident SET state = 'Resolved' WHERE {KNOWN}"
+        ))
+        .await;
     let error = world.db.error("COMMIT").await;
     assert_eq!(error.code().code(), "23502", "{}", error.message());
     assert_eq!(world.db.value::<i64>("SELECT count(*) FROM local").await, 0);
@@ -123,9 +128,7 @@ async fn what_the_instance_refuses_makes_the_commit_fail() {
 async fn what_waits_for_the_commit_cannot_be_prepared() {
     let world = world_with(&["incident"]).await;
     world.db.run("SET servicenow_fdw.push = 'commit'").await;
-    world.db.run(&format!("BEGIN; UPDATE incident SET impact_value = 3 WHERE {KNOWN}"
-        ))
-        .await;
+    world.db.run(&format!("BEGIN; UPDATE incident SET impact_value = 3 WHERE {KNOWN}")).await;
     let error = world.db.error("PREPARE TRANSACTION 'p'").await;
     assert_eq!(error.code().code(), "0A000", "{}", error.message());
     assert!(world.writes().is_empty());

@@ -157,7 +157,8 @@ impl Chain<'_> {
     /// The fields that a decision has to see.
     pub fn fields(&self) -> Vec<&str> {
         let images = self.writes.iter().filter_map(|write| write.intent.undo.as_ref());
-        let mut fields: Vec<&str> = images.flat_map(|images| images.before.keys()).map(String::as_str).collect();
+        let mut fields: Vec<&str> =
+            images.flat_map(|images| images.before.keys()).map(String::as_str).collect();
         fields.sort_unstable();
         fields.dedup();
         fields
@@ -198,9 +199,9 @@ pub fn decide(chain: &Chain<'_>, now: Option<&Seen>) -> Decision {
         _ => match (landed, before, now) {
             (Err(why), ..) => Action::Leave(why),
             (Ok(_), None, _) => Action::Remove,
-            (Ok(_), Some(before), Some(seen)) => {
-                Action::Restore(differing(&before, seen).map(|(field, v)| (field.clone(), v.clone())).collect())
-            }
+            (Ok(_), Some(before), Some(seen)) => Action::Restore(
+                differing(&before, seen).map(|(field, v)| (field.clone(), v.clone())).collect(),
+            ),
             (Ok(landed), Some(before), None) => create(chain, landed, before),
         },
     };
@@ -208,7 +209,10 @@ pub fn decide(chain: &Chain<'_>, now: Option<&Seen>) -> Decision {
 }
 
 /// Of these values, those the record does not have.
-pub(super) fn differing<'f>(fields: &'f Fields, seen: &Seen) -> impl Iterator<Item = (&'f String, &'f String)> {
+pub(super) fn differing<'f>(
+    fields: &'f Fields,
+    seen: &Seen,
+) -> impl Iterator<Item = (&'f String, &'f String)> {
     fields.iter().filter(|(field, value)| seen.fields.get(*field) != Some(value))
 }
 
@@ -277,7 +281,8 @@ fn changes_between(from: Version, to: Version) -> Option<i64> {
 
 /// Whether a record has all values that an update sent, and one of them at least is new. Journals show nothing.
 fn shows(images: &Images, seen: &Seen) -> bool {
-    let mut sent = images.before.iter().filter_map(|(field, old)| Some((field, old, images.after.get(field)?)));
+    let mut sent =
+        images.before.iter().filter_map(|(field, old)| Some((field, old, images.after.get(field)?)));
     let is_new = sent.clone().any(|(_, old, new)| old != new);
     is_new && sent.all(|(field, _, new)| seen.fields.get(field) == Some(new))
 }

@@ -182,11 +182,9 @@ pub(super) mod tests {
             Note::Intended(vec![write("b", 2), write("a", 2)]),
             Note::Answered(vec![(b, at(5)), (SysId::new("never heard of"), at(0))]),
         ]);
-        let seen: Vec<_> = open.iter().map(|w| (w.intent.sys_id.as_str(), w.intent.xid, w.answered)).collect();
-        assert_eq!(
-            seen,
-            [("a", 1, Some(at(1))), ("b", 1, None), ("b", 2, Some(at(5))), ("a", 2, None)]
-        );
+        let seen: Vec<_> =
+            open.iter().map(|w| (w.intent.sys_id.as_str(), w.intent.xid, w.answered)).collect();
+        assert_eq!(seen, [("a", 1, Some(at(1))), ("b", 1, None), ("b", 2, Some(at(5))), ("a", 2, None)]);
     }
 
     #[test]

@@ -87,19 +87,15 @@ fn changes_are_taken_back_in_one_step() {
 fn a_change_that_overwrote_an_unknown_one_is_left() {
     let writes = [update(4, &[("a", "1")], &[("a", "3")], Some(6))];
     assert_eq!(action(&writes, Some(seen(6, &[("a", "3")]))), Action::Leave(Why::Changed));
-    let between = [
-        update(4, &[("a", "1")], &[("a", "2")], Some(5)),
-        update(6, &[("a", "9")], &[("a", "3")], Some(7)),
-    ];
+    let between =
+        [update(4, &[("a", "1")], &[("a", "2")], Some(5)), update(6, &[("a", "9")], &[("a", "3")], Some(7))];
     assert_eq!(action(&between, Some(seen(7, &[("a", "3")]))), Action::Leave(Why::Changed));
 }
 
 #[test]
 fn a_rolled_back_savepoint_leaves_images_of_an_earlier_version() {
-    let writes = [
-        update(4, &[("a", "1")], &[("a", "2")], Some(5)),
-        update(4, &[("b", "1")], &[("b", "2")], Some(6)),
-    ];
+    let writes =
+        [update(4, &[("a", "1")], &[("a", "2")], Some(5)), update(4, &[("b", "1")], &[("b", "2")], Some(6))];
     let restore = Action::Restore(fields(&[("a", "1"), ("b", "1")]));
     assert_eq!(action(&writes, Some(seen(6, &[("a", "2"), ("b", "2")]))), restore);
 }
@@ -110,14 +106,13 @@ fn whether_a_change_without_an_answer_happened_is_seen() {
     let restore = Action::Restore(fields(&[("a", "1")]));
     assert_eq!(action(&writes, Some(seen(5, &[("a", "2"), ("b", "1")]))), restore, "it did");
     assert_eq!(action(&writes, Some(seen(4, &[("a", "1"), ("b", "1")]))), Action::Nothing, "it did not");
-    for other in [seen(5, &[("a", "2"), ("b", "3")]), seen(6, &[("a", "2"), ("b", "1")]), seen(5, &[("b", "1")])]
+    for other in
+        [seen(5, &[("a", "2"), ("b", "3")]), seen(6, &[("a", "2"), ("b", "1")]), seen(5, &[("b", "1")])]
     {
         assert_eq!(action(&writes, Some(other)), Action::Leave(Why::Unclear));
     }
-    let nothing_new = [
-        update(4, &[("a", "1")], &[("a", "2")], Some(5)),
-        update(5, &[("b", "1")], &[("b", "1")], None),
-    ];
+    let nothing_new =
+        [update(4, &[("a", "1")], &[("a", "2")], Some(5)), update(5, &[("b", "1")], &[("b", "1")], None)];
     assert_eq!(
         action(&nothing_new, Some(seen(6, &[("a", "2"), ("b", "1")]))),
         Action::Leave(Why::Unclear),
@@ -127,10 +122,8 @@ fn whether_a_change_without_an_answer_happened_is_seen() {
 
 #[test]
 fn after_a_change_without_an_answer_nothing_is_sure_but_that_all_is_as_before() {
-    let writes = [
-        update(4, &[("a", "1")], &[("a", "2")], None),
-        update(4, &[("b", "1")], &[("b", "2")], Some(5)),
-    ];
+    let writes =
+        [update(4, &[("a", "1")], &[("a", "2")], None), update(4, &[("b", "1")], &[("b", "2")], Some(5))];
     assert_eq!(action(&writes, Some(seen(5, &[("a", "1"), ("b", "2")]))), Action::Leave(Why::Unclear));
     assert_eq!(action(&writes, Some(seen(7, &[("a", "1"), ("b", "1")]))), Action::Nothing);
 }
@@ -148,7 +141,11 @@ fn whether_a_record_was_made_without_an_answer_is_seen_if_its_identity_is_fresh(
     assert_eq!(action(&[insert(true, None)], Some(seen(0, &[]))), Action::Remove);
     assert_eq!(action(&[insert(true, None)], Some(seen(1, &[]))), Action::Leave(Why::Unclear));
     assert_eq!(action(&[insert(true, None)], None), Action::Nothing);
-    assert_eq!(action(&[insert(false, None)], Some(seen(0, &[]))), Action::Leave(Why::Unclear), "may be another");
+    assert_eq!(
+        action(&[insert(false, None)], Some(seen(0, &[]))),
+        Action::Leave(Why::Unclear),
+        "may be another"
+    );
 }
 
 #[test]
@@ -295,13 +292,11 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 fn events(theirs: bool) -> impl Strategy<Value = Vec<Event>> {
-    let fate = prop_oneof![6 => Just(Fate::Answered), 1 => Just(Fate::AnswerLost), 1 => Just(Fate::NeverSent)];
+    let fate =
+        prop_oneof![6 => Just(Fate::Answered), 1 => Just(Fate::AnswerLost), 1 => Just(Fate::NeverSent)];
     let ours = (change(), fate).prop_map(|(change, fate)| Event::Ours(change, fate)).boxed();
-    let event = if theirs {
-        prop_oneof![3 => ours, 1 => change().prop_map(Event::Theirs)].boxed()
-    } else {
-        ours
-    };
+    let event =
+        if theirs { prop_oneof![3 => ours, 1 => change().prop_map(Event::Theirs)].boxed() } else { ours };
     prop::collection::vec(event, 1..7)
 }
 
@@ -364,9 +359,8 @@ impl Case {
         match event {
             Event::Theirs(change) => {
                 // Nobody else can know an identity that has just been made.
-                let is_unknown = |w: &OpenWrite| {
-                    w.intent.op == Op::Insert { is_fresh: true } && w.answered.is_none()
-                };
+                let is_unknown =
+                    |w: &OpenWrite| w.intent.op == Op::Insert { is_fresh: true } && w.answered.is_none();
                 if matches!(change, Change::Insert) && self.writes.iter().any(is_unknown) {
                     return;
                 }
