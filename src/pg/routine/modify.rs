@@ -507,6 +507,12 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
                 }
             }
         }
+        // The executor leaves this to whoever holds the rows of a foreign partition.
+        if (*(*(*rri).ri_RelationDesc).rd_rel).relispartition
+            && !pg_sys::ExecPartitionCheck(rri, slot, estate, false)
+        {
+            refuse_move();
+        }
         state.for_row(|writer, types| {
             let key = key_of(plan_slot, key);
             let tupdesc = (*slot).tts_tupleDescriptor;
