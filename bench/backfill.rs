@@ -63,7 +63,7 @@ async fn watch_fill(bench: &Bench<'_>) -> u64 {
 }
 
 /// Memory a process shares with nobody, in KiB.
-fn private_memory(pid: i32) -> u64 {
+pub fn private_memory(pid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)

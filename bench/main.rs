@@ -1,9 +1,10 @@
 //! The project's figures. Each is a ratio of two things measured side by side in one run, because absolute
-//! numbers say more about the machine than about the extension. Arguments choose sections: `backfill`, `reads`.
+//! numbers say more about the machine than about the extension. Arguments choose sections: `backfill`, `writes`, `reads`.
 #![allow(clippy::print_stdout)]
 
 mod backfill;
 mod reads;
+mod writes;
 
 use servicenow_sim::{Dataset, Simulator};
 use world::cluster::Cluster;
@@ -12,8 +13,7 @@ use world::{Session, connect};
 /// What a section measures on.
 struct Bench<'c> {
     cluster: &'c Cluster,
-    /// Kept alive: the instance.
-    _sim: Simulator,
+    sim: Simulator,
     db: Session,
 }
 
@@ -24,6 +24,9 @@ async fn main() {
     let cluster = Cluster::start("shared_buffers = 10GB\nmax_wal_size = 4GB\n");
     if is_wanted("backfill") {
         backfill::measure(&Bench::new(&cluster, "backfill", Dataset::Incidents(backfill::ROWS)).await).await;
+    }
+    if is_wanted("writes") {
+        writes::measure(&Bench::new(&cluster, "writes", Dataset::Incidents(writes::ROWS)).await).await;
     }
     if is_wanted("reads") {
         reads::measure(&Bench::new(&cluster, "reads", Dataset::EventLog).await).await;
@@ -44,7 +47,7 @@ impl<'c> Bench<'c> {
             sim.url()
         ))
         .await;
-        Self { cluster, _sim: sim, db }
+        Self { cluster, sim, db }
     }
 }
 

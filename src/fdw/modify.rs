@@ -33,7 +33,34 @@ pub struct Writer {
     waiting: Vec<Item>,
     waiting_bytes: usize,
     /// Records this statement has written: a join may bring a target row more than once.
-    done: HashSet<SysId>,
+    done: Done,
+}
+
+/// Keys, in little memory.
+#[derive(Default)]
+struct Done {
+    plain: HashSet<u128>,
+    others: HashSet<SysId>,
+}
+
+impl Done {
+    fn number(id: &SysId) -> Option<u128> {
+        let text = id.as_str();
+        let is_plain = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        u128::from_str_radix(text, 16).ok().filter(|_| is_plain)
+    }
+
+    /// Adds one; gives back whether it is new.
+    fn insert(&mut self, id: &SysId) -> bool {
+        match Self::number(id) {
+            Some(number) => self.plain.insert(number),
+            None => self.others.insert(id.clone()),
+        }
+    }
+
+    fn contains(&self, id: &SysId) -> bool {
+        Self::number(id).map_or_else(|| self.others.contains(id), |number| self.plain.contains(&number))
+    }
 }
 
 impl Writer {
@@ -55,7 +82,7 @@ impl Writer {
             waits: target.waits,
             waiting: Vec::new(),
             waiting_bytes: 0,
-            done: HashSet::new(),
+            done: Done::default(),
             pusher,
         }
     }
@@ -89,8 +116,15 @@ impl Writer {
         {
             return None;
         }
-        let is_twice = !self.done.insert(id.clone());
-        Some((Item { id, cached: None, task: Task::Insert { is_given, sent } }, is_twice))
+        let is_twice = !self.done.insert(&id);
+        Some((
+            Item {
+                id,
+                cached: None,
+                task: Task::Insert { is_given, or_nothing: self.skip_duplicates, sent },
+            },
+            is_twice,
+        ))
     }
 
     /// What an UPDATE is to do.
@@ -124,7 +158,7 @@ impl Writer {
                 }
                 Some(Written::AsGiven)
             }
-            Push::Statement => self.pusher.send(vec![item], self.skip_duplicates).pop().flatten(),
+            Push::Statement => self.pusher.send(vec![item]).pop().flatten(),
             Push::Commit => {
                 let written = match row {
                     Some(row) => Some(self.foretell(&item, row)),
@@ -195,7 +229,7 @@ impl RowWriter for Writer {
     }
 
     fn update(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>) -> Option<Written> {
-        if !self.done.insert(SysId::new(key)) {
+        if !self.done.insert(&SysId::new(key)) {
             return None;
         }
         let item = self.change(key, old, new);
@@ -207,7 +241,7 @@ impl RowWriter for Writer {
         if self.done.contains(&id) || self.pusher.cache.lock(key).is_none() {
             return None;
         }
-        self.done.insert(id.clone());
+        self.done.insert(&id);
         let cached = self.pusher.cached_version(key);
         self.carry_out(Item { id, cached, task: Task::Delete }, None)
     }
@@ -216,7 +250,7 @@ impl RowWriter for Writer {
         if !self.waiting.is_empty() {
             let items = std::mem::take(&mut self.waiting);
             self.waiting_bytes = 0;
-            self.pusher.send(items, self.skip_duplicates);
+            self.pusher.send(items);
         }
     }
 
@@ -231,7 +265,7 @@ impl Writer {
         if items.is_empty() {
             return;
         }
-        let outcome = self.pusher.send(std::mem::take(items), self.skip_duplicates);
+        let outcome = self.pusher.send(std::mem::take(items));
         for (place, outcome) in places.drain(..).zip(outcome) {
             written[place] = outcome;
         }

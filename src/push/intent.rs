@@ -127,23 +127,15 @@ impl Journal {
             sync_directory(Path::new("."))?;
             sync_directory(Path::new(DIRECTORY))?;
         }
+        // Nobody else makes files with this process's number; one before may have left some.
         let pid = std::process::id();
-        let (path, file) = (0..)
-            .map(|n| directory.join(format!("{pid}.{n}")))
-            .filter(|path| !path.exists())
-            .find_map(|path| {
-                let unfinished = path.with_extension(UNFINISHED);
-                let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&unfinished);
-                let made = file.and_then(|file| {
-                    file.set_len(0)?;
-                    file.try_lock()?;
-                    // Nobody else makes files with this process's number.
-                    fs::rename(&unfinished, &path)?;
-                    Ok(file)
-                });
-                Some(made.map(|file| (path, file)))
-            })
-            .unwrap_or_else(|| Err(ErrorKind::AlreadyExists.into()))?;
+        let mut names = (0..).map(|n| directory.join(format!("{pid}.{n}")));
+        let path = names.find(|path| !path.exists()).unwrap_or_else(|| directory.join("last"));
+        let unfinished = path.with_extension(UNFINISHED);
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&unfinished)?;
+        file.set_len(0)?;
+        file.try_lock()?;
+        fs::rename(&unfinished, &path)?;
         sync_directory(&directory)?;
         Ok(Self { path, file, length: 0 })
     }

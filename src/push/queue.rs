@@ -48,7 +48,9 @@ pub fn before_commit() {
             let mut items = vec![first.item];
             while items.len() < AT_A_TIME
                 && let Some(next) = waiting.next_if(|next| {
-                    (next.relation, next.role) == (relation, role) && ids.insert(next.item.id.clone())
+                    (next.relation, next.role) == (relation, role)
+                        && or_nothing(&next.item) == or_nothing(&items[0])
+                        && ids.insert(next.item.id.clone())
                 })
             {
                 items.push(next.item);
@@ -60,10 +62,19 @@ pub fn before_commit() {
                 }
             }
             let mut pusher = Pusher::new(relation, role, Triggers::Own);
-            pusher.send(items, false);
+            let may_be_there: Vec<SysId> =
+                items.iter().filter(|item| or_nothing(item)).map(|item| item.id.clone()).collect();
+            let written = pusher.send(items);
+            for (id, _) in may_be_there.iter().zip(written).filter(|(_, written)| written.is_none()) {
+                pusher.take_back(id);
+            }
             pusher.close();
         }
     });
+}
+
+fn or_nothing(item: &Item) -> bool {
+    matches!(item.task, Task::Insert { or_nothing: true, .. })
 }
 
 /// The transaction is over.
@@ -123,9 +134,9 @@ fn merge(before: Waiting, after: Waiting) -> Option<Waiting> {
         (Task::Insert { .. }, Task::Delete) => return None,
         (_, Task::Delete) => Task::Delete,
         (task, Task::Confirm { .. }) => task,
-        (Task::Insert { is_given, mut sent }, Task::Update { sent: later }) => {
+        (Task::Insert { is_given, or_nothing, mut sent }, Task::Update { sent: later }) => {
             super::draft::set(&mut sent, later);
-            Task::Insert { is_given, sent }
+            Task::Insert { is_given, or_nothing, sent }
         }
         (Task::Update { mut sent }, Task::Update { sent: later }) => {
             super::draft::set(&mut sent, later);

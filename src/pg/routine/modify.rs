@@ -308,7 +308,7 @@ unsafe fn is_watched(
     unsafe {
         let plan: *mut pg_sys::ModifyTable = (*mtstate).ps.plan.cast();
         let by_statement =
-            !plan.is_null() && !((*plan).returningLists.is_null() && (*plan).withCheckOptionLists.is_null());
+            !plan.is_null() && (!(*plan).returningLists.is_null() || !(*plan).withCheckOptionLists.is_null());
         let triggers = (*(*rri).ri_RelationDesc).trigdesc;
         let by_trigger = !triggers.is_null()
             && match operation {

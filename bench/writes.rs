@@ -1,0 +1,131 @@
+//! Statements against the bare calls they make, over the same HTTP stack; and the memory of a session that changes very many
+//! rows.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+use servicenow::client::auth::{Credentials, Secret};
+use servicenow::client::retry::{Effect, Patience, Urgency};
+use servicenow::client::transport::{HttpTransport, TransportOptions};
+use servicenow::client::{Client, Instance};
+use servicenow::page::{Column, Layout};
+use servicenow::value::{Kind, Show, SysId, TableName};
+
+use crate::{Bench, median};
+
+/// Incidents there are.
+pub const ROWS: usize = 100_000;
+/// Rows of a statement on many.
+const MANY: usize = 1_000;
+/// Single updates measured, in turn with bare calls.
+const SINGLE: usize = 200;
+
+/// Prints the section.
+pub async fn measure(bench: &Bench<'_>) {
+    let db = &bench.db;
+    db.run("IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident) FROM SERVER acme INTO public").await;
+    db.run("SELECT servicenow.wait_for_sync('incident')").await;
+    let client = client(&bench.sim.url());
+    let table = TableName::new("incident").expect("a name");
+    let fields = db.rows("SELECT attname::text FROM pg_attribute WHERE attrelid = 'incident'::regclass AND attnum > 0 AND attname NOT LIKE '%\\_value'").await;
+    let columns = fields.iter().map(|row| Column { field: row.get(0), show: Show::Label, kind: Kind::Text });
+    let layout = Arc::new(Layout::new(columns.collect()));
+    let ids: Vec<String> =
+        db.rows("SELECT sys_id FROM incident ORDER BY sys_id").await.iter().map(|row| row.get(0)).collect();
+
+    bench.sim.set(|s| s.latency_ms = 20);
+    let (mut statements, mut calls) = (Vec::new(), Vec::new());
+    let update = db.client().prepare("UPDATE incident SET short_description = $1 WHERE sys_id = $2").await;
+    let update = update.expect("a statement");
+    for (n, id) in ids.iter().take(SINGLE).enumerate() {
+        let text = format!("text {n}");
+        let began = Instant::now();
+        db.client().execute(&update, &[&text, id]).await.expect("it succeeds");
+        statements.push(began.elapsed().as_secs_f64());
+        let began = Instant::now();
+        let body = Map::from_iter([("short_description".to_owned(), Value::from(format!("again {n}")))]);
+        client
+            .update(&table, &SysId::new(id), &body, &layout, Effect::Idempotent)
+            .await
+            .expect("it succeeds");
+        calls.push(began.elapsed().as_secs_f64());
+    }
+    let (statement, call) = (median(statements), median(calls));
+    println!("writes");
+    println!("  UPDATE of a row, call of 20 ms {:>8.2} ms", statement * 1e3);
+    println!("  the bare PATCH                 {:>8.2} ms", call * 1e3);
+    println!("  ratio                          {:>8.2}", statement / call);
+
+    bench.sim.set(|s| s.latency_ms = 50);
+    let began = Instant::now();
+    for id in ids.iter().skip(SINGLE).take(50) {
+        let body = Map::from_iter([("short_description".to_owned(), Value::from("single"))]);
+        client
+            .update(&table, &SysId::new(id), &body, &layout, Effect::Idempotent)
+            .await
+            .expect("it succeeds");
+    }
+    let singles = began.elapsed().as_secs_f64() / 50.0 * MANY as f64;
+    println!("  {MANY} single PATCHes of 50 ms {singles:>8.2} s");
+    for (name, statement) in [
+        ("INSERT", format!("INSERT INTO incident (short_description) SELECT 'many ' || n FROM generate_series(1, {MANY}) n")),
+        ("UPDATE", "UPDATE incident SET description = 'd ' || short_description WHERE short_description LIKE 'many %'".to_owned()),
+        ("DELETE", "DELETE FROM incident WHERE short_description LIKE 'many %'".to_owned()),
+    ] {
+        let began = Instant::now();
+        let rows = db.client().execute(&statement, &[]).await.expect("it succeeds");
+        assert_eq!(rows as usize, MANY);
+        let seconds = began.elapsed().as_secs_f64();
+        println!("  {name} of {MANY} rows           {seconds:>8.2} s, ratio {:.3}", seconds / singles);
+    }
+
+    bench.sim.set(|s| s.latency_ms = 0);
+    let pid: i32 = db.value("SELECT pg_backend_pid()").await;
+    let mut highs = Vec::new();
+    for rows in [ROWS / 10, ROWS] {
+        let statement = format!(
+            "UPDATE incident SET description = 'all {rows}' WHERE sys_id IN (SELECT sys_id FROM incident ORDER BY sys_id LIMIT {rows})"
+        );
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let watching = tokio::spawn(highest_memory(pid, stopped));
+        let began = Instant::now();
+        db.run(&statement).await;
+        let seconds = began.elapsed().as_secs_f64();
+        let _watcher_gone = stop.send(());
+        let high = watching.await.expect("it watches") as f64 / 1024.0;
+        println!(
+            "  UPDATE of {rows:>6} rows         {:>8.0} rows/s, {high:.0} MiB private",
+            rows as f64 / seconds
+        );
+        highs.push(high);
+    }
+    println!("  ratio of memory                {:>8.2}", highs[1] / highs[0]);
+}
+
+/// A process's highest private memory until it is told to stop, in KiB.
+async fn highest_memory(pid: i32, mut stopped: tokio::sync::oneshot::Receiver<()>) -> u64 {
+    let mut highest = 0;
+    while stopped.try_recv().is_err_and(|e| e == tokio::sync::oneshot::error::TryRecvError::Empty) {
+        highest = highest.max(crate::backfill::private_memory(pid));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    highest
+}
+
+fn client(url: &str) -> Client<HttpTransport> {
+    let second = Duration::from_secs(10);
+    let transport = TransportOptions { connect_timeout: second, request_timeout: second, ca_file: None };
+    let instance = Instance {
+        url: url.parse().expect("an address"),
+        token_url: None,
+        credentials: Credentials::Basic {
+            username: "fdw.integration".to_owned(),
+            password: Secret::new("fdw-secret"),
+        },
+        max_concurrency: 8,
+        max_calls_per_hour: None,
+        patience: Patience { attempts: 1, longest_wait: second, urgency: Urgency::Statement },
+    };
+    Client::new(instance, HttpTransport::new(&transport).expect("a transport")).expect("a client")
+}

@@ -1,0 +1,394 @@
+//! Sends items, looks at the answers, and puts them into the cache.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{notice, pg_sys};
+use servicenow::client::write::{Change, Fate};
+use servicenow::dictionary::{self, TableDef};
+use servicenow::error::{Refusal, Words};
+use servicenow::page::{Rows, Version};
+use servicenow::push::intent::Op;
+use servicenow::value::{Show, SysId};
+
+use crate::cache::apply::{CacheWriter, Put, to_scalar};
+use crate::cache::change::Source;
+use crate::catalog::{self, Mirror, MirrorColumn};
+use crate::connection::{Connection, connection};
+use crate::error::{Doing, raise, report};
+use crate::failpoint;
+use crate::pg::routine::{OwnedRow, Values, Written};
+use crate::pg::system::SystemColumns;
+use crate::pg::table::Triggers;
+use crate::pg::tuple::OwnedScalar;
+
+use super::draft::{Draft, Sent};
+use super::{Item, Task, answer, with_twins};
+
+/// How often a statement that writes many records says how far it is.
+const SAY: Duration = Duration::from_secs(5);
+/// Records that the worker is asked to look at together.
+const RECHECKS_AT_A_TIME: usize = 1_000;
+
+/// Records that are in the instance as they are to be.
+struct Confirmed {
+    rows: Rows,
+    /// The places of items, and the rows they are about.
+    places: Vec<(usize, usize)>,
+}
+
+/// Sends items for one table, signed with one role's login.
+pub struct Pusher {
+    /// The table.
+    pub mirror: Rc<Mirror>,
+    pub(super) connection: Connection,
+    role: pg_sys::Oid,
+    /// What the dictionary says; read when the first row comes.
+    def: Option<Rc<TableDef>>,
+    /// The description was read from the instance by this statement.
+    def_is_fresh: bool,
+    /// The cache.
+    pub cache: CacheWriter,
+    /// Records in the cache as this login sees them and not as the worker does.
+    to_recheck: Vec<String>,
+    /// Rows added to the cache, less rows taken from it.
+    delta: i64,
+    /// Records whose writes were accepted.
+    accepted: Arc<AtomicU64>,
+    said: Instant,
+}
+
+impl Pusher {
+    /// For a foreign table, as a role.
+    pub fn new(relation: pg_sys::Oid, role: pg_sys::Oid, triggers: Triggers) -> Self {
+        let mirror = catalog::mirror_or_error(relation);
+        let connection = connection(mirror.server, role);
+        let cache = CacheWriter::open(&mirror, triggers, Some(Source::Write));
+        Self {
+            connection,
+            role,
+            def: None,
+            def_is_fresh: false,
+            cache,
+            to_recheck: Vec::new(),
+            delta: 0,
+            accepted: Arc::default(),
+            said: Instant::now(),
+            mirror,
+        }
+    }
+
+    /// The role whose login signs the calls.
+    pub fn role(&self) -> pg_sys::Oid {
+        self.role
+    }
+
+    /// The table's description: as the worker or an import has left it, or else read now.
+    pub(super) fn def(&mut self) -> Rc<TableDef> {
+        if let Some(def) = &self.def {
+            return def.clone();
+        }
+        match catalog::definition(self.mirror.server, &self.mirror.table) {
+            Some(known) => self.def.insert(known).clone(),
+            None => self.fetch_def(),
+        }
+    }
+
+    fn fetch_def(&mut self) -> Rc<TableDef> {
+        let table = self.mirror.table.clone();
+        let what = format!("read the dictionary of table \"{table}\"");
+        let def = self.connection.call(&what, false, |client| async move {
+            let mut described = dictionary::fetch(&client, std::slice::from_ref(&table)).await?;
+            described.pop().map(|(_, def)| def).unwrap_or(Err(servicenow::Error::NoTable(Default::default())))
+        });
+        let def = catalog::remember_definition(self.mirror.server, def);
+        self.def_is_fresh = true;
+        self.def.insert(def).clone()
+    }
+
+    /// The fields to send for the given columns (positions among the mirror's) of a row.
+    pub fn draft(&mut self, columns: &[usize], row: &dyn Values, old: Option<&dyn Values>) -> Vec<Sent> {
+        let mut def = self.def();
+        loop {
+            let (mirror, connection) = (&*self.mirror, &self.connection);
+            match (Draft { mirror, def: &def, connection, row, old }).fields(columns) {
+                Ok(sent) => return sent,
+                // The choice may have been added since the dictionary was read.
+                Err(_) if !self.def_is_fresh => def = self.fetch_def(),
+                Err(unknown) => raise(*unknown.0),
+            }
+        }
+    }
+
+    /// Carries items out, of distinct records; gives back what became of each, `None` for a record that was not made because
+    /// there is one already and that is no reason to fail. Anything else that fails is an ERROR.
+    pub fn send(&mut self, items: Vec<Item>) -> Vec<Option<Written>> {
+        let count = items.len();
+        let or_nothing = items.iter().all(|item| matches!(item.task, Task::Insert { or_nothing: true, .. }));
+        let mut written: Vec<Option<Written>> = (0..count).map(|_| None).collect();
+        let (confirmed, items) = self.confirm(items);
+        for (place, row) in confirmed.places {
+            written[place] = Some(self.keep(&confirmed.rows, row));
+        }
+        if items.is_empty() {
+            return written;
+        }
+        failpoint::reach("push.noting");
+        self.note(&items);
+        failpoint::reach("push.noted");
+        let changes: Vec<Change> = items.iter().map(|(_, item)| item.change()).collect();
+        let (table, layout, accepted) =
+            (self.mirror.table.clone(), self.mirror.layout.clone(), self.accepted.clone());
+        let before = accepted.load(Ordering::Relaxed);
+        let what = match items.as_slice() {
+            [(_, item)] => item.what(&self.mirror),
+            _ => format!("write {} records of table \"{table}\"", items.len()),
+        };
+        let fates = self.connection.try_call(&what, true, |client| async move {
+            Ok(client.write_all(&table, changes, &layout, or_nothing, &accepted).await)
+        });
+        let fates = fates.unwrap_or_else(|e| self.fail(&e, &what));
+        failpoint::reach("push.answered");
+        self.note_fates(&items, &fates);
+        let many = before > 0 || count > 1;
+        if items.iter().any(|(_, item)| !item.task.sent().is_empty()) {
+            self.def(); // the labels of choices are in it
+        }
+        let mut fates = items.into_iter().zip(fates).collect::<Vec<_>>();
+        // What is wrong comes first: nothing else matters then.
+        for ((_, item), fate) in &fates {
+            if let Some(failure) = self.failure(item, fate) {
+                raise(if many { self.in_batch(failure, item) } else { failure });
+            }
+        }
+        for ((place, item), fate) in fates.drain(..) {
+            if let Fate::Done(rows) = fate {
+                written[place] = self.settle(&item, &rows);
+            }
+        }
+        failpoint::reach("push.kept");
+        self.say_how_far();
+        written
+    }
+
+    /// The ERROR for what became of an item, if it is one.
+    fn failure(&self, item: &Item, fate: &Fate) -> Option<ErrorReport> {
+        match fate {
+            Fate::Done(rows) if rows.is_empty() => None,
+            Fate::Done(rows) => {
+                let server = self.connection.server();
+                answer::check(&self.mirror, self.def.as_deref(), server, item.task.sent(), rows)
+            }
+            Fate::Failed(servicenow::Error::Refused { refusal: Refusal::Unique, .. })
+                if matches!(item.task, Task::Insert { or_nothing: true, .. }) =>
+            {
+                None
+            }
+            Fate::Failed(e) => {
+                let what = item.what(&self.mirror);
+                Some(report(e, Doing { server: self.connection.server(), what: &what, writing: true }))
+            }
+            Fate::NotSent => None,
+        }
+    }
+
+    /// Adds to an ERROR which of many records it is about, and how many were accepted.
+    fn in_batch(&self, report: ErrorReport, item: &Item) -> ErrorReport {
+        let accepted = self.accepted.load(Ordering::Relaxed);
+        let verb = match item.task.op() {
+            Op::Insert { .. } => "inserted",
+            Op::Update => "updated",
+            Op::Delete => "deleted",
+        };
+        let which = format!(
+            "This is about record \"{}\"; {accepted} records of this statement had been {verb} in ServiceNow.",
+            item.id.as_str()
+        );
+        match report.detail() {
+            Some(detail) => {
+                let detail = format!("{detail}\n{which}");
+                report.set_detail(detail)
+            }
+            None => report.set_detail(which),
+        }
+    }
+
+    /// Looks at the instance's version of records of which nothing differs from the cache. Gives back those that are
+    /// as they are to be, and the others, which are updates now, each with its place.
+    fn confirm(&mut self, items: Vec<Item>) -> (Confirmed, Vec<(usize, Item)>) {
+        let is_doubtful = |item: &&Item| matches!(item.task, Task::Confirm { .. });
+        let doubtful: Vec<SysId> = items.iter().filter(is_doubtful).map(|item| item.id.clone()).collect();
+        let rows = match doubtful.is_empty() {
+            true => Rows::new(self.mirror.layout.clone()),
+            false => self.look_at(doubtful),
+        };
+        let row_of: HashMap<&str, usize> = rows.ids().zip(0..).collect();
+        let (mut places, mut rest) = (Vec::new(), Vec::new());
+        for (place, item) in items.into_iter().enumerate() {
+            let (row, assigned) = match &item.task {
+                Task::Confirm { row, assigned } => (row, assigned),
+                _ => {
+                    rest.push((place, item));
+                    continue;
+                }
+            };
+            let Some(found) = row_of.get(item.id.as_str()).copied() else {
+                self.fail(&servicenow::Error::NoRecord(Words::default()), &item.what(&self.mirror))
+            };
+            let as_it_is = self.row_of(&rows, found);
+            let differs = |position: usize| {
+                let column = &self.mirror.columns[position];
+                !column.field.contains('.') && as_it_is.get(column.number) != row.get(column.number)
+            };
+            let changed = with_twins(&self.mirror, assigned, assigned, differs);
+            if changed.is_empty() {
+                places.push((place, found));
+            } else {
+                let sent = self.draft(&changed, row, Some(&as_it_is));
+                rest.push((place, Item { task: Task::Update { sent }, ..item }));
+            }
+        }
+        (Confirmed { rows, places }, rest)
+    }
+
+    /// Reads records as the cache keeps them. One that is not there is an ERROR if it is the only one.
+    fn look_at(&self, ids: Vec<SysId>) -> Rows {
+        let (table, layout) = (self.mirror.table.clone(), self.mirror.layout.clone());
+        let what = match ids.as_slice() {
+            [id] => format!("read record \"{}\" of table \"{table}\"", id.as_str()),
+            _ => format!("read records of table \"{table}\""),
+        };
+        self.connection.call(&what, false, |client| async move {
+            match ids.as_slice() {
+                [id] => client.get(&table, id, &layout).await,
+                _ => client.look(&table, &ids, &layout).await,
+            }
+        })
+    }
+
+    fn row_of(&self, rows: &Rows, row: usize) -> OwnedRow {
+        let values = self.mirror.columns.iter().zip(0..);
+        let values = values.map(|(column, i)| (column.number, to_scalar(rows.value(row, i)).to_owned()));
+        OwnedRow::new(self.mirror.width, values)
+    }
+
+    /// Puts the answer to an item into the cache.
+    fn settle(&mut self, item: &Item, rows: &Rows) -> Option<Written> {
+        match item.task {
+            Task::Delete => self.forget(item.id.as_str()),
+            _ => Some(self.keep(rows, 0)),
+        }
+    }
+
+    /// Puts a record into the cache as the instance has it, and gives the row back by attribute number.
+    fn keep(&mut self, rows: &Rows, row: usize) -> Written {
+        let Put { added, is_clear, system } = self.cache.put(rows, row);
+        self.delta += i64::from(added);
+        if !self.connection.is_workers() || !is_clear {
+            self.recheck(rows.id(row));
+        }
+        self.written(system, |position| to_scalar(rows.value(row, position)).to_owned())
+    }
+
+    /// Has the worker look at a record when the transaction has been committed.
+    fn recheck(&mut self, id: &str) {
+        self.to_recheck.push(id.to_owned());
+        if self.to_recheck.len() >= RECHECKS_AT_A_TIME {
+            catalog::ask_to_recheck(self.mirror.foreign_table, &std::mem::take(&mut self.to_recheck));
+        }
+    }
+
+    /// Takes a record out of the cache, and gives back what it was.
+    pub fn forget(&mut self, id: &str) -> Option<Written> {
+        let values = self.cache.lock(id)?;
+        let system = self.cache.locked_system();
+        self.cache.delete_locked();
+        self.delta -= 1;
+        Some(self.written(Some(system), |position| values[position].clone()))
+    }
+
+    /// Puts a row into the cache as a statement wants it, until the instance has answered.
+    pub fn foretell(&mut self, id: &SysId, values: &[OwnedScalar]) -> Written {
+        let Put { added, system, .. } = self.cache.put_foretold(id.as_str(), values);
+        self.delta += i64::from(added);
+        self.written(system, |position| values[position].clone())
+    }
+
+    /// Takes back what was foretold of a record that was not made because there is one already: the worker fetches that one.
+    pub fn take_back(&mut self, id: &SysId) {
+        self.forget(id.as_str());
+        self.recheck(id.as_str());
+    }
+
+    /// A row by attribute number, from values by position among the mirror's columns.
+    pub fn written(&self, system: Option<SystemColumns>, value: impl Fn(usize) -> OwnedScalar) -> Written {
+        let mut columns = vec![OwnedScalar::Null; self.mirror.width as usize];
+        for (position, column) in self.mirror.columns.iter().enumerate() {
+            columns[column.number as usize - 1] = value(position);
+        }
+        Written::Row { columns, system }
+    }
+
+    /// A row as the cache has it, locked; `None` if it is no more.
+    pub fn look_up(&mut self, id: &str) -> Option<Written> {
+        let values = self.cache.lock(id)?;
+        Some(self.written(None, |position| values[position].clone()))
+    }
+
+    /// The version the cache has of a record, if it is wanted.
+    pub fn cached_version(&mut self, id: &str) -> Option<Version> {
+        if self.mirror.optimistic_lock { self.cache.version_of(id) } else { None }
+    }
+
+    /// Shows a call instead of making it.
+    pub fn pretend(&self, item: &Item) {
+        notice!("dry run: {}", item.show(&self.mirror));
+    }
+
+    /// The values of a row, by position among the mirror's columns, as far as they are known before the instance has
+    /// answered: as they are given, with labels and stored values that belong together.
+    pub fn foretold(&self, row: &dyn Values, sent: &[Sent], is_new: bool) -> Vec<OwnedScalar> {
+        let value = |column: &MirrorColumn| {
+            let Some(sent) = sent.iter().find(|sent| sent.field == column.field) else {
+                return if is_new { OwnedScalar::Null } else { row.get(column.number) };
+            };
+            match column.show {
+                _ if sent.appends || sent.value.is_empty() => OwnedScalar::Null,
+                Show::Value => {
+                    column.kind.decode(&sent.value).map_or(OwnedScalar::Null, |v| to_scalar(v).to_owned())
+                }
+                Show::Label => match answer::label_of(self.def.as_deref(), sent) {
+                    Some(label) => OwnedScalar::Text(label),
+                    None if sent.by_label => row.get(column.number),
+                    None => OwnedScalar::Null,
+                },
+            }
+        };
+        self.mirror.columns.iter().map(value).collect()
+    }
+
+    fn say_how_far(&mut self) {
+        if self.said.elapsed() >= SAY {
+            self.said = Instant::now();
+            let accepted = self.accepted.load(Ordering::Relaxed);
+            notice!("{}: {accepted} records written so far", catalog::qualified(self.mirror.foreign_table));
+        }
+    }
+
+    fn fail(&self, e: &servicenow::Error, what: &str) -> ! {
+        raise(report(e, Doing { server: self.connection.server(), what, writing: true }))
+    }
+
+    /// Ends the writing.
+    pub fn close(self) {
+        self.cache.close();
+        catalog::count_rows(self.mirror.foreign_table, self.delta);
+        if !self.to_recheck.is_empty() {
+            catalog::ask_to_recheck(self.mirror.foreign_table, &self.to_recheck);
+        }
+    }
+}
