@@ -26,7 +26,7 @@ async fn main() {
         backfill::measure(&Bench::new(&cluster, "backfill", Dataset::Incidents(backfill::ROWS)).await).await;
     }
     if is_wanted("writes") {
-        writes::measure(&Bench::new(&cluster, "writes", Dataset::Incidents(writes::ROWS)).await).await;
+        writes::measure(&cluster).await;
     }
     if is_wanted("reads") {
         reads::measure(&Bench::new(&cluster, "reads", Dataset::EventLog).await).await;

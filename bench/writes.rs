@@ -12,20 +12,37 @@ use servicenow::client::{Client, Instance};
 use servicenow::page::{Column, Layout};
 use servicenow::value::{Kind, Show, SysId, TableName};
 
+use servicenow_sim::Dataset;
+use world::cluster::Cluster;
+
 use crate::{Bench, median};
 
-/// Incidents there are.
-pub const ROWS: usize = 100_000;
+/// Incidents there are where calls are measured: the simulated instance looks at every one of them when one is deleted.
+const FEW: usize = 5_000;
+/// Incidents there are where memory is.
+const ROWS: usize = 100_000;
 /// Rows of a statement on many.
 const MANY: usize = 1_000;
 /// Single updates measured, in turn with bare calls.
 const SINGLE: usize = 200;
 
 /// Prints the section.
-pub async fn measure(bench: &Bench<'_>) {
+pub async fn measure(cluster: &Cluster) {
+    println!("writes");
+    calls(&mirrored(cluster, "writes", FEW).await).await;
+    memory(&mirrored(cluster, "writes_many", ROWS).await).await;
+}
+
+/// So many incidents, and a database that has them.
+async fn mirrored<'c>(cluster: &'c Cluster, database: &'static str, rows: usize) -> Bench<'c> {
+    let bench = Bench::new(cluster, database, Dataset::Incidents(rows)).await;
+    bench.db.run("IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident) FROM SERVER acme INTO public").await;
+    bench.db.run("SELECT servicenow.wait_for_sync('incident')").await;
+    bench
+}
+
+async fn calls(bench: &Bench<'_>) {
     let db = &bench.db;
-    db.run("IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident) FROM SERVER acme INTO public").await;
-    db.run("SELECT servicenow.wait_for_sync('incident')").await;
     let client = client(&bench.sim.url());
     let table = TableName::new("incident").expect("a name");
     let fields = db.rows("SELECT attname::text FROM pg_attribute WHERE attrelid = 'incident'::regclass AND attnum > 0 AND attname NOT LIKE '%\\_value'").await;
@@ -52,7 +69,6 @@ pub async fn measure(bench: &Bench<'_>) {
         calls.push(began.elapsed().as_secs_f64());
     }
     let (statement, call) = (median(statements), median(calls));
-    println!("writes");
     println!("  UPDATE of a row, call of 20 ms {:>8.2} ms", statement * 1e3);
     println!("  the bare PATCH                 {:>8.2} ms", call * 1e3);
     println!("  ratio                          {:>8.2}", statement / call);
@@ -79,8 +95,10 @@ pub async fn measure(bench: &Bench<'_>) {
         let seconds = began.elapsed().as_secs_f64();
         println!("  {name} of {MANY} rows           {seconds:>8.2} s, ratio {:.3}", seconds / singles);
     }
+}
 
-    bench.sim.set(|s| s.latency_ms = 0);
+async fn memory(bench: &Bench<'_>) {
+    let db = &bench.db;
     let pid: i32 = db.value("SELECT pg_backend_pid()").await;
     let mut highs = Vec::new();
     for rows in [ROWS / 10, ROWS] {
