@@ -102,9 +102,14 @@ async fn memory(bench: &Bench<'_>) {
     let pid: i32 = db.value("SELECT pg_backend_pid()").await;
     let mut highs = Vec::new();
     for rows in [ROWS / 10, ROWS] {
-        let statement = format!(
-            "UPDATE incident SET description = 'all {rows}' WHERE sys_id IN (SELECT sys_id FROM incident ORDER BY sys_id LIMIT {rows})"
-        );
+        let end = db
+            .value_with::<Option<String>>(
+                "SELECT sys_id FROM incident ORDER BY sys_id OFFSET $1 LIMIT 1",
+                &[&(rows as i64 - 1)],
+            )
+            .await;
+        let end = end.expect("there are as many");
+        let statement = format!("UPDATE incident SET description = 'all {rows}' WHERE sys_id <= '{end}'");
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let watching = tokio::spawn(highest_memory(pid, stopped));
         let began = Instant::now();
