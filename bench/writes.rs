@@ -43,7 +43,7 @@ async fn mirrored<'c>(cluster: &'c Cluster, database: &'static str, rows: usize)
 
 async fn calls(bench: &Bench<'_>) {
     let db = &bench.db;
-    let client = client(&bench.sim.url());
+    let client = client(bench.sim.url());
     let table = TableName::new("incident").expect("a name");
     let fields = db.rows("SELECT attname::text FROM pg_attribute WHERE attrelid = 'incident'::regclass AND attnum > 0 AND attname NOT LIKE '%\\_value'").await;
     let columns = fields.iter().map(|row| Column { field: row.get(0), show: Show::Label, kind: Kind::Text });
