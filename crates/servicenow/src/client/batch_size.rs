@@ -10,6 +10,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::Method;
+
 use super::batch::OUTPUT_LIMIT;
 use crate::value::TableName;
 
@@ -41,7 +43,7 @@ pub(super) struct Seen {
     pub(super) output: usize,
 }
 
-/// The size of the batches for one table.
+/// The size of the batches for one table and method: deletions take their time where many records refer to one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchSize {
     /// The size by how batches went.
@@ -116,7 +118,7 @@ fn follow(before: f64, now: f64) -> f64 {
 pub(super) struct BatchSizes {
     /// The instance has no Batch API, or not for this user.
     absent: AtomicBool,
-    sizes: Mutex<HashMap<TableName, BatchSize>>,
+    sizes: Mutex<HashMap<(TableName, Method), BatchSize>>,
 }
 
 impl BatchSizes {
@@ -130,13 +132,15 @@ impl BatchSizes {
         self.absent.store(true, Ordering::Relaxed);
     }
 
-    /// Asks or tells about the batches for a table.
-    pub(super) fn with<R>(&self, table: &TableName, with: impl FnOnce(&mut BatchSize) -> R) -> R {
+    /// Asks or tells about the batches for a table that are made of, or begin with, some method.
+    pub(super) fn with<R>(
+        &self,
+        table: &TableName,
+        method: Method,
+        with: impl FnOnce(&mut BatchSize) -> R,
+    ) -> R {
         let mut sizes = self.sizes.lock().expect("no panic while it is held");
-        match sizes.get_mut(table) {
-            Some(size) => with(size),
-            None => with(sizes.entry(table.clone()).or_default()),
-        }
+        with(sizes.entry((table.clone(), method)).or_default())
     }
 }
 

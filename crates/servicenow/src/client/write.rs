@@ -1,6 +1,6 @@
 //! Many writes at once: in batches or, where there are none, in calls of their own, several at a time.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::batch::{self, Answer, Item, OUTPUT_HEADER, OUTPUT_LIMIT, Reply};
-use super::batch_size::Seen;
+use super::batch_size::{BatchSize, Seen};
 use super::pending::{Next, Pause, Pending};
 use super::retry::{self, Effect};
 use super::stats::endpoint;
@@ -64,19 +64,6 @@ pub enum Fate {
     NotSent,
 }
 
-impl Fate {
-    /// Whether nothing more may be sent after this.
-    fn is_failure(&self, pass_over_duplicates: bool, is_insert: bool) -> bool {
-        match self {
-            Fate::Failed(Error::Refused { refusal: Refusal::Unique, .. }) => {
-                !(pass_over_duplicates && is_insert)
-            }
-            Fate::Failed(_) => true,
-            Fate::Done(_) | Fate::NotSent => false,
-        }
-    }
-}
-
 impl<T: Transport> Client<T> {
     /// Makes many changes to distinct records of a table; the fates come in the order of the changes, which says
     /// nothing about the order in which they were made.
@@ -97,34 +84,28 @@ impl<T: Transport> Client<T> {
             progress.fetch_add(u64::from(matches!(fates[0], Fate::Done(_))), Ordering::Relaxed);
             return fates;
         }
-        let (stop, stopped) = watch::channel(false);
-        let statement = Statement { client: self, table, layout, parameters: parameters(layout), stopped };
-        let mut queue: VecDeque<Pending> =
-            changes.into_iter().enumerate().map(|(index, change)| Pending::new(index, change)).collect();
+        let (stop, parameters) = (watch::Sender::new(false), parameters(layout));
+        let statement = Statement { client: self, table, layout, pass_over_duplicates, parameters, stop };
+        let pending = |(index, change)| (index, Pending::new(index, change));
+        let mut queue: Queue = changes.into_iter().enumerate().map(pending).collect();
         let mut under_way = FuturesUnordered::new();
         loop {
-            while !*stop.borrow()
-                && let Some(parcel) = statement.next_parcel(&mut queue, under_way.len())
-            {
+            while let Some(parcel) = statement.next_parcel(&mut queue, under_way.len()) {
                 under_way.push(statement.send(parcel));
             }
             let Some(outcomes) = under_way.next().await else { break };
-            for (pending, next) in outcomes.into_iter().rev() {
+            for (pending, next) in outcomes {
                 match next {
                     Next::Settled(fate) => {
                         progress.fetch_add(u64::from(matches!(fate, Fate::Done(_))), Ordering::Relaxed);
-                        if fate.is_failure(pass_over_duplicates, pending.is_insert()) {
-                            stop.send_replace(true);
-                        }
                         fates[pending.index] = fate;
                     }
-                    // Those that have waited longest go first.
-                    Next::Again(_) | Next::Look(_) => queue.push_front(pending),
+                    Next::Again(_) | Next::Look(_) => drop(queue.insert(pending.index, pending)),
                 }
             }
         }
-        for mut pending in queue {
-            fates[pending.index] = pending.withdraw();
+        for (index, mut pending) in queue {
+            fates[index] = pending.withdraw();
         }
         fates
     }
@@ -145,40 +126,54 @@ struct Statement<'a, T> {
     layout: &'a Arc<Layout>,
     /// The parameters that say what a record looks like in an answer.
     parameters: String,
+    pass_over_duplicates: bool,
     /// Turns true at the first failure.
-    stopped: watch::Receiver<bool>,
+    stop: watch::Sender<bool>,
 }
+
+/// What has to be sent, by position among the changes: the first go first, also when they are sent again.
+type Queue = BTreeMap<usize, Pending>;
 
 /// Changes and what is next for them.
 type Outcomes = Vec<(Pending, Next)>;
 
 impl<T: Transport> Statement<'_, T> {
     /// Takes what is sent next from the queue, if there may be another call.
-    fn next_parcel(&self, queue: &mut VecDeque<Pending>, under_way: usize) -> Option<Vec<Pending>> {
+    fn next_parcel(&self, queue: &mut Queue, under_way: usize) -> Option<Vec<Pending>> {
         let most = self.client.concurrency();
         // One more call waits at the gate: that others wait is how the gate knows that it could let in more.
-        if under_way > most {
+        if under_way > most || *self.stop.borrow() {
             return None;
         }
-        let free = most.saturating_sub(under_way).max(most.div_ceil(2));
-        let sizes = &self.client.inner.batch_sizes;
-        let items = match sizes.are_possible() {
-            true => sizes.with(self.table, |size| size.share(queue.len(), free)),
+        let sharing = match most.saturating_sub(under_way) {
+            // Others will come back while this one waits.
+            0 => most.div_ceil(2),
+            idle => idle,
+        };
+        let waiting = queue.len();
+        let (_, first) = queue.pop_first()?;
+        let items = match self.client.inner.batch_sizes.are_possible() {
+            true => self.with_size(first.method(), |size| size.share(waiting, sharing)),
             false => 1,
         };
-        let first = queue.pop_front()?;
         let mut size = self.size(&first);
         let is_alone = first.singly || size > REQUEST_LIMIT;
         let mut parcel = vec![first];
         while !is_alone
             && parcel.len() < items
-            && let Some(next) =
-                queue.pop_front_if(|next| !next.singly && size + self.size(next) <= REQUEST_LIMIT)
+            && let Some(next) = queue.first_entry()
+            && !next.get().singly
+            && size + self.size(next.get()) <= REQUEST_LIMIT
         {
-            size += self.size(&next);
-            parcel.push(next);
+            size += self.size(next.get());
+            parcel.push(next.remove());
         }
         Some(parcel)
+    }
+
+    /// Asks or tells about the size of batches that begin with some method.
+    fn with_size<R>(&self, method: Method, with: impl FnOnce(&mut BatchSize) -> R) -> R {
+        self.client.inner.batch_sizes.with(self.table, method, with)
     }
 
     /// How many bytes a change takes in the body of a batch.
@@ -205,16 +200,36 @@ impl<T: Transport> Statement<'_, T> {
                 self.send_batch(parcel).await
             }
         };
+        // At once: others are before the gate, and it has just been opened for them.
+        self.stop_after_failure(&outcomes);
         let outcomes = self.look_up(outcomes).await;
+        self.stop_after_failure(&outcomes);
         self.pause(&outcomes).await;
         outcomes
     }
 
+    fn stop_after_failure(&self, outcomes: &Outcomes) {
+        if outcomes.iter().any(|(pending, next)| self.is_failure(pending, next)) {
+            self.stop.send_replace(true);
+        }
+    }
+
+    /// Whether nothing more may be sent after this.
+    fn is_failure(&self, pending: &Pending, next: &Next) -> bool {
+        match next {
+            Next::Settled(Fate::Failed(Error::Refused { refusal: Refusal::Unique, .. })) => {
+                !(self.pass_over_duplicates && pending.is_insert())
+            }
+            Next::Settled(Fate::Failed(_)) => true,
+            _ => false,
+        }
+    }
+
     /// Resolves once there has been a failure.
     async fn stopped(&self) {
-        let mut stopped = self.stopped.clone();
+        let mut stop = self.stop.subscribe();
         // The sender outlives whoever waits here.
-        let _stopped = stopped.wait_for(|stopped| *stopped).await;
+        let _stopped = stop.wait_for(|stopped| *stopped).await;
     }
 
     async fn send_singly(&self, mut pending: Pending) -> (Pending, Next) {
@@ -238,18 +253,16 @@ impl<T: Transport> Statement<'_, T> {
     }
 
     async fn send_batch(&self, mut parcel: Vec<Pending>) -> Outcomes {
-        let sizes = &self.client.inner.batch_sizes;
-        let sent = parcel.len();
+        let (sent, method) = (parcel.len(), parcel.first().map(Pending::method).unwrap_or_default());
         let error = match self.call_batch(&parcel).await {
-            Ok(ControlFlow::Continue(answered)) => {
-                parcel.iter_mut().for_each(|pending| pending.is_repeat = true);
-                return self.read_batch(parcel, answered).await;
-            }
+            Ok(ControlFlow::Continue(answered)) => return self.read_batch(parcel, method, answered).await,
             Ok(ControlFlow::Break(())) => return all_again(parcel),
             Err(e) => e,
         };
         if error.leaves_outcome_unknown() {
-            sizes.with(self.table, |size| size.failed(sent));
+            if is_matter_of_size(&error) || parcel.iter().any(|pending| pending.failures > 0) {
+                self.with_size(method, |size| size.failed(sent));
+            }
             let lose = |mut pending: Pending| {
                 let next = pending.lost(error.clone(), &self.client.inner.patience);
                 pending.is_repeat = true;
@@ -267,9 +280,9 @@ impl<T: Transport> Statement<'_, T> {
         }
         // There is something about the batch that the instance does not like; nothing was carried out.
         if is_absence(&error) {
-            sizes.are_absent();
+            self.client.inner.batch_sizes.are_absent();
         } else {
-            sizes.with(self.table, |size| size.failed(sent));
+            self.with_size(method, |size| size.failed(sent));
             parcel.iter_mut().for_each(|pending| pending.singly = true);
         }
         all_again(parcel)
@@ -299,14 +312,12 @@ impl<T: Transport> Statement<'_, T> {
         }
     }
 
-    async fn read_batch(&self, parcel: Vec<Pending>, answered: Answered<Answer>) -> Outcomes {
+    async fn read_batch(&self, parcel: Vec<Pending>, method: Method, answered: Answered<Answer>) -> Outcomes {
         let inner = &self.client.inner;
         let (answer, sent, patience) = (answered.result, parcel.len(), &inner.patience);
         let (serviced, first_unserviced) = (answer.serviced(), answer.first_unserviced());
         let (time, latency, output) = (answer.time, answered.latency, answer.output);
-        inner.batch_sizes.with(self.table, |size| {
-            size.answered(Seen { sent, serviced, time, latency, output });
-        });
+        self.with_size(method, |size| size.answered(Seen { sent, serviced, time, latency, output }));
         let by_size = serviced == 0 || output >= OUTPUT_LIMIT / 2;
         let mut rejects_login = false;
         let mut outcomes = Vec::with_capacity(sent);
@@ -328,6 +339,7 @@ impl<T: Transport> Statement<'_, T> {
                     pending.lost(Error::Unreadable(words.to_owned()), patience)
                 }
             };
+            pending.is_repeat = true;
             outcomes.push((pending, next));
         }
         if rejects_login {
@@ -383,6 +395,11 @@ impl<T: Transport> Statement<'_, T> {
 /// Everything as it was before it was sent.
 fn all_again(parcel: Vec<Pending>) -> Outcomes {
     parcel.into_iter().map(|pending| (pending, Next::Again(Pause::No))).collect()
+}
+
+/// Whether a batch may have come to nothing because it was too large. A connection that breaks once says nothing.
+fn is_matter_of_size(error: &Error) -> bool {
+    matches!(error, Error::TimedOut { .. } | Error::CutShort(_) | Error::TooLarge { .. })
 }
 
 /// Whether a refusal of a whole batch says that there is no Batch API, or not for this user.

@@ -1,8 +1,10 @@
 //! The client against a simulated instance, over HTTP: logins, answers, retries, load, budget,
-//! statistics, records, dictionary, TLS, HTTP.
+//! statistics, records, batches, dictionary, TLS, HTTP.
 
 mod aggregate;
 mod answers;
+mod batch;
+mod batch_faults;
 mod budget;
 mod dictionary;
 mod load;
