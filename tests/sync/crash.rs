@@ -4,9 +4,10 @@ use std::collections::HashSet;
 
 use servicenow_sim::LoggedRequest;
 use world::cluster::signal;
+use world::death::reconnect;
 use world::{PATIENCE, World};
 
-use crate::{COLUMNS, INCIDENT, MANY, lists, pid, reconnect, slow, until_under_way};
+use crate::{COLUMNS, INCIDENT, MANY, lists, pid, slow, until_under_way};
 
 /// Waits until the table is complete. No page from before the `from`th request is read again, but those that were
 /// under way.

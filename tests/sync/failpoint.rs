@@ -2,13 +2,13 @@
 //! what was done is not done again.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
 
 use servicenow_sim::Dataset;
-use world::cluster::{Cluster, signal};
-use world::{PATIENCE, World, connect};
+use world::World;
+use world::cluster::Cluster;
+use world::death::{arm, dies, server_dies, strikes, until_struck};
 
-use crate::{lists, pid, reconnect};
+use crate::{lists, pid};
 
 /// Few enough for a table to be filled in a moment, in some pages.
 const FEW: usize = 300;
@@ -77,64 +77,6 @@ async fn quick(options: &str) -> World {
     let world = World::on(cluster, Dataset::Incidents(FEW)).await;
     world.set_up(&format!(", page_size '{PAGE}', max_concurrency '2' {options}")).await;
     world
-}
-
-/// Has the next process that comes to a place do something there. All know of it then, unless one was there already.
-async fn arm(world: &World, place: &str) {
-    world.cluster.configure(&format!("servicenow_fdw.failpoint = '{place}'"));
-    let known = format!("SELECT current_setting('servicenow_fdw.failpoint', true) = '{place}'");
-    while let Ok(row) = world.db.client().query_one(&known, &[]).await
-        && row.get::<_, Option<bool>>(0) != Some(true)
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// How often a process has come to a place that is armed.
-fn strikes(world: &World, place: &str) -> usize {
-    world.cluster.log().matches(&format!("failpoint \"{place}\": ")).count()
-}
-
-/// Waits until a process has come to a place once more.
-async fn until_struck(world: &World, place: &str, before: usize) {
-    let began = Instant::now();
-    while strikes(world, place) == before {
-        assert!(began.elapsed() < PATIENCE, "nobody comes to {place}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// The worker dies at a place: waits for it, and for the server to take sessions again.
-async fn dies(world: &mut World, place: &str, before: usize) {
-    until_struck(world, place, before).await;
-    world.cluster.configure("");
-    // The next worker may come there before it hears of it.
-    loop {
-        let struck = strikes(world, place);
-        reconnect(world).await;
-        if strikes(world, place) == struck {
-            break;
-        }
-    }
-}
-
-/// The server dies while the worker is at a place, all at once; starts it again.
-async fn server_dies(world: &mut World, place: &str, before: usize) {
-    until_struck(world, place, before).await;
-    let postmaster = world.cluster.postmaster();
-    let children = format!("/proc/{postmaster}/task/{postmaster}/children");
-    let children = std::fs::read_to_string(children).expect("it runs");
-    signal(postmaster, "-KILL");
-    let began = Instant::now();
-    for child in children.split_whitespace() {
-        while std::fs::exists(format!("/proc/{child}/cmdline")).unwrap_or(false) {
-            assert!(began.elapsed() < PATIENCE, "its processes end with it");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-    world.cluster.configure_next_start("");
-    world.cluster.control(&["start"]);
-    world.db = connect(world.cluster, &world.database).await;
 }
 
 /// Waits until the table is like the instance's, and checks that no row is doubled or counted wrong.
@@ -285,7 +227,8 @@ async fn nothing_is_lost_when_the_whole_server_is_killed() {
         let from = world.sim.requests().len();
         arm(&world, &format!("{place}:sleep")).await;
         world.db.run(INCIDENT).await;
-        server_dies(&mut world, place, before).await;
+        until_struck(&world, place, before).await;
+        server_dies(&mut world).await;
         pid_after_a_read(&world).await;
         converges(&world, place).await;
         let again: Vec<(String, usize)> = pages(&world, from).into_iter().filter(|(_, n)| *n > 2).collect();
@@ -300,7 +243,8 @@ async fn nothing_is_lost_when_the_whole_server_is_killed() {
         let before = strikes(&world, place);
         arm(&world, &format!("{place}:sleep")).await;
         change(&world, round);
-        server_dies(&mut world, place, before).await;
+        until_struck(&world, place, before).await;
+        server_dies(&mut world).await;
         pid_after_a_read(&world).await;
         converges(&world, place).await;
     }

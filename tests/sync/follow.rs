@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use servicenow_sim::{Effect, Fault};
 use world::World;
 
 use crate::{COLUMNS, INCIDENT, lists};
@@ -257,4 +258,28 @@ async fn deletions_from_before_they_could_be_read_are_read() {
     world.sim.remove_fault(fault);
     world.until_like_the_instance("incident", COLUMNS).await;
     world.until("SELECT last_error IS NULL FROM servicenow.sync_status").await;
+}
+
+/// Two tasks read a table: one of them its changes, the other what was deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_is_late_does_not_bring_back_what_was_deleted_meanwhile() {
+    let world = followed().await;
+    let id = world.sim.edit().insert("incident", &[("short_description", "short-lived")]).expect("a record");
+    let is_there = format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{id}'");
+    world.until(&is_there).await;
+    let late = Effect::Drip { bytes: 20, interval_ms: 100 };
+    let fault =
+        Fault::new(late).method("GET").table("incident").path("sysparm_query=sys_updated_on").times(1);
+    let fault = world.sim.fault(fault);
+    while world.sim.fault_count(fault) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    world.sim.edit().delete("incident", &id).expect("it is there");
+    world.until(&format!("SELECT count(*) = 0 FROM incident WHERE sys_id = '{id}'")).await;
+    // Deletions are not read any more.
+    let deaf = Fault::new(Effect::Hang).table("sys_audit_delete");
+    world.sim.fault(deaf);
+    world.sim.edit().insert("incident", &[("short_description", "later")]).expect("a record");
+    world.until("SELECT count(*) = 1 FROM incident WHERE short_description = 'later'").await;
+    world.until_like_the_instance("incident", COLUMNS).await;
 }

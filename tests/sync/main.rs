@@ -10,11 +10,9 @@ mod requests;
 mod upkeep;
 mod worker;
 
-use std::time::{Duration, Instant};
-
 use servicenow_sim::{Dataset, LoggedRequest};
+use world::World;
 use world::cluster::Cluster;
-use world::{PATIENCE, World, connect};
 
 /// Fields that show whether an incident is as it is in the instance.
 const COLUMNS: &[&str] = &["number", "short_description", "state"];
@@ -48,21 +46,6 @@ async fn until_under_way(world: &World) {
                                     AND rows_filled BETWEEN 500 AND rows_total / 2)",
         )
         .await;
-}
-
-/// After a crash: waits until the cluster takes sessions again, and opens the world's anew.
-async fn reconnect(world: &mut World) {
-    let began = Instant::now();
-    while world.db.client().simple_query("").await.is_ok() {
-        assert!(began.elapsed() < PATIENCE, "every session breaks");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let config = world.cluster.config(&world.database);
-    while config.connect(tokio_postgres::NoTls).await.is_err() {
-        assert!(began.elapsed() < PATIENCE, "the cluster comes back");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    world.db = connect(world.cluster, &world.database).await;
 }
 
 /// The list calls on a table since the `from`th request.

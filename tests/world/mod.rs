@@ -1,6 +1,7 @@
 //! A world for a test: a database of its own on a throw-away cluster, and a ServiceNow of its own.
 
 pub mod cluster;
+pub mod death;
 pub mod regress;
 
 use std::collections::BTreeSet;

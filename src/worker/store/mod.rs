@@ -22,6 +22,7 @@ use step::current_mirror;
 
 pub use step::note_failure;
 
+mod absent;
 mod metadata;
 mod step;
 

@@ -9,7 +9,7 @@ use servicenow::sync::Stop;
 use servicenow::sync::store::{Origin, Step, StoreError};
 use servicenow::value::SysId;
 
-use super::Table;
+use super::{Table, absent};
 use crate::cache::apply::{self, CacheWriter, Outcome, Replace};
 use crate::cache::change::Source;
 use crate::catalog::{self, Mirror, timestamp, write};
@@ -79,7 +79,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
         Step::Filled { number, rows, after } => {
             let outcome = match &mirror.fill_columns {
                 Some(columns) => apply::put_columns(&mirror, columns, rows),
-                None => put(&mirror, rows, Replace::SameOrLater, from(Source::Backfill), careful),
+                None => put_page(&mirror, rows, Replace::SameOrLater, from(Source::Backfill), careful),
             };
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             write(
@@ -110,12 +110,12 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             );
         }
         Step::Newest(rows) => {
-            let outcome = put(&mirror, rows, Replace::Later, from(Source::Poll), careful);
+            let outcome = put_page(&mirror, rows, Replace::Later, from(Source::Poll), careful);
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             changed(relation, rows, &outcome, 0);
         }
         Step::Scrubbed { rows, position } => {
-            let outcome = put(&mirror, rows, Replace::SameOrLater, from(Source::Reconcile), careful);
+            let outcome = put_page(&mirror, rows, Replace::SameOrLater, from(Source::Reconcile), careful);
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             changed(relation, rows, &outcome, 0);
             write(
@@ -132,7 +132,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             );
         }
         Step::Changed(rows) => {
-            let outcome = put(&mirror, rows, Replace::Later, from(Source::Poll), careful);
+            let outcome = put_page(&mirror, rows, Replace::Later, from(Source::Poll), careful);
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             changed(relation, rows, &outcome, 0);
         }
@@ -145,10 +145,12 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             let outcome = put(&mirror, present, Replace::Unchanged(looked_up), from(source), careful);
             let there: HashSet<&str> = present.ids().collect();
             let looked_up = looked_up.iter().map(|(id, version)| (id.as_str(), *version));
-            let absent: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
+            let absent_ids: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
             let mut writer = CacheWriter::open(&mirror, Triggers::Own, from(source));
-            let (deleted, kept) = writer.delete_unchanged(&absent);
+            let (deleted, kept) = writer.delete_unchanged(&absent_ids);
             writer.close();
+            absent::forget(relation, present.ids());
+            absent::remember(relation, absent_ids.iter().map(|(id, _)| *id));
             catalog::rechecked(relation, looked_up.map(|(id, _)| id).collect());
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             catalog::leave_to_recheck(relation, &kept);
@@ -179,6 +181,19 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
         Step::Failed(stop) => failed(&mirror, stop),
     }
     Ok(())
+}
+
+/// Puts a page of records into the cache.
+fn put_page(
+    mirror: &Rc<Mirror>,
+    rows: &Rows,
+    replace: Replace<'_>,
+    source: Option<Source>,
+    careful: bool,
+) -> Outcome {
+    let mut outcome = put(mirror, rows, replace, source, careful);
+    outcome.unsettled.extend(absent::among(mirror.foreign_table, rows.ids()));
+    outcome
 }
 
 fn put(
