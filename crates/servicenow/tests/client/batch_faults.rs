@@ -11,6 +11,7 @@ use servicenow::client::table_api::Identity;
 use servicenow::client::transport::{HttpTransport, Request, Response, Transport, TransportOptions};
 use servicenow::client::write::{Change, Fate};
 use servicenow::client::{Client, Instance};
+use servicenow::error::Refusal;
 use servicenow::value::SysId;
 use servicenow::{Error, Result};
 use servicenow_sim::{Effect, Fault, Simulator};
@@ -445,7 +446,8 @@ fn carry_out(sim: &Simulator, runtime: &tokio::runtime::Runtime, plan: &Plan) {
             Fate::NotSent => (false, false),
             Fate::Failed(e) => (false, e.leaves_outcome_unknown()),
         };
-        let is_duplicate = matches!(kind, Kind::Taken) && matches!(fate, Fate::Failed(Error::Refused { .. }));
+        let is_duplicate = matches!(kind, Kind::Taken)
+            && matches!(fate, Fate::Failed(Error::Refused { refusal: Refusal::Unique, .. }));
         has_failed |= matches!(fate, Fate::Failed(_)) && !(is_duplicate && plan.pass_over_duplicates);
         match kind {
             Kind::Insert | Kind::Given | Kind::Update => {
