@@ -3,7 +3,7 @@
 //! - [`value`]: names, identifiers, the wire form of every type
 //! - [`query`]: encoded queries as a syntax tree
 //! - [`page`]: rows of an answer, decoded into a compact batch
-//! - [`client`]: requests, logins, retries, limits, statistics, the Table API
+//! - [`client`]: requests, logins, retries, limits, statistics, the Table API, many writes at once
 //! - [`dictionary`]: tables, fields and choices, for administrators and for users who may not read them
 //! - [`sync`]: what a mirror reads when, and when it may believe that it has read everything
 //! - [`error`]: one error type that tells an instance's answers apart

@@ -270,9 +270,9 @@ impl<T: Transport> Client<T> {
                 }
             }
         };
-        // That the last attempt was not carried out says nothing about the ones before.
+        // What the last attempt was told says nothing about the ones before, unless the record is gone.
         match unknown {
-            Some(before) if error.was_not_carried_out() => Err(before),
+            Some(before) if !matches!(error, Error::NoRecord(_)) => Err(before),
             _ => Err(error),
         }
     }

@@ -203,10 +203,14 @@ impl Pending {
         }
     }
 
-    /// It will not be sent again after this failure. That the last attempt was not carried out says nothing about
-    /// the ones before.
+    /// It will not be sent again after this failure. What the last attempt was told says nothing about those before,
+    /// unless the record was looked up in between, or is gone.
     pub(super) fn give_up(&mut self, error: Error) -> Next {
-        let before = if error.was_not_carried_out() { self.unknown.take() } else { None };
+        let is_final = match self.kind {
+            Kind::InsertFresh => !error.was_not_carried_out(),
+            _ => matches!(error, Error::NoRecord(_)),
+        };
+        let before = if is_final { None } else { self.unknown.take() };
         Next::Settled(Fate::Failed(before.unwrap_or(error)))
     }
 

@@ -170,14 +170,18 @@ async fn a_write_goes_before_the_reads_that_wait() {
 /// The second attempt was not carried out; the first may have been.
 #[tokio::test]
 async fn a_write_that_may_have_happened_is_not_forgotten_when_the_next_attempt_is_refused() {
-    let sim = instance().await;
-    let (client, id, layout) = (client(&sim), known(&sim), some_fields());
-    sim.fault(Fault::new(Effect::ResetAfter).method("PATCH").times(1));
-    let limited = Effect::RateLimited { headers: true, retry_after: Some(1_800), json: true };
-    sim.fault(Fault::new(limited).method("PATCH").after(1));
-    let fields = Map::from_iter([("short_description".to_owned(), json!("perhaps"))]);
-    let outcome = client.update(&table("incident"), &id, &fields, &layout, Repeated::Idempotent).await;
-    let error = outcome.expect_err("it was refused in the end");
-    assert!(matches!(error, Error::Broken { .. }) && error.leaves_outcome_unknown(), "{error:?}");
-    assert_eq!(sim.record("incident", id.as_str()).expect("it is there")["short_description"], "perhaps");
+    for refusal in [
+        Effect::RateLimited { headers: true, retry_after: Some(1_800), json: true },
+        Effect::Status { status: 403, html: false },
+    ] {
+        let sim = instance().await;
+        let (client, id, layout) = (client(&sim), known(&sim), some_fields());
+        sim.fault(Fault::new(Effect::ResetAfter).method("PATCH").times(1));
+        sim.fault(Fault::new(refusal).method("PATCH").after(1));
+        let fields = Map::from_iter([("short_description".to_owned(), json!("perhaps"))]);
+        let outcome = client.update(&table("incident"), &id, &fields, &layout, Repeated::Idempotent).await;
+        let error = outcome.expect_err("it was refused in the end");
+        assert!(matches!(error, Error::Broken { .. }) && error.leaves_outcome_unknown(), "{error:?}");
+        assert_eq!(sim.record("incident", id.as_str()).expect("it is there")["short_description"], "perhaps");
+    }
 }
