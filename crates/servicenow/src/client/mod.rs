@@ -172,13 +172,14 @@ impl<T: Transport> Client<T> {
         let mut rejected: Option<HeaderValue> = None;
         let mut unknown: Option<Error> = None;
         let (mut attempt, mut repeats) = (1, false);
+        let endpoint = endpoint(&call.method, &call.url);
         let error = loop {
-            let permit = match self.admit(call.effect).await {
+            let permit = match self.admit(call.effect, &endpoint).await {
                 Ok(permit) => permit,
                 Err(e) => break e,
             };
             if std::mem::replace(&mut repeats, true) {
-                self.inner.recorder.repeating(&endpoint(&call.method, &call.url));
+                self.inner.recorder.repeating(&endpoint);
             }
             let error = match self.attempt(permit, &call, rejected.as_ref(), &decode).await {
                 Ok(result) => return Ok(result),
@@ -217,7 +218,9 @@ impl<T: Transport> Client<T> {
 
     /// Waits until a call may be made: until the instance has had the rest it asked for, the budget has room, and
     /// the calls before this one have been let in.
-    async fn admit(&self, effect: Effect) -> Result<Permit> {
+    async fn admit(&self, effect: Effect, endpoint: &str) -> Result<Permit> {
+        // Lists, single records and counts of a table alike.
+        let what = endpoint.rsplit('/').next().unwrap_or_default();
         let urgency = match effect {
             Effect::Read => self.inner.patience.urgency,
             Effect::Idempotent | Effect::Once => Urgency::Statement,
@@ -225,7 +228,7 @@ impl<T: Transport> Client<T> {
         loop {
             self.wait_for_rest().await?;
             self.wait_for_budget(urgency).await?;
-            let permit = self.inner.gate.enter(effect).await;
+            let permit = self.inner.gate.enter(effect, what).await;
             // Calls that came back meanwhile may have been told to wait, and others have taken from the budget.
             if self.hold().until() <= Some(Instant::now())
                 && matches!(self.with_budget(|b, now| b.take(urgency, now)), None | Some(Answer::Go))
