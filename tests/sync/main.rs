@@ -6,6 +6,7 @@ mod failpoint;
 mod fill;
 mod follow;
 mod labels;
+mod many;
 mod requests;
 mod upkeep;
 mod worker;

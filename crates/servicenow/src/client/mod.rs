@@ -374,7 +374,7 @@ fn now() -> std::time::Instant {
 }
 
 /// A random number from 0 to 1, for jitter only.
-fn chance() -> f64 {
+pub(crate) fn chance() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     // Every `RandomState` is keyed anew; good enough to keep callers from marching in step.
     let hash = std::collections::hash_map::RandomState::new().build_hasher().finish();
