@@ -3,6 +3,7 @@
 mod changes;
 mod crash;
 mod failpoint;
+mod faults;
 mod fill;
 mod follow;
 mod labels;
