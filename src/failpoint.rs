@@ -12,7 +12,7 @@
 //! - `worker.count`: calls have been written down and not committed
 //! - `worker.<request>.before`, `.commit`, `.after`: before the transaction of a request of a mirror or reader, before
 //!   its commit, and after it. A request is a step (`described`, `begin`, `newest`, `filled`, `range_done`, `complete`,
-//!   `changed`, `rechecked`, `polled`, `hidden`, `reconciled`, `scrubbed`, `failed`), a question (`compare`,
+//!   `changed`, `rechecked`, `doubted`, `polled`, `hidden`, `reconciled`, `scrubbed`, `failed`), a question (`compare`,
 //!   `count_by_prefix`, `hidden_ranges`, `find`, `to_recheck`, `deletes_since`, `metadata_since`) or news of a server
 //!   (`deletes`, `describe`, `relabel`, `metadata`)
 //! - `worker.rows`: rows of a step have been put into the cache, and neither their log nor the position

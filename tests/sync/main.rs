@@ -3,9 +3,11 @@
 mod changes;
 mod crash;
 mod failpoint;
+mod faults;
 mod fill;
 mod follow;
 mod labels;
+mod many;
 mod requests;
 mod upkeep;
 mod worker;

@@ -78,6 +78,7 @@ impl Work {
                 Step::Complete { .. } => "complete",
                 Step::Changed(_) => "changed",
                 Step::Rechecked { .. } => "rechecked",
+                Step::Doubted(_) => "doubted",
                 Step::Polled { .. } => "polled",
                 Step::Hidden { .. } => "hidden",
                 Step::Reconciled { .. } => "reconciled",

@@ -156,6 +156,10 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             catalog::leave_to_recheck(relation, &kept);
             changed(relation, present, &outcome, deleted);
         }
+        Step::Doubted(ids) => {
+            let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
+            catalog::leave_to_recheck(relation, &ids);
+        }
         Step::Polled { watermark, at } => {
             let recovered = write(
                 "UPDATE servicenow.sync_table SET last_error = NULL, last_error_at = NULL

@@ -226,18 +226,19 @@ impl<T: Transport> Client<T> {
         let mut rejected: Option<HeaderValue> = None;
         let mut unknown: Option<Error> = None;
         let (mut attempt, mut repeats) = (1, false);
+        let endpoint = endpoint(&call.method, &call.url);
         let error = loop {
             let admitted = tokio::select! {
                 biased;
                 why = &mut withdrawn => return Ok(ControlFlow::Break(why)),
-                admitted = self.admit(call.effect) => admitted,
+                admitted = self.admit(call.effect, &endpoint) => admitted,
             };
             let permit = match admitted {
                 Ok(permit) => permit,
                 Err(e) => break e,
             };
             if std::mem::replace(&mut repeats, true) {
-                self.inner.recorder.repeating(&endpoint(&call.method, &call.url));
+                self.inner.recorder.repeating(&endpoint);
             }
             let error = match self.attempt(permit, &call, rejected.as_ref(), &decode).await {
                 Ok(answered) => return Ok(ControlFlow::Continue(answered)),
@@ -279,7 +280,9 @@ impl<T: Transport> Client<T> {
 
     /// Waits until a call may be made: until the instance has had the rest it asked for, the budget has room, and
     /// the calls before this one have been let in.
-    async fn admit(&self, effect: Effect) -> Result<Permit> {
+    async fn admit(&self, effect: Effect, endpoint: &str) -> Result<Permit> {
+        // Lists, single records and counts of a table alike.
+        let what = endpoint.rsplit('/').next().unwrap_or_default();
         let urgency = match effect {
             Effect::Read => self.inner.patience.urgency,
             Effect::Idempotent | Effect::Once => Urgency::Statement,
@@ -287,7 +290,7 @@ impl<T: Transport> Client<T> {
         loop {
             self.wait_for_rest().await?;
             self.wait_for_budget(urgency).await?;
-            let permit = self.inner.gate.enter(effect).await;
+            let permit = self.inner.gate.enter(effect, what).await;
             // Calls that came back meanwhile may have been told to wait, and others have taken from the budget.
             if self.hold().until() <= Some(Instant::now())
                 && matches!(self.with_budget(|b, now| b.take(urgency, now)), None | Some(Answer::Go))
@@ -441,7 +444,7 @@ fn now() -> std::time::Instant {
 }
 
 /// A random number from 0 to 1, for jitter only.
-fn chance() -> f64 {
+pub(crate) fn chance() -> f64 {
     use std::hash::{BuildHasher, Hasher};
     // Every `RandomState` is keyed anew; good enough to keep callers from marching in step.
     let hash = std::collections::hash_map::RandomState::new().build_hasher().finish();

@@ -10,12 +10,13 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::try_join_all;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::mirror::Spec;
 use super::recheck::recheck;
-use super::store::{DeletesRead, Origin, Store};
+use super::store::{DeletesRead, Origin, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds, pause_after_reading};
@@ -27,6 +28,8 @@ use crate::page::Layout;
 use crate::query::Query;
 use crate::value::{SysId, TableName, decode_seconds};
 
+/// How long a table may take to show what it has left; then that is up to its own mirror, and the others go on.
+const LONGEST_LOOK: Duration = Duration::from_secs(10);
 /// Entries asked for at a time.
 const PAGE: u32 = 1_000;
 
@@ -102,12 +105,26 @@ where
             return Ok(true);
         }
         let found = self.store.find(ids).await?;
-        for (table, stored) in found.records {
-            if let Some(spec) = self.specs.get(&table) {
-                recheck(&self.client, &*self.store, table, spec, stored, Origin::Poll).await?;
-            }
-        }
+        let looks = found.records.into_iter().map(|(table, stored)| self.look_up(table, stored));
+        try_join_all(looks).await?;
         Ok(found.complete)
+    }
+
+    /// Looks records of a table up. If that fails or takes long, the table's mirror does it with its next poll: a table
+    /// that is slow or forbidden now does not keep others from losing what was deleted.
+    async fn look_up(&self, table: S::Table, stored: StoredRecords) -> Result<(), Stop> {
+        let Some(spec) = self.specs.get(&table) else { return Ok(()) };
+        let ids = stored.iter().map(|(id, _)| id.clone()).collect();
+        let looking = recheck(&self.client, &*self.store, table, spec, stored, Origin::Poll);
+        match timeout(LONGEST_LOOK, looking).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(Stop::Remote(_))) | Err(_) => match self.store.apply(table, Step::Doubted(ids)).await {
+                // Somebody changes the table: it is filled anew.
+                Ok(()) | Err(StoreError::Stale) => Ok(()),
+                Err(e) => Err(e.into()),
+            },
+            Ok(Err(stop)) => Err(stop),
+        }
     }
 }
 

@@ -129,6 +129,7 @@ impl Memory {
                     }
                 }
             }
+            Step::Doubted(ids) => self.recheck.extend(ids.iter().map(|id| id.as_str().to_owned())),
             Step::Hidden { range, count } => {
                 self.hidden.retain(|(other, _)| !other.overlaps(&range));
                 if count > 0 {

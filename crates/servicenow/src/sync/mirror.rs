@@ -11,10 +11,10 @@ use super::describe::Traits;
 use super::store::{Position, Step, Store, StoreError, Upkeep};
 use super::upkeep::Underway;
 use super::{Stop, pause_after};
-use crate::client::Client;
 use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, Page};
 use crate::client::transport::Transport;
+use crate::client::{Client, chance};
 use crate::dictionary::TableDef;
 use crate::page::Layout;
 use crate::query::Query;
@@ -54,11 +54,16 @@ pub struct Spec {
 pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<Notify>) {
     let (store, table) = (mirror.store.clone(), mirror.table);
     let mut failures = 0;
+    // Tables that begin together do not poll together ever after: the first pause is anything up to the others.
+    let mut phase = Some(chance());
     loop {
         let pause = match mirror.advance().await {
             Ok(pause) => {
                 failures = 0;
-                pause
+                match pause.is_zero() {
+                    true => pause,
+                    false => phase.take().map_or(pause, |part| pause.mul_f64(part)),
+                }
             }
             Err(Stop::Store(StoreError::Stale)) => return,
             Err(stop) => {
@@ -66,7 +71,8 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
                     return;
                 }
                 failures += 1;
-                pause_after(failures)
+                // Those that fail together do not come back together either.
+                pause_after(failures).mul_f64((1.0 + chance()) / 2.0)
             }
         };
         if timeout(pause, nudge.notified()).await.is_ok() {

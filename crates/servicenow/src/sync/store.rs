@@ -155,6 +155,8 @@ pub enum Step {
         /// Why they were looked up.
         origin: Origin,
     },
+    /// These records have to be looked up, and could not be just now: [`Store::to_recheck`] tells of them.
+    Doubted(Vec<SysId>),
     /// A poll has come to its end.
     Polled {
         /// The new watermark.
@@ -212,6 +214,7 @@ impl fmt::Debug for Step {
             Step::Rechecked { looked_up, present, .. } => {
                 write!(f, "Rechecked({} records, {present:?})", looked_up.len())
             }
+            Step::Doubted(ids) => write!(f, "Doubted({} records)", ids.len()),
             Step::Polled { watermark, .. } => write!(f, "Polled({watermark})"),
             Step::Hidden { range, count } => write!(f, "Hidden({count} in {range:?})"),
             Step::Reconciled { total, .. } => write!(f, "Reconciled({total})"),
