@@ -1,6 +1,7 @@
 //! Transactions and subtransactions.
 
 use std::cell::Cell;
+use std::ffi::c_uint;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, UnwindSafe};
 
@@ -134,6 +135,37 @@ pub fn when_interrupted<R>(f: impl FnOnce() -> R, tell: impl FnOnce()) -> R {
         }
         error.rethrow()
     })
+}
+
+/// utils/timeout.h: the timer of `statement_timeout`.
+const STATEMENT_TIMEOUT: c_uint = 3;
+
+unsafe extern "C-unwind" {
+    /// timeout.c: whether a timer runs.
+    fn get_timeout_active(id: c_uint) -> bool;
+    /// timeout.c: starts a timer that rings at a time, which may be over.
+    fn enable_timeout_at(id: c_uint, at: pg_sys::TimestampTz);
+    /// timeout.c: stops a timer.
+    fn disable_timeout(id: c_uint, keep_indicator: bool);
+}
+
+/// Runs `f` at the end of a transaction as a part of the statement: Postgres has stopped the timer of
+/// `statement_timeout` by then (`finish_xact_command`), as it does not expect that a commit waits.
+pub fn within_statement_timeout<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: variables and timers of this process. When `f` fails, the main loop of the backend stops every timer.
+    unsafe {
+        let limit = pg_sys::TimestampTz::from(pg_sys::StatementTimeout);
+        let is_mine = limit > 0 && !get_timeout_active(STATEMENT_TIMEOUT);
+        if is_mine {
+            let end = pg_sys::GetCurrentStatementStartTimestamp() + limit * 1_000;
+            enable_timeout_at(STATEMENT_TIMEOUT, end);
+        }
+        let result = f();
+        if is_mine {
+            disable_timeout(STATEMENT_TIMEOUT, false);
+        }
+        result
+    }
 }
 
 thread_local! {

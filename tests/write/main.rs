@@ -2,6 +2,7 @@
 
 mod answers;
 mod batches;
+mod cancel;
 mod crash;
 mod labels;
 mod lost;
