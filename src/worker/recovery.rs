@@ -33,6 +33,8 @@ pub struct Recovery {
     began: SystemTime,
     /// By file.
     open: HashMap<PathBuf, Left>,
+    /// Files of which it was said that they cannot be read.
+    unreadable: HashSet<PathBuf>,
 }
 
 /// A file that belongs to nobody any more.
@@ -59,17 +61,26 @@ enum State {
 impl Recovery {
     /// Nothing is known yet; the bell rings when an undoing has come to its end.
     pub fn new(bell: Bell) -> Self {
-        Self { bell, began: SystemTime::now(), open: HashMap::new() }
+        Self { bell, began: SystemTime::now(), open: HashMap::new(), unreadable: HashSet::new() }
     }
 
     /// Looks for what was left behind, and goes on with it. Gives back the tables with records that are to be looked at.
     pub fn look(&mut self) -> Vec<pg_sys::Oid> {
         for path in files().unwrap_or_default() {
-            if !self.open.contains_key(&path)
-                && let Ok(Some(left)) = take_over(&path, self.began)
-            {
-                failpoint::reach("recovery.begin");
-                self.open.insert(path, left);
+            if self.open.contains_key(&path) {
+                continue;
+            }
+            match take_over(&path, self.began) {
+                Ok(Some(left)) => {
+                    failpoint::reach("recovery.begin");
+                    self.open.insert(path, left);
+                }
+                Ok(None) => {}
+                Err(e) => {
+                    if self.unreadable.insert(path.clone()) {
+                        pg::worker::log(&format!("could not read file \"{}\": {e}", path.display()));
+                    }
+                }
             }
         }
         let mut concerned = Vec::new();
@@ -126,7 +137,9 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
         Ok(decoded) => open_writes(decoded.notes),
         Err(e) => {
             pg::worker::log(&format!("could not read file \"{}\": {e}", path.display()));
-            fs::rename(path, path.with_extension(format!("bad.{UNFINISHED}")))?;
+            let mut aside = path.as_os_str().to_owned();
+            aside.push(format!(".bad.{UNFINISHED}"));
+            fs::rename(path, aside)?;
             return Ok(None);
         }
     };

@@ -4,6 +4,7 @@ mod answers;
 mod batches;
 mod cancel;
 mod crash;
+mod disk;
 mod labels;
 mod lost;
 mod push;
