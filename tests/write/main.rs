@@ -7,6 +7,7 @@ mod crash;
 mod disk;
 mod labels;
 mod lost;
+mod model;
 mod push;
 mod refusals;
 mod rights;
