@@ -5,6 +5,7 @@ mod batches;
 mod cancel;
 mod crash;
 mod disk;
+mod errors;
 mod labels;
 mod lost;
 mod model;
