@@ -18,7 +18,8 @@
 //! - `worker.rows`: rows of a step have been put into the cache, and neither their log nor the position
 //! - `push.noting`, `push.noted`: before and after writes are noted, before they are sent; `push.answered`: the instance has
 //!   answered; `push.kept`: the answers are in the cache; `push.committing`, `push.committed`: before and after the
-//!   end of a transaction that has written. At the last two nothing but `kill` is of use.
+//!   end of a transaction that has written. At the last one an ERROR would be the end of the
+//!   server.
 //! - `recovery.begin`, `recovery.undone`, `recovery.noted`: the worker has found what a session has left behind; has undone what
 //!   there was to be undone; has noted the records to be looked at, and not removed the file
 

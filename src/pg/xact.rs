@@ -1,6 +1,7 @@
 //! Transactions and subtransactions.
 
 use std::cell::Cell;
+use std::ffi::c_uint;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, UnwindSafe};
 
@@ -136,6 +137,37 @@ pub fn when_interrupted<R>(f: impl FnOnce() -> R, tell: impl FnOnce()) -> R {
     })
 }
 
+/// utils/timeout.h: the timer of `statement_timeout`.
+const STATEMENT_TIMEOUT: c_uint = 3;
+
+unsafe extern "C-unwind" {
+    /// timeout.c: whether a timer runs.
+    fn get_timeout_active(id: c_uint) -> bool;
+    /// timeout.c: starts a timer that rings at a time, which may be over.
+    fn enable_timeout_at(id: c_uint, at: pg_sys::TimestampTz);
+    /// timeout.c: stops a timer.
+    fn disable_timeout(id: c_uint, keep_indicator: bool);
+}
+
+/// Runs `f` at the end of a transaction as a part of the statement: Postgres has stopped the timer of
+/// `statement_timeout` by then (`finish_xact_command`), as it does not expect that a commit waits.
+pub fn within_statement_timeout<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: variables and timers of this process. When `f` fails, the main loop of the backend stops every timer.
+    unsafe {
+        let limit = pg_sys::TimestampTz::from(pg_sys::StatementTimeout);
+        let is_mine = limit > 0 && !get_timeout_active(STATEMENT_TIMEOUT);
+        if is_mine {
+            let end = pg_sys::GetCurrentStatementStartTimestamp() + limit * 1_000;
+            enable_timeout_at(STATEMENT_TIMEOUT, end);
+        }
+        let result = f();
+        if is_mine {
+            disable_timeout(STATEMENT_TIMEOUT, false);
+        }
+        result
+    }
+}
+
 thread_local! {
     static LATEST: Cell<u32> = const { Cell::new(0) };
 }
@@ -209,6 +241,28 @@ pub fn keeps_its_snapshot() -> bool {
 pub fn current_xid() -> u64 {
     // SAFETY: inside a transaction that may write.
     unsafe { pg_sys::GetCurrentFullTransactionId().value }
+}
+
+/// As [`current_xid`], for good: even if the server crashes now, nobody else gets this number. Of a number that nothing in
+/// the write-ahead log tells of a crashed server knows nothing, and gives it out once more.
+pub fn lasting_xid() -> u64 {
+    thread_local! {
+        static LAST: Cell<u64> = const { Cell::new(0) };
+    }
+    let xid = current_xid();
+    if LAST.get() != xid {
+        // SAFETY: inside a transaction that may write. Every record bears the number of the transaction that inserts it;
+        // this one has no other effect. The data are copied, and needed because a record must not be empty.
+        unsafe {
+            pg_sys::XLogBeginInsert();
+            let data = xid.to_ne_bytes();
+            pg_sys::XLogRegisterData(data.as_ptr().cast_mut().cast(), data.len() as _);
+            let resource_manager = pg_sys::RmgrIds::RM_XLOG_ID as pg_sys::RmgrId;
+            pg_sys::XLogFlush(pg_sys::XLogInsert(resource_manager, pg_sys::XLOG_NOOP as u8));
+        }
+        LAST.set(xid);
+    }
+    xid
 }
 
 /// The number of the current subtransaction within its transaction; that of the transaction itself is the lowest.

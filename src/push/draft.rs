@@ -9,7 +9,7 @@ use super::label::{self, Unknown};
 use crate::cache::apply::to_value;
 use crate::catalog::{Mirror, MirrorColumn};
 use crate::connection::Connection;
-use crate::error::{error, raise};
+use crate::error::{Doing, error, raise, report};
 use crate::pg::catalog::relation_name;
 use crate::pg::routine::Values;
 use crate::pg::tuple::OwnedScalar;
@@ -61,8 +61,8 @@ pub fn set(sent: &mut Vec<Sent>, later: Vec<Sent>) {
 }
 
 impl Draft<'_> {
-    /// The fields for these columns (positions among the mirror's). What cannot be written is an ERROR; a choice
-    /// that is not known may have been added since the dictionary was read.
+    /// The fields for these columns (positions among the mirror's). What cannot be written is an ERROR; a field or
+    /// choice that is not known may have been added since the dictionary was read.
     pub fn fields(&self, columns: &[usize]) -> Result<Vec<Sent>, Unknown> {
         let mut sent: Vec<Sent> = Vec::new();
         for &position in columns {
@@ -70,7 +70,7 @@ impl Draft<'_> {
             if column.field == "sys_id" {
                 continue; // in the address of the call
             }
-            let field = self.writable(column);
+            let field = self.writable(column)?;
             let value = self.wire_value(&field, column)?;
             match sent.iter().find(|other| other.field == column.field) {
                 None => {
@@ -109,8 +109,9 @@ impl Draft<'_> {
         }
     }
 
-    /// The description of a column's field; an ERROR if it cannot be written.
-    fn writable(&self, column: &MirrorColumn) -> FieldDef {
+    /// The description of a column's field; an ERROR if it cannot be written. One that is not known may have been added
+    /// since the dictionary was read; else the instance would ignore it without a word.
+    fn writable(&self, column: &MirrorColumn) -> Result<FieldDef, Unknown> {
         let refuse = |why: &str| -> ! {
             let table = relation_name(self.mirror.foreign_table).unwrap_or_default();
             raise(error(
@@ -123,8 +124,13 @@ impl Draft<'_> {
         }
         match self.def.field(&column.field) {
             Some(field) if field.computed => refuse("ServiceNow computes it"),
-            Some(field) => field.clone(),
-            None => FieldDef { name: column.field.clone(), ..FieldDef::default() },
+            Some(field) => Ok(field.clone()),
+            None => {
+                let (table, field) = (self.mirror.table.to_string(), column.field.clone());
+                let what = format!("write to table \"{table}\"");
+                let doing = Doing { server: self.connection.server(), what: &what, writing: true };
+                Err(Unknown(Box::new(report(&servicenow::Error::NoField { table, field }, doing))))
+            }
         }
     }
 

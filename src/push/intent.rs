@@ -62,7 +62,9 @@ thread_local! {
 /// that is not possible it is an ERROR, and nothing may be sent.
 pub fn note<'e>(mirror: &Mirror, role: pg_sys::Oid, entries: impl Iterator<Item = Entry<'e>>) {
     super::watch();
-    let (xid, timeline) = (pg::xact::current_xid(), pg::xact::timeline());
+    let timeline = pg::xact::timeline();
+    // What is to be undone must not be mistaken for what somebody else has committed.
+    let xid = if mirror.compensate { pg::xact::lasting_xid() } else { pg::xact::current_xid() };
     let intents = entries.map(|entry| Intent {
         server: mirror.server.to_u32(),
         foreign_table: mirror.foreign_table.to_u32(),

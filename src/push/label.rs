@@ -21,7 +21,7 @@ use crate::error::{error, raise};
 /// More than this many choices do not help in a message.
 const MANY: usize = 20;
 
-/// A choice that is not known: the ERROR to raise, unless it turns out to have been added since.
+/// A field or choice that is not known: the ERROR to raise, unless it turns out to have been added since.
 pub struct Unknown(pub Box<ErrorReport>);
 
 /// A value that the instance would not take, and would not say so.

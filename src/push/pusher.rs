@@ -117,7 +117,7 @@ impl Pusher {
             let (mirror, connection) = (&*self.mirror, &self.connection);
             match (Draft { mirror, def: &def, connection, row, old }).fields(columns) {
                 Ok(sent) => return sent,
-                // The choice may have been added since the dictionary was read.
+                // It may have been added since the dictionary was read.
                 Err(_) if !self.def_is_fresh => def = self.fetch_def(),
                 Err(unknown) => raise(*unknown.0),
             }

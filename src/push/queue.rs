@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::iter::Peekable;
 
 use pgrx::pg_sys;
 use servicenow::value::SysId;
@@ -40,37 +41,39 @@ pub fn before_commit() {
     if waiting.peek().is_none() {
         return;
     }
+    pg::xact::within_statement_timeout(|| pg::xact::with_latest_snapshot(|| send(waiting)));
+}
+
+fn send(mut waiting: Peekable<impl Iterator<Item = Waiting>>) {
     let mut sent = HashSet::new();
-    pg::xact::with_latest_snapshot(|| {
-        while let Some(first) = waiting.next() {
-            let (relation, role) = (first.relation, first.role);
-            let mut ids = HashSet::from([first.item.id.clone()]);
-            let mut items = vec![first.item];
-            while items.len() < AT_A_TIME
-                && let Some(next) = waiting.next_if(|next| {
-                    (next.relation, next.role) == (relation, role)
-                        && or_nothing(&next.item) == or_nothing(&items[0])
-                        && ids.insert(next.item.id.clone())
-                })
-            {
-                items.push(next.item);
-            }
-            for item in &mut items {
-                // Its version is our own work by now.
-                if !sent.insert((relation, item.id.clone())) {
-                    item.cached = None;
-                }
-            }
-            let mut pusher = Pusher::new(relation, role, Triggers::Own);
-            let may_be_there: Vec<SysId> =
-                items.iter().filter(|item| or_nothing(item)).map(|item| item.id.clone()).collect();
-            let written = pusher.send(items);
-            for (id, _) in may_be_there.iter().zip(written).filter(|(_, written)| written.is_none()) {
-                pusher.take_back(id);
-            }
-            pusher.close();
+    while let Some(first) = waiting.next() {
+        let (relation, role) = (first.relation, first.role);
+        let mut ids = HashSet::from([first.item.id.clone()]);
+        let mut items = vec![first.item];
+        while items.len() < AT_A_TIME
+            && let Some(next) = waiting.next_if(|next| {
+                (next.relation, next.role) == (relation, role)
+                    && or_nothing(&next.item) == or_nothing(&items[0])
+                    && ids.insert(next.item.id.clone())
+            })
+        {
+            items.push(next.item);
         }
-    });
+        for item in &mut items {
+            // Its version is our own work by now.
+            if !sent.insert((relation, item.id.clone())) {
+                item.cached = None;
+            }
+        }
+        let mut pusher = Pusher::new(relation, role, Triggers::Own);
+        let may_be_there: Vec<SysId> =
+            items.iter().filter(|item| or_nothing(item)).map(|item| item.id.clone()).collect();
+        let written = pusher.send(items);
+        for (id, _) in may_be_there.iter().zip(written).filter(|(_, written)| written.is_none()) {
+            pusher.take_back(id);
+        }
+        pusher.close();
+    }
 }
 
 fn or_nothing(item: &Item) -> bool {

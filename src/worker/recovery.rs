@@ -7,7 +7,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::pg_sys;
 use servicenow::push::codec::decode;
@@ -29,8 +29,12 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// What is left behind, as far as it is not settled.
 pub struct Recovery {
     bell: Bell,
+    /// When the worker began: it has seen no crash since.
+    began: SystemTime,
     /// By file.
     open: HashMap<PathBuf, Left>,
+    /// Files of which it was said that they cannot be read.
+    unreadable: HashSet<PathBuf>,
 }
 
 /// A file that belongs to nobody any more.
@@ -57,17 +61,26 @@ enum State {
 impl Recovery {
     /// Nothing is known yet; the bell rings when an undoing has come to its end.
     pub fn new(bell: Bell) -> Self {
-        Self { bell, open: HashMap::new() }
+        Self { bell, began: SystemTime::now(), open: HashMap::new(), unreadable: HashSet::new() }
     }
 
     /// Looks for what was left behind, and goes on with it. Gives back the tables with records that are to be looked at.
     pub fn look(&mut self) -> Vec<pg_sys::Oid> {
         for path in files().unwrap_or_default() {
-            if !self.open.contains_key(&path)
-                && let Ok(Some(left)) = take_over(&path)
-            {
-                failpoint::reach("recovery.begin");
-                self.open.insert(path, left);
+            if self.open.contains_key(&path) {
+                continue;
+            }
+            match take_over(&path, self.began) {
+                Ok(Some(left)) => {
+                    failpoint::reach("recovery.begin");
+                    self.open.insert(path, left);
+                }
+                Ok(None) => {}
+                Err(e) => {
+                    if self.unreadable.insert(path.clone()) {
+                        pg::worker::log(&format!("could not read file \"{}\": {e}", path.display()));
+                    }
+                }
             }
         }
         let mut concerned = Vec::new();
@@ -108,7 +121,10 @@ fn files() -> io::Result<Vec<PathBuf>> {
 }
 
 /// Reads a file that nobody uses any more; `None` if somebody does, or if it is not clear yet what became of its transactions.
-fn take_over(path: &Path) -> io::Result<Option<Left>> {
+///
+/// A crash may have come after what was written before the worker began. Then a number of a transaction may be somebody
+/// else's by now, unless it was made to last, which that of a write to be undone is.
+fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
     let mut file = File::open(path)?;
     match file.try_lock() {
         Ok(()) => {}
@@ -121,11 +137,16 @@ fn take_over(path: &Path) -> io::Result<Option<Left>> {
         Ok(decoded) => open_writes(decoded.notes),
         Err(e) => {
             pg::worker::log(&format!("could not read file \"{}\": {e}", path.display()));
-            fs::rename(path, path.with_extension(format!("bad.{UNFINISHED}")))?;
+            let mut aside = path.as_os_str().to_owned();
+            aside.push(format!(".bad.{UNFINISHED}"));
+            fs::rename(path, aside)?;
             return Ok(None);
         }
     };
-    let numbers: HashSet<(u64, u32)> = writes.iter().map(|w| (w.intent.xid, w.intent.timeline)).collect();
+    let is_old = !file.metadata()?.modified().is_ok_and(|at| at > began);
+    let lasts = |write: &OpenWrite| write.intent.undo.is_some() || !is_old;
+    let number = |write: &OpenWrite| (write.intent.xid, write.intent.timeline);
+    let numbers: HashSet<(u64, u32)> = writes.iter().filter(|w| lasts(w)).map(number).collect();
     let mut outlooks = HashMap::new();
     for number in numbers {
         match pg::xact::transaction(|| catalog::outlook(number.0, number.1)) {
@@ -134,7 +155,7 @@ fn take_over(path: &Path) -> io::Result<Option<Left>> {
             Err(_) => outlooks.insert(number, Outlook::Unknown),
         };
     }
-    let outlook = |write: &OpenWrite| outlooks[&(write.intent.xid, write.intent.timeline)];
+    let outlook = |write: &OpenWrite| outlooks.get(&number(write)).copied().unwrap_or(Outlook::Unknown);
     let mut records: HashMap<pg_sys::Oid, Vec<String>> = HashMap::new();
     let mut undoing: Vec<Vec<OpenWrite>> = Vec::new();
     for write in writes.into_iter().filter(|write| outlook(write) != Outlook::Committed) {

@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::cluster::signal;
 use crate::{PATIENCE, World, connect};
 
 /// Has the next process that comes to a place do something there. All know of it then, unless one was there already.
@@ -55,7 +56,10 @@ pub async fn server_dies(world: &mut World) {
     let children = format!("/proc/{postmaster}/task/{postmaster}/children");
     let children = std::fs::read_to_string(children).expect("it runs");
     let children: Vec<u32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
-    kill(&[&[postmaster], &children[..]].concat());
+    // Nobody is to notice that others are gone.
+    signal(postmaster, "-STOP");
+    kill(&children);
+    kill(&[postmaster]);
     let began = Instant::now();
     for child in children {
         while std::fs::exists(format!("/proc/{child}/cmdline")).unwrap_or(false) {

@@ -2,8 +2,13 @@
 
 mod answers;
 mod batches;
+mod cancel;
+mod crash;
+mod disk;
+mod errors;
 mod labels;
 mod lost;
+mod model;
 mod push;
 mod refusals;
 mod rights;

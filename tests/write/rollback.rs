@@ -9,7 +9,7 @@ use crate::{KNOWN, incidents, known};
 const COLUMNS: &[&str] = &["number", "short_description", "state_value=state", "impact_value=impact"];
 
 /// The files in which writes of this world's database are noted, and their sizes.
-fn notes(world: &World, database: u32) -> Vec<u64> {
+pub fn notes(world: &World, database: u32) -> Vec<u64> {
     let directory = world.cluster.data().join("servicenow_fdw").join(database.to_string());
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries
