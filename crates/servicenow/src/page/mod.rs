@@ -133,7 +133,7 @@ enum Cell {
 }
 
 /// When a record was last changed, as far as its own fields tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Version {
     /// `sys_updated_on`, in seconds since 1970; `None` if it is not shown.
     pub updated_on: Option<i64>,

@@ -1,0 +1,217 @@
+//! What a backend notes of the writes that it sends.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::page::Version;
+use crate::value::{SysId, TableName};
+
+/// Stored values of fields, as the instance has them.
+pub type Fields = BTreeMap<String, String>;
+
+/// What a write does to its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// Makes it.
+    Insert {
+        /// Whether its `sys_id` was made at random for this very write, so that a record that has it can only come
+        /// from here ([`Identity::Fresh`](crate::client::table_api::Identity)).
+        is_fresh: bool,
+    },
+    /// Changes it.
+    Update,
+    /// Deletes it.
+    Delete,
+}
+
+/// A write that is about to be sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The oid of the foreign server.
+    pub server: u32,
+    /// The oid of the foreign table.
+    pub foreign_table: u32,
+    /// The oid of the role whose user mapping signs the calls.
+    pub role: u32,
+    /// The table in ServiceNow.
+    pub table: TableName,
+    /// The record.
+    pub sys_id: SysId,
+    /// What happens to it.
+    pub op: Op,
+    /// The full id of the (sub)transaction that writes.
+    pub xid: u64,
+    /// The server's timeline; on another one `xid` says nothing.
+    pub timeline: u32,
+    /// What undoing needs to know; only of tables that want to be compensated.
+    pub undo: Option<Images>,
+}
+
+/// A record before a write, and what the write makes of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Images {
+    /// The version before the write, which the before image is of; none for an insert.
+    pub version: Version,
+    /// The before image: for an update the fields that are sent; for a deletion every field that can be written;
+    /// nothing for an insert. Fields whose former value cannot be written back, journals above all, are left out.
+    pub before: Fields,
+    /// The values that are sent. Those of an update that have no before image cannot be taken back.
+    pub after: Fields,
+}
+
+/// One entry of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Note {
+    /// These writes are about to be sent.
+    Intended(Vec<Intent>),
+    /// These have been carried out, with the version after each; none for a deletion.
+    Answered(Vec<(SysId, Version)>),
+    /// The instance has refused these; nothing is left of them to be undone or looked at. This is not for writes
+    /// without an answer.
+    Refused(Vec<SysId>),
+}
+
+/// A write of a transaction that has not ended well, or not yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenWrite {
+    /// What was to be done.
+    pub intent: Intent,
+    /// The version it has led to, none for a deletion; `None` if nothing is known of what became of it.
+    pub answered: Option<Version>,
+}
+
+/// The writes that notes leave open, in the order of writing. An answer belongs to the last write to its record that has
+/// none yet.
+pub fn open_writes(notes: impl IntoIterator<Item = Note>) -> Vec<OpenWrite> {
+    let mut open: Vec<Option<OpenWrite>> = Vec::new();
+    let mut unanswered: BTreeMap<SysId, Vec<usize>> = BTreeMap::new();
+    for note in notes {
+        match note {
+            Note::Intended(intents) => {
+                for intent in intents {
+                    unanswered.entry(intent.sys_id.clone()).or_default().push(open.len());
+                    open.push(Some(OpenWrite { intent, answered: None }));
+                }
+            }
+            Note::Answered(answers) => {
+                for (id, version) in answers {
+                    let at = unanswered.get_mut(&id).and_then(Vec::pop);
+                    if let Some(write) = at.and_then(|at| open[at].as_mut()) {
+                        write.answered = Some(version);
+                    }
+                }
+            }
+            Note::Refused(ids) => {
+                for at in ids.iter().filter_map(|id| unanswered.get_mut(id)?.pop()) {
+                    open[at] = None;
+                }
+            }
+        }
+    }
+    open.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fields() -> impl Strategy<Value = Fields> {
+        prop::collection::btree_map("[a-z_]{1,8}", "\\PC{0,12}", 0..4)
+    }
+
+    fn version() -> impl Strategy<Value = Version> {
+        let part = || prop::option::of(any::<i64>());
+        (part(), part()).prop_map(|(updated_on, mod_count)| Version { updated_on, mod_count })
+    }
+
+    fn id() -> impl Strategy<Value = SysId> {
+        "[ab]|\\PC{1,6}".prop_map(SysId::new)
+    }
+
+    fn intent() -> impl Strategy<Value = Intent> {
+        let op = prop_oneof![
+            any::<bool>().prop_map(|is_fresh| Op::Insert { is_fresh }),
+            Just(Op::Update),
+            Just(Op::Delete)
+        ];
+        let images = (version(), fields(), fields());
+        let images = images.prop_map(|(version, before, after)| Images { version, before, after });
+        (any::<[u32; 4]>(), any::<u64>(), "[a-z_]{1,10}", id(), op, prop::option::of(images)).prop_map(
+            |([server, foreign_table, role, timeline], xid, table, sys_id, op, undo)| {
+                let table = TableName::new(table).unwrap();
+                Intent { server, foreign_table, role, table, sys_id, op, xid, timeline, undo }
+            },
+        )
+    }
+
+    /// Any note.
+    pub fn note() -> impl Strategy<Value = Note> {
+        prop_oneof![
+            prop::collection::vec(intent(), 0..4).prop_map(Note::Intended),
+            prop::collection::vec((id(), version()), 0..4).prop_map(Note::Answered),
+            prop::collection::vec(id(), 0..4).prop_map(Note::Refused),
+        ]
+    }
+
+    fn write(id: &str, xid: u64) -> Intent {
+        Intent {
+            server: 1,
+            foreign_table: 2,
+            role: 3,
+            table: TableName::new("incident").unwrap(),
+            sys_id: SysId::new(id),
+            op: Op::Update,
+            xid,
+            timeline: 1,
+            undo: None,
+        }
+    }
+
+    #[test]
+    fn an_answer_belongs_to_the_last_write_without_one() {
+        let at = |mod_count| Version { updated_on: Some(9), mod_count: Some(mod_count) };
+        let (a, b) = (SysId::new("a"), SysId::new("b"));
+        let open = open_writes([
+            Note::Intended(vec![write("a", 1), write("b", 1)]),
+            Note::Answered(vec![(a.clone(), at(1))]),
+            Note::Intended(vec![write("b", 2), write("a", 2)]),
+            Note::Answered(vec![(b, at(5)), (SysId::new("never heard of"), at(0))]),
+        ]);
+        let seen: Vec<_> =
+            open.iter().map(|w| (w.intent.sys_id.as_str(), w.intent.xid, w.answered)).collect();
+        assert_eq!(seen, [("a", 1, Some(at(1))), ("b", 1, None), ("b", 2, Some(at(5))), ("a", 2, None)]);
+    }
+
+    #[test]
+    fn a_refused_write_is_not_open() {
+        let id = SysId::new("a");
+        let open = open_writes([
+            Note::Intended(vec![write("a", 1)]),
+            Note::Intended(vec![write("a", 2)]),
+            Note::Refused(vec![id.clone()]),
+            Note::Refused(vec![SysId::new("b")]),
+        ]);
+        assert_eq!(open.len(), 1);
+        assert_eq!((open[0].intent.xid, open[0].answered), (1, None));
+    }
+
+    proptest! {
+        #[test]
+        fn every_write_stays_open_in_order_but_those_refused(notes in prop::collection::vec(note(), 0..8)) {
+            let all: Vec<Intent> = notes.iter().flat_map(|note| match note {
+                Note::Intended(intents) => intents.clone(),
+                _ => Vec::new(),
+            }).collect();
+            let refused = notes.iter().map(|n| if let Note::Refused(ids) = n { ids.len() } else { 0 }).sum::<usize>();
+            let open = open_writes(notes);
+            prop_assert!(open.len() + refused >= all.len());
+            let mut rest = all.iter();
+            prop_assert!(open.iter().all(|w| rest.any(|intent| *intent == w.intent)));
+        }
+    }
+}
