@@ -2,10 +2,12 @@
 //!
 //! - [`intent`]: what a backend notes of a write, and which writes are open after a number of notes
 //! - [`codec`]: the file the notes are appended to
+//! - [`decision`]: what has to be done to a record for it to be as before a transaction
 //!
 //! A backend appends [`Note::Intended`](intent::Note) and makes it durable, sends the writes, and appends what came of
-//! them, which need not be durable: a write without an answer may or may not have been carried out. A commit removes the
-//! notes. Whatever of them is left belongs to a transaction that was rolled back or crashed.
+//! them, which need not be durable: a write without an answer may or may not have been carried out, and undoing finds
+//! out. A commit removes the notes. Whatever of them is left belongs to a transaction that was rolled back or crashed.
 
 pub mod codec;
+pub mod decision;
 pub mod intent;
