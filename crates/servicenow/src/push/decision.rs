@@ -6,7 +6,7 @@
 //!
 //! - If the record is as before already, nothing is done. So it is if the writes never happened, if an earlier attempt
 //!   has undone them, or if somebody else has.
-//! - If it is exactly as the transaction left it ([`landed`]), it is undone.
+//! - If it is exactly as the transaction left it (`landed`), it is undone.
 //! - In every other case somebody else may have changed it, and it is left as it is. Doubt counts as that.
 //!
 //! "As left" is told by the version of the last answer; `sys_mod_count` has to be known, for the clock of
@@ -16,9 +16,13 @@
 //! - one change more than before it, every value that was sent, and one of them at least is new, or
 //! - no record where one was to be deleted. That somebody else has deleted it in the same moment cannot be told.
 //!
-//! It has not if the record is in the version before it. Such a write is the last one to its record nearly always; where
-//! it is not, nothing is sure. An update whose answer is more than one change away from its before image has overwritten
-//! a change that the image does not know of: what was there before is not known then.
+//! It has not if the record is in the version before it. A write whose outcome is unknown is nearly always the last one
+//! to its record; where it is not, nothing is sure. An update whose answer is more than one change away from the version
+//! before it has overwritten a change that its before image does not know of: what was there is not known then either.
+//!
+//! What leaves no trace in a record's version is not seen: changes made without stamping it, changes that a deletion with
+//! an older before image has taken along, and a record that somebody has replaced by another one of the same `sys_id` and
+//! the same number of changes.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -260,14 +264,16 @@ fn walk<'a>(steps: &[Step<'a>]) -> Result<(Option<Version>, Option<Step<'a>>), W
         let Some(version) = step.answered else {
             return if n + 1 == steps.len() { Ok((at, Some(step))) } else { Err(Why::Unclear) };
         };
-        at = match step.op {
-            Op::Insert { .. } => Some(version),
-            Op::Delete => None,
-            Op::Update => match changes_between(at.unwrap_or_default(), version) {
-                Some(0 | 1) => Some(version),
+        at = match (step.op, at) {
+            (Op::Insert { .. }, None) => Some(version),
+            (Op::Delete, Some(_)) => None,
+            (Op::Update, Some(at)) => match changes_between(at, version) {
+                Some(0) => Some(version),
+                Some(1) if changes_anything(step.images) => Some(version),
                 Some(_) => return Err(Why::Changed),
                 None => return Err(Why::Unclear),
             },
+            _ => return Err(Why::Changed),
         };
         ours.extend(at);
     }
@@ -277,6 +283,11 @@ fn walk<'a>(steps: &[Step<'a>]) -> Result<(Option<Version>, Option<Step<'a>>), W
 /// How often a record was changed between two of its versions.
 fn changes_between(from: Version, to: Version) -> Option<i64> {
     to.mod_count?.checked_sub(from.mod_count?)
+}
+
+/// Whether an update sends anything but what was there before.
+fn changes_anything(images: &Images) -> bool {
+    images.after.iter().any(|(field, new)| images.before.get(field) != Some(new))
 }
 
 /// Whether a record has all values that an update sent, and one of them at least is new. Journals show nothing.

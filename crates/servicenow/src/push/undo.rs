@@ -160,8 +160,8 @@ async fn carry_out<T: Transport>(
 fn what_stays(stays: Option<Why>, mut fields: Vec<String>) -> Option<Why> {
     match stays {
         Some(Why::Partly(more)) => fields.extend(more),
-        Some(why) if fields.is_empty() => return Some(why),
-        _ => {}
+        Some(why) => return Some(why),
+        None => {}
     }
     (!fields.is_empty()).then_some(Why::Partly(fields))
 }

@@ -358,10 +358,9 @@ impl Case {
     fn happens(&mut self, event: &Event) {
         match event {
             Event::Theirs(change) => {
-                // Nobody else can know an identity that has just been made.
-                let is_unknown =
-                    |w: &OpenWrite| w.intent.op == Op::Insert { is_fresh: true } && w.answered.is_none();
-                if matches!(change, Change::Insert) && self.writes.iter().any(is_unknown) {
+                // Nobody else makes a record of an identity again: its changes would be counted from nought, and the
+                // count could come to the same.
+                if matches!(change, Change::Insert) && self.is_used && !self.has_deleted() {
                     return;
                 }
                 let happened = self.apply(change, "their");
@@ -376,7 +375,6 @@ impl Case {
     }
 
     fn write(&mut self, change: &Change, fate: Fate) {
-        // A write whose outcome is not known is an error, after which a savepoint may be all that is rolled back.
         let (op, images) = match (change, &self.cached) {
             (Change::Insert, None) => (Op::Insert { is_fresh: !self.is_used }, Images::default()),
             (Change::Update(sent), Some(cached)) => {
@@ -392,12 +390,11 @@ impl Case {
             }
             _ => return,
         };
-        self.before.get_or_insert_with(|| self.cached.clone());
         if fate != Fate::NeverSent && !self.apply(change, "our") {
             // Refused: settled at once.
             return;
         }
-        self.blind |= op == Op::Delete && fate != Fate::Answered;
+        self.before.get_or_insert_with(|| self.cached.clone());
         let answered = (fate == Fate::Answered)
             .then(|| self.now.as_ref().map_or_else(Version::default, |now| now.version));
         if answered.is_some() {
