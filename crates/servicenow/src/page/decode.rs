@@ -195,6 +195,29 @@ struct Found {
     version: Version,
 }
 
+/// What a member of a field's object is.
+enum Side {
+    Value,
+    Label,
+    Other,
+}
+
+/// Reads the name of a member of a field's object.
+fn side(json: &mut Json<'_>) -> json::Result<Side> {
+    // The way they always stand there, compared before anything is looked for.
+    if json.repeats(r#""display_value":"#) {
+        return Ok(Side::Label);
+    }
+    if json.repeats(r#""value":"#) {
+        return Ok(Side::Value);
+    }
+    Ok(match json.name()?.as_ref() {
+        "display_value" => Side::Label,
+        "value" => Side::Value,
+        _ => Side::Other,
+    })
+}
+
 /// Puts one field's value where it belongs.
 struct FieldSink<'d> {
     rows: &'d mut Rows,
@@ -210,13 +233,13 @@ impl FieldSink<'_> {
         match json.peek()? {
             b'{' => {
                 let wants = self.target.wants;
-                json.object(|json, side| match (side, json.peek()?) {
+                json.members(|json| match (side(json)?, json.peek()?) {
                     (_, b'{' | b'[') => json.skip().map(|_| ()),
-                    ("value", _) if wants.value => {
+                    (Side::Value, _) if wants.value => {
                         self.value(&json.scalar()?);
                         Ok(())
                     }
-                    ("display_value", _) if wants.label => {
+                    (Side::Label, _) if wants.label => {
                         self.label(&json.scalar()?);
                         Ok(())
                     }

@@ -100,7 +100,7 @@ impl<'t> Json<'t> {
         &self.text[place..self.at]
     }
 
-    /// Passes over a text that was read before, if it stands here once more.
+    /// Passes over a text if it is what stands here.
     pub(super) fn repeats(&mut self, text: &str) -> bool {
         let repeats = self.text.as_bytes()[self.at..].starts_with(text.as_bytes());
         if repeats {

@@ -207,6 +207,7 @@ impl Rows {
     }
 
     /// The batch's columns.
+    #[inline]
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
     }
@@ -238,6 +239,7 @@ impl Rows {
     }
 
     /// A value, by row and by column of the layout.
+    #[inline]
     pub fn value(&self, row: usize, column: usize) -> Value<'_> {
         match self.cells[row * self.layout.columns.len() + column] {
             Cell::Absent | Cell::Null => Value::Null,
