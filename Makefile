@@ -4,13 +4,17 @@
 #   make test                       everything CI runs
 #   make test-all                   the same, and the end-to-end tests on newer majors built from Debian's sources
 #   make install [PG_CONFIG=…]      a release build into that Postgres
-#   make bench                      the README's figures, as ratios measured in one run
+#   make bench [SECTIONS=…]         the README's figures, as ratios measured in one run
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 PGRX_VERSION := 0.18.1
 PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev pkg-config postgresql-15 \
             postgresql-server-dev-15 sudo
+# What the loaders take that the figures are compared with, in an environment of their own.
+BENCH_PACKAGES := python3 python3-venv
+BENCH_PYTHON := $(CARGO_TARGET_DIR)/bench-python
+LOADERS := 'dlt[postgres]==1.31.0' psycopg2-binary==2.9.13 requests==2.34.2
 # Majors that are type-checked against the bindings that pgrx ships, without a server.
 CHECKED_MAJORS := 16 17 18
 # Majors whose source package Debian has in another suite, and what it takes to build them.
@@ -60,8 +64,15 @@ test-pg%: packages pgrx
 test-on: install-debug
 	cargo test -p tests
 
-bench: install
-	cargo run --quiet --release -p bench
+# SECTIONS chooses some of them, see bench/main.rs.
+bench: install $(BENCH_PYTHON)/ready
+	BENCH_PYTHON=$(BENCH_PYTHON)/bin/python cargo run --quiet --release -p bench -- $(SECTIONS)
+
+$(BENCH_PYTHON)/ready: Makefile
+	@$(MAKE) --no-print-directory packages PACKAGES="$(BENCH_PACKAGES)"
+	python3 -m venv --clear $(BENCH_PYTHON)
+	$(BENCH_PYTHON)/bin/pip install --quiet --disable-pip-version-check $(LOADERS)
+	touch $@
 
 lint:
 	cargo fmt --all --check

@@ -4,6 +4,8 @@
 use std::time::Instant;
 
 use serde_json::Value as Json;
+use servicenow_sim::Dataset;
+use world::cluster::Cluster;
 
 use crate::{Bench, median};
 
@@ -57,7 +59,8 @@ const SHAPES: [(&str, &str); 12] = [
 ];
 
 /// Prints the section.
-pub async fn measure(bench: &Bench<'_>) {
+pub async fn measure(cluster: &Cluster) {
+    let bench = &Bench::new(cluster, "reads", Dataset::EventLog).await;
     let db = &bench.db;
     let columns = prepare(bench).await;
     println!(

@@ -15,6 +15,7 @@ use servicenow::value::{Kind, Show, SysId, TableName};
 use servicenow_sim::Dataset;
 use world::cluster::Cluster;
 
+use crate::worker::Worker;
 use crate::{Bench, median};
 
 /// Incidents there are where calls are measured: the simulated instance looks at every one of them when one is deleted.
@@ -29,8 +30,12 @@ const SINGLE: usize = 200;
 /// Prints the section.
 pub async fn measure(cluster: &Cluster) {
     println!("writes");
-    calls(&mirrored(cluster, "writes", FEW).await).await;
-    memory(&mirrored(cluster, "writes_many", ROWS).await).await;
+    let few = mirrored(cluster, "writes", FEW).await;
+    calls(&few).await;
+    few.end().await;
+    let many = mirrored(cluster, "writes_many", ROWS).await;
+    memory(&many).await;
+    many.end().await;
 }
 
 /// So many incidents, and a database that has them.
@@ -130,7 +135,7 @@ async fn memory(bench: &Bench<'_>) {
 async fn highest_memory(pid: i32, mut stopped: tokio::sync::oneshot::Receiver<()>) -> u64 {
     let mut highest = 0;
     while stopped.try_recv().is_err_and(|e| e == tokio::sync::oneshot::error::TryRecvError::Empty) {
-        highest = highest.max(crate::backfill::private_memory(pid));
+        highest = highest.max(Worker::of(pid).memory().private);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     highest

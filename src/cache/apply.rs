@@ -421,6 +421,7 @@ fn hidden(mirror: &Mirror) -> impl Iterator<Item = VersionPart> {
 }
 
 /// A batch's value for a column of the writer: the mirror's columns, then what they do not show of the version.
+#[inline]
 fn scalar<'r>(mirror: &Mirror, rows: &'r Rows, row: usize, column: usize) -> Scalar<'r> {
     let width = rows.layout().columns().len();
     if column < width {
@@ -436,6 +437,7 @@ fn scalar<'r>(mirror: &Mirror, rows: &'r Rows, row: usize, column: usize) -> Sca
 }
 
 /// A decoded value as one to store.
+#[inline]
 pub fn to_scalar(value: Value<'_>) -> Scalar<'_> {
     match value {
         Value::Null => Scalar::Null,

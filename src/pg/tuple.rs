@@ -93,6 +93,7 @@ impl DatumWriter {
 
     /// The datum for a value, in the current memory context; `None` is NULL. A value of another family than
     /// the type's goes through the type's input function as text, whose ERROR is raised.
+    #[inline]
     pub fn datum(&self, value: Scalar<'_>) -> Result<Option<pg_sys::Datum>, Misfit> {
         let datum = match (value, self.type_oid) {
             (Scalar::Null, _) => return Ok(None),

@@ -271,9 +271,9 @@ fn decode_time(wire: &str) -> Option<i64> {
 }
 
 fn digits(text: &str) -> Option<u32> {
-    (!text.is_empty() && text.len() <= 6 && text.bytes().all(|b| b.is_ascii_digit()))
-        .then(|| text.parse().ok())
-        .flatten()
+    let digit = |b: u8| b.is_ascii_digit().then(|| u32::from(b - b'0'));
+    let number = || text.bytes().try_fold(0, |number, b| Some(number * 10 + digit(b)?));
+    (1..=6).contains(&text.len()).then(number).flatten()
 }
 
 fn micros(seconds: i64) -> Option<i64> {

@@ -61,19 +61,52 @@ impl<'t> Json<'t> {
 
     /// Reads an object; `member` is told each name and has to read or skip the value.
     pub(super) fn object(&mut self, mut member: impl FnMut(&mut Self, &str) -> Result<()>) -> Result<()> {
+        self.members(|json| {
+            let name = json.name()?;
+            member(json, &name)
+        })
+    }
+
+    /// Reads an object; `member` has to read or skip each name and its value.
+    pub(super) fn members(&mut self, mut member: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         self.take(b'{')?;
         if self.peek()? == b'}' {
             self.at += 1;
             return Ok(());
         }
         loop {
-            let name = self.string()?;
-            self.take(b':')?;
-            member(self, &name)?;
+            self.peek()?;
+            member(self)?;
             if !self.goes_on(b'}')? {
                 return Ok(());
             }
         }
+    }
+
+    /// Reads a member's name and what divides it from the value.
+    pub(super) fn name(&mut self) -> Result<Cow<'t, str>> {
+        let name = self.string()?;
+        self.take(b':')?;
+        Ok(name)
+    }
+
+    /// Where the reading has come to.
+    pub(super) fn place(&self) -> usize {
+        self.at
+    }
+
+    /// What was read since a place.
+    pub(super) fn since(&self, place: usize) -> &'t str {
+        &self.text[place..self.at]
+    }
+
+    /// Passes over a text if it is what stands here.
+    pub(super) fn repeats(&mut self, text: &str) -> bool {
+        let repeats = self.text.as_bytes()[self.at..].starts_with(text.as_bytes());
+        if repeats {
+            self.at += text.len();
+        }
+        repeats
     }
 
     /// Reads an array; `item` has to read or skip each value.

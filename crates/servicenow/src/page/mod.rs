@@ -6,6 +6,7 @@
 
 mod decode;
 mod json;
+mod route;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -34,13 +35,17 @@ pub struct Column {
 #[derive(Debug)]
 pub struct Layout {
     columns: Vec<Column>,
-    /// Field name to the columns it fills and whether it is one of the fields every batch keeps.
-    targets: HashMap<String, Target>,
+    /// Where each wanted field goes.
+    targets: Vec<Target>,
+    /// Field name to position in `targets`.
+    by_name: HashMap<String, usize>,
 }
 
+/// The columns that a field fills.
 #[derive(Clone, Debug, Default)]
 struct Target {
     columns: Vec<usize>,
+    /// Whether it is one of the fields every batch keeps.
     stamp: Option<Stamp>,
     /// Whether anybody wants the label, and the stored value.
     wants: Sides,
@@ -67,9 +72,9 @@ const STAMPS: [(&str, Stamp); 3] =
 impl Layout {
     /// A layout of these columns, in this order.
     pub fn new(columns: Vec<Column>) -> Self {
-        let mut targets: HashMap<String, Target> = HashMap::new();
+        let mut layout = Self { columns: Vec::new(), targets: Vec::new(), by_name: HashMap::new() };
         for (i, column) in columns.iter().enumerate() {
-            let target = targets.entry(column.field.clone()).or_default();
+            let target = layout.target(&column.field);
             target.columns.push(i);
             match column.show {
                 Show::Label => target.wants.label = true,
@@ -77,11 +82,20 @@ impl Layout {
             }
         }
         for (field, stamp) in STAMPS {
-            let target = targets.entry(field.to_owned()).or_default();
+            let target = layout.target(field);
             target.stamp = Some(stamp);
             target.wants.value = true;
         }
-        Self { columns, targets }
+        Self { columns, ..layout }
+    }
+
+    fn target(&mut self, field: &str) -> &mut Target {
+        let targets = &mut self.targets;
+        let position = *self.by_name.entry(field.to_owned()).or_insert_with(|| {
+            targets.push(Target::default());
+            targets.len() - 1
+        });
+        &mut targets[position]
     }
 
     /// A layout of stored values as text, for reading metadata.
@@ -193,6 +207,7 @@ impl Rows {
     }
 
     /// The batch's columns.
+    #[inline]
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
     }
@@ -224,6 +239,7 @@ impl Rows {
     }
 
     /// A value, by row and by column of the layout.
+    #[inline]
     pub fn value(&self, row: usize, column: usize) -> Value<'_> {
         match self.cells[row * self.layout.columns.len() + column] {
             Cell::Absent | Cell::Null => Value::Null,

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use futures_util::future::try_join;
 use futures_util::stream::{StreamExt, TryStreamExt, iter};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::compare::{Difference, Gathering, Shown};
 use super::mirror::Mirror;
@@ -31,6 +32,9 @@ const MEASURED_PAGES: u64 = 50;
 const LOOKED_AT: u32 = 20;
 /// Pages of what has changed last.
 const NEWEST_PAGES: u64 = 2;
+/// Pages on the way or waiting to be stored, however few calls may be made at a time: one of each. There are no more of
+/// them than calls, so that the memory they take does not grow when the store is the slower one.
+const LEAST_HANDS: usize = 2;
 /// Of a range that is read again so many pages are held before they are compared with the store.
 pub(super) const HELD_PAGES: usize = 50;
 
@@ -132,9 +136,12 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// kept, so that whoever comes after a failure goes on from there.
     pub(super) async fn fill(&mut self, refill: bool, open: Vec<OpenRange>) -> Result<(), Stop> {
         let left = Mutex::new(open.clone());
-        let this = &*self;
+        let hands = Semaphore::new(self.spec.parallel.max(LEAST_HANDS));
+        let (this, hands_ref, left_ref) = (&*self, &hands, &left);
         let filled = iter(open.into_iter().map(Ok::<_, Stop>))
-            .try_for_each_concurrent(self.spec.parallel.max(1), |range| this.fill_range(refill, range, &left))
+            .try_for_each_concurrent(self.spec.parallel.max(1), |range| {
+                this.fill_range(refill, range, left_ref, hands_ref)
+            })
             .await;
         if let Position::Filling { open, .. } = &mut self.position {
             *open = left.into_inner().expect("no panic while it is held");
@@ -142,12 +149,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         filled
     }
 
-    /// Fills one range. The next page is fetched while the one before it is being stored.
+    /// Fills one range. The next page is fetched while the one before it is being stored, if a hand is free.
     async fn fill_range(
         &self,
         refill: bool,
         open: OpenRange,
         left: &Mutex<Vec<OpenRange>>,
+        hands: &Semaphore,
     ) -> Result<(), Stop> {
         let OpenRange { number, range, after } = open;
         let mut sweep = Sweep::new(range.clone(), after.clone());
@@ -158,10 +166,10 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut place = after;
         let held = HELD_PAGES * self.spec.page_size as usize;
         let mut shown = 0;
-        let first = self.sweep_page(&mut sweep, &self.spec.query, self.fill_layout()).await?;
-        let total = first.total;
+        let first = self.fill_page(&mut sweep, hands).await?;
+        let total = first.0.total;
         let mut next = Some(first);
-        while let Some(SweptPage { rows, progress, .. }) = next.take() {
+        while let Some((SweptPage { rows, progress, .. }, hand)) = next.take() {
             shown += rows.len() as u64;
             let stretch = gathering.as_mut().and_then(|gathering| {
                 gathering.add(&rows);
@@ -172,7 +180,11 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 place = sweep.after().cloned();
             }
             let (stretch, reached) = stretch.unzip();
-            let keep = self.keep(number, rows, place.clone(), stretch, left);
+            let keep = async {
+                self.keep(number, rows, place.clone(), stretch, left).await?;
+                drop(hand);
+                Ok(())
+            };
             next = match progress {
                 Progress::Done => {
                     keep.await?;
@@ -180,9 +192,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 }
                 Progress::More => {
                     let mut ahead = sweep.clone();
-                    let (_, page) =
-                        try_join(keep, self.sweep_page(&mut ahead, &self.spec.query, self.fill_layout()))
-                            .await?;
+                    let (_, page) = try_join(keep, self.fill_page(&mut ahead, hands)).await?;
                     sweep = ahead;
                     Some(page)
                 }
@@ -201,6 +211,16 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut left = left.lock().expect("no panic while it is held");
         left.retain(|r| r.number != number);
         Ok(())
+    }
+
+    /// One page of a range, and the hand that holds it until it is stored.
+    async fn fill_page<'h>(
+        &self,
+        sweep: &mut Sweep,
+        hands: &'h Semaphore,
+    ) -> Result<(SweptPage, SemaphorePermit<'h>), Stop> {
+        let hand = hands.acquire().await.expect("nobody closes it");
+        Ok((self.sweep_page(sweep, &self.spec.query, self.fill_layout()).await?, hand))
     }
 
     /// What a fill reads.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::time::Duration;
 
 use servicenow::sync::range::Range;
 use servicenow::sync::store::Position;
@@ -63,6 +64,20 @@ async fn a_large_table_is_cut_into_ranges_and_filled_whole() {
         .filter(|r| r.parameter("sysparm_query").is_some_and(|q| q.contains("sys_id<")))
         .count();
     assert!(asked_by_range >= 15, "{asked_by_range}");
+}
+
+#[tokio::test]
+async fn a_store_that_is_slow_does_not_have_ever_more_pages_wait_for_it() {
+    let world = World::with(Dataset::Incidents(4_100), "incident", &["number"]).await.in_pages_of(50);
+    let mut mirror = world.mirror();
+    mirror.advance().await.expect("it begins");
+    world.store.be_stuck(true);
+    world.sim.clear_requests();
+    let filled = tokio::time::timeout(Duration::from_millis(300), mirror.advance()).await;
+    assert!(filled.is_err() && world.lists().len() <= world.spec.parallel, "{}", world.lists().len());
+    world.store.be_stuck(false);
+    fill(&mut world.mirror()).await.expect("it is filled");
+    world.assert_alike();
 }
 
 /// Identifiers need not be random: the ranges are cut where the records are.

@@ -3,7 +3,8 @@
 
 use std::collections::HashSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
@@ -25,6 +26,7 @@ pub struct Keeper {
     held: Mutex<HashSet<String>>,
     after_find: Mutex<Option<Meanwhile>>,
     is_stale: Mutex<bool>,
+    is_stuck: AtomicBool,
     polls: AtomicUsize,
 }
 
@@ -67,6 +69,11 @@ impl Keeper {
     /// The mirrored table is changed: whoever comes with something has to begin anew.
     pub fn become_stale(&self) {
         *self.is_stale.lock().expect("no panic") = true;
+    }
+
+    /// Pages of a fill are not stored until this is taken back.
+    pub fn be_stuck(&self, stuck: bool) {
+        self.is_stuck.store(stuck, Ordering::Relaxed);
     }
 
     /// How many polls have come to their end.
@@ -118,6 +125,9 @@ impl Store for Keeper {
         self.check()?;
         if let Step::Described(def) = &step {
             *self.known.lock().expect("no panic") = Some((**def).clone());
+        }
+        while matches!(step, Step::Filled { .. }) && self.is_stuck.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let is_poll = matches!(step, Step::Polled { .. });
         let applied = self.apply_around(step).await;
