@@ -84,7 +84,7 @@ impl Run {
 
     /// A `sys_id` that nobody has.
     fn fresh_id(&mut self) -> String {
-        format!("{:016x}{:016x}", self.random.next(), self.random.next())
+        format!("{:016x}{:016x}", self.random.any(), self.random.any())
     }
 
     /// Some of the rows, the same ones in every table with them.
