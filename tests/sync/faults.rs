@@ -44,7 +44,7 @@ async fn a_table_is_filled_and_followed_through_everything_that_goes_wrong_at_on
     world.sim.set(|s| {
         s.jitter_ms = 20;
         s.commit_delay_ms = 300;
-        s.row_quota = Some(RowQuota { rows: 70, cut: Cut::Error });
+        s.row_quota = Some(RowQuota { rows: 90, cut: Cut::Error });
         s.concurrency = Some(servicenow_sim::Concurrency { limit: 2, queue: 4 });
     });
     for effect in [
@@ -67,14 +67,14 @@ async fn a_table_is_filled_and_followed_through_everything_that_goes_wrong_at_on
         Effect::Unauthorized,
         Effect::Cancelled,
     ] {
-        world.sim.fault(Fault::new(effect).path("/api/now/").probability(0.015));
+        world.sim.fault(Fault::new(effect).path("/api/now/").probability(0.01));
     }
     world.db.run(INCIDENT).await;
-    world.until("SELECT rows_filled > 1000 FROM servicenow.sync_table").await;
+    world.until("SELECT rows_filled > 300 FROM servicenow.sync_table").await;
     let edit = world.sim.edit();
     edit.update_where("incident", "numberENDSWITH3", &[("short_description", "one")]).expect("a query");
     edit.delete_where("incident", "numberENDSWITH77").expect("a query");
-    world.until("SELECT rows_filled > 2500 FROM servicenow.sync_table").await;
+    world.until("SELECT rows_filled > 1000 FROM servicenow.sync_table").await;
     edit.update_where("incident", "numberENDSWITH5", &[("short_description", "two")]).expect("a query");
     edit.insert("incident", &[("short_description", "new")]).expect("a record");
     world.sim.clear_faults();
