@@ -7,7 +7,7 @@
 //! the `gate` lets it in, which knows how many calls at a time the instance bears (`limit`). Lists ask for less
 //! at a time when the instance cannot answer them whole ([`page_size`]). What calls cost is counted in [`stats`].
 //!
-//! Many writes at once ([`write`]) go as batches (`batch`) whose size follows what the instance bears
+//! Many writes at once ([`mod@write`]) go as batches (`batch`) whose size follows what the instance bears
 //! (`batch_size`); what becomes of each one is decided in `pending`.
 
 mod aggregate;
