@@ -1,6 +1,7 @@
 //! What has to be known and noted before records are written.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::sync::Arc;
 
 use pgrx::PgSqlErrorCode as Sql;
@@ -16,8 +17,9 @@ use crate::error::{error, raise};
 use crate::pg;
 
 impl Pusher {
-    /// Notes durably what is about to be sent, after a look at the records where the table's options want one.
-    pub(super) fn note(&mut self, items: &[(usize, Item)]) {
+    /// Notes what is about to be sent, after a look at the records where the table's options want one. Gives back a file that
+    /// is to be synced meanwhile.
+    pub(super) fn note(&mut self, items: &[(usize, Item)]) -> Option<File> {
         pg::xact::forbid_prepare();
         let mut before = self.look(items);
         let intents = items.iter().map(|(_, item)| {
@@ -32,7 +34,7 @@ impl Pusher {
             });
             intent::Entry { op: item.task.op(), id: &item.id, undo }
         });
-        intent::note(&self.mirror, self.role(), intents);
+        intent::note(&self.mirror, self.role(), intents)
     }
 
     /// Notes what came of it, as far as it helps to undo it.

@@ -58,9 +58,17 @@ thread_local! {
     static ROLLED_BACK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Notes writes to a foreign table's records that are about to be sent as a role. They are on disk when this is over; if
-/// that is not possible it is an ERROR, and nothing may be sent.
-pub fn note<'e>(mirror: &Mirror, role: pg_sys::Oid, entries: impl Iterator<Item = Entry<'e>>) {
+/// Notes writes to a foreign table's records that are about to be sent as a role. If that is not possible it is an ERROR, and
+/// nothing may be sent.
+///
+/// What has to be undone after a rollback is on disk when this is over. What has only to be looked at survives the end of
+/// any process; the end of the machine it survives when the file given back is synced, which may go on while the
+/// instance is at work: whatever it accepts in these few milliseconds polls find too.
+pub fn note<'e>(
+    mirror: &Mirror,
+    role: pg_sys::Oid,
+    entries: impl Iterator<Item = Entry<'e>>,
+) -> Option<File> {
     super::watch();
     let timeline = pg::xact::timeline();
     // What is to be undone must not be mistaken for what somebody else has committed.
@@ -83,7 +91,11 @@ pub fn note<'e>(mirror: &Mirror, role: pg_sys::Oid, entries: impl Iterator<Item 
             noted.push(id);
         }
     });
-    if let Err((path, e)) = append(&note, true) {
+    let written = append(&note, mirror.compensate).and_then(|()| match mirror.compensate {
+        true => Ok(None),
+        false => file_to_sync(),
+    });
+    written.unwrap_or_else(|(path, e)| {
         let code = match e.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Sql::ERRCODE_DISK_FULL,
             _ => Sql::ERRCODE_IO_ERROR,
@@ -92,7 +104,17 @@ pub fn note<'e>(mirror: &Mirror, role: pg_sys::Oid, entries: impl Iterator<Item 
             error(code, format!("could not write file \"{}\": {e}", path.display()))
                 .set_detail("Nothing was sent to ServiceNow: writes are noted on disk before."),
         )
-    }
+    })
+}
+
+/// This session's file, if files are synced at all.
+fn file_to_sync() -> Result<Option<File>, (PathBuf, io::Error)> {
+    JOURNAL.with_borrow(|journal| match journal {
+        Some(open) if pg::io::syncs_files() => {
+            open.file.try_clone().map(Some).map_err(|e| (open.path.clone(), e))
+        }
+        _ => Ok(None),
+    })
 }
 
 /// Notes what came of writes: the versions that records have after them, none for those that were deleted; and those that

@@ -138,7 +138,7 @@ impl Pusher {
             return written;
         }
         failpoint::reach("push.noting");
-        self.note(&items);
+        let notes = self.note(&items);
         failpoint::reach("push.noted");
         let changes: Vec<Change> = items.iter().map(|(_, item)| item.change()).collect();
         let (table, layout, accepted) =
@@ -149,7 +149,12 @@ impl Pusher {
             _ => format!("write {} records of table \"{table}\"", items.len()),
         };
         let fates = self.connection.try_call(&what, true, |client| async move {
-            Ok(client.write_all(&table, changes, &layout, or_nothing, &accepted).await)
+            let syncing = notes.map(|file| tokio::task::spawn_blocking(move || file.sync_data()));
+            let fates = client.write_all(&table, changes, &layout, or_nothing, &accepted).await;
+            if let Some(syncing) = syncing {
+                let _is_in_the_file_all_the_same = syncing.await;
+            }
+            Ok(fates)
         });
         let fates = fates.unwrap_or_else(|e| self.fail(&e, &what));
         failpoint::reach("push.answered");
