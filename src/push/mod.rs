@@ -43,6 +43,9 @@ use draft::{Draft, Sent, json};
 /// How often a statement that writes many records says how far it is.
 const SAY: Duration = Duration::from_secs(5);
 
+/// Deleted records that are kept in memory before they are written down.
+const REMEMBERED_AT_A_TIME: usize = 500;
+
 /// What is to be done about one record.
 pub struct Item {
     /// Its key.
@@ -161,6 +164,8 @@ pub struct Pusher {
     pub cache: CacheWriter,
     /// Records in the cache as this login sees them and not as the worker does.
     to_recheck: Vec<String>,
+    /// Records that were deleted and are not remembered yet.
+    deleted: Vec<String>,
     /// Rows added to the cache, less rows taken from it.
     delta: i64,
     /// Records whose writes were accepted.
@@ -181,6 +186,7 @@ impl Pusher {
             def_is_fresh: false,
             cache,
             to_recheck: Vec::new(),
+            deleted: Vec::new(),
             delta: 0,
             accepted: Arc::default(),
             said: Instant::now(),
@@ -271,6 +277,9 @@ impl Pusher {
             if let Fate::Done(rows) = fate {
                 written[place] = self.settle(&item, &rows);
             }
+        }
+        if self.deleted.len() >= REMEMBERED_AT_A_TIME {
+            self.remember_deleted();
         }
         failpoint::reach("push.kept");
         self.say_how_far();
@@ -483,7 +492,10 @@ impl Pusher {
     /// Puts the answer to an item into the cache.
     fn settle(&mut self, item: &Item, rows: &Rows) -> Option<Written> {
         match item.task {
-            Task::Delete => self.forget(item.id.as_str()),
+            Task::Delete => {
+                self.deleted.push(item.id.as_str().to_owned());
+                self.forget(item.id.as_str())
+            }
             _ => Some(self.keep(rows)),
         }
     }
@@ -573,8 +585,15 @@ impl Pusher {
         raise(report(e, Doing { server: self.connection.server(), what, writing: true }))
     }
 
+    /// Has the worker know, when the transaction has committed, that records are gone.
+    fn remember_deleted(&mut self) {
+        catalog::remember_absent(self.mirror.foreign_table, &self.deleted);
+        self.deleted.clear();
+    }
+
     /// Ends the writing.
-    pub fn close(self) {
+    pub fn close(mut self) {
+        self.remember_deleted();
         self.cache.close();
         catalog::count_rows(self.mirror.foreign_table, self.delta);
         if !self.to_recheck.is_empty() {
