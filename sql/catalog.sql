@@ -79,6 +79,15 @@ CREATE TABLE servicenow.recheck (
     sys_id          text NOT NULL
 );
 
+-- Records that are gone since a short while: deleted by a user's statement, or looked up by the worker and not there. A page
+-- that was asked for before and comes now may still show them. A crash may forget them, as no page outlives it.
+CREATE UNLOGGED TABLE servicenow.absent (
+    foreign_table   oid NOT NULL,
+    sys_id          text NOT NULL,
+    at              timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX ON servicenow.absent (foreign_table, sys_id);
+
 -- One row per server with mirrored tables: from when on deletions have not been read.
 CREATE TABLE servicenow.sync_server (
     server            oid PRIMARY KEY,

@@ -117,6 +117,7 @@ pub fn delete_followed(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
     let cache = followed(relation)?.cache;
     write("DELETE FROM servicenow.row_delta WHERE foreign_table = $1", &[relation.into()]);
     write("DELETE FROM servicenow.recheck WHERE foreign_table = $1", &[relation.into()]);
+    write("DELETE FROM servicenow.absent WHERE foreign_table = $1", &[relation.into()]);
     write("DELETE FROM servicenow.sync_table WHERE foreign_table = $1", &[relation.into()]);
     super::forget_changes_of(relation);
     Some(cache)

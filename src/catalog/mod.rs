@@ -47,7 +47,10 @@ pub use progress::{
     Progress, enable_worker, is_in_the_way, lock_holder, locked_objects, progress, worker_enabled,
 };
 pub use request_stat::add_request_stats;
-pub use rows::{Outlook, ask_to_recheck, count_rows, leave_to_recheck, outlook, rechecked, to_recheck};
+pub use rows::{
+    Outlook, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent, leave_to_recheck,
+    outlook, rechecked, remember_absent, to_recheck,
+};
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};
 

@@ -1,5 +1,8 @@
-//! What statements and worker tell each other about rows: `servicenow.row_delta` and `recheck`; and what became of
-//! transactions.
+//! What statements and worker tell each other about rows: `servicenow.row_delta`, `recheck` and `absent`; and what became
+//! of transactions.
+
+use std::collections::HashSet;
+use std::time::Duration;
 
 use pgrx::pg_sys;
 
@@ -83,4 +86,44 @@ pub fn rechecked(relation: pg_sys::Oid, ids: Vec<&str>) {
         "DELETE FROM servicenow.recheck WHERE foreign_table = $1 AND sys_id = ANY ($2)",
         &[relation.into(), ids.into()],
     );
+}
+
+/// How long it is remembered that a record is gone: no page is on its way for longer.
+const ABSENT_FOR: Duration = Duration::from_secs(600);
+
+/// Remembers for a while that records are gone.
+pub fn remember_absent(relation: pg_sys::Oid, ids: &[String]) {
+    if !ids.is_empty() {
+        write(
+            "INSERT INTO servicenow.absent (foreign_table, sys_id) SELECT $1, unnest($2)",
+            &[relation.into(), ids.to_vec().into()],
+        );
+    }
+}
+
+/// These records are there.
+pub fn forget_absent(relation: pg_sys::Oid, ids: Vec<&str>) {
+    if !ids.is_empty() {
+        write(
+            "DELETE FROM servicenow.absent WHERE foreign_table = $1 AND sys_id = ANY ($2)",
+            &[relation.into(), ids.into()],
+        );
+    }
+}
+
+/// Forgets what has been remembered for long enough.
+pub fn forget_old_absent() {
+    write(
+        "DELETE FROM servicenow.absent WHERE at < clock_timestamp() - $1 * interval '1 second'",
+        &[ABSENT_FOR.as_secs_f64().into()],
+    );
+}
+
+/// Those of these records that are remembered as gone.
+pub fn absent_among(relation: pg_sys::Oid, ids: Vec<&str>) -> HashSet<String> {
+    read(
+        "SELECT sys_id FROM servicenow.absent WHERE foreign_table = $1 AND sys_id = ANY ($2)",
+        &[relation.into(), ids.into()],
+        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+    )
 }

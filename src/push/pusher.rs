@@ -33,6 +33,8 @@ use super::{Item, Task, answer, with_twins};
 const SAY: Duration = Duration::from_secs(5);
 /// Records that the worker is asked to look at together.
 const RECHECKS_AT_A_TIME: usize = 1_000;
+/// Deleted records that are kept in memory before they are written down.
+const REMEMBERED_AT_A_TIME: usize = 500;
 
 /// Records that are in the instance as they are to be.
 struct Confirmed {
@@ -55,6 +57,8 @@ pub struct Pusher {
     pub cache: CacheWriter,
     /// Records in the cache as this login sees them and not as the worker does.
     to_recheck: Vec<String>,
+    /// Records that were deleted and are not remembered yet.
+    deleted: Vec<String>,
     /// Rows added to the cache, less rows taken from it.
     delta: i64,
     /// Records whose writes were accepted.
@@ -75,6 +79,7 @@ impl Pusher {
             def_is_fresh: false,
             cache,
             to_recheck: Vec::new(),
+            deleted: Vec::new(),
             delta: 0,
             accepted: Arc::default(),
             said: Instant::now(),
@@ -174,6 +179,9 @@ impl Pusher {
             if let Fate::Done(rows) = fate {
                 written[place] = self.settle(&item, &rows);
             }
+        }
+        if self.deleted.len() >= REMEMBERED_AT_A_TIME {
+            self.remember_deleted();
         }
         failpoint::reach("push.kept");
         self.say_how_far();
@@ -284,7 +292,10 @@ impl Pusher {
     /// Puts the answer to an item into the cache.
     fn settle(&mut self, item: &Item, rows: &Rows) -> Option<Written> {
         match item.task {
-            Task::Delete => self.forget(item.id.as_str()),
+            Task::Delete => {
+                self.deleted.push(item.id.as_str().to_owned());
+                self.forget(item.id.as_str())
+            }
             _ => Some(self.keep(rows, 0)),
         }
     }
@@ -388,8 +399,15 @@ impl Pusher {
         raise(report(e, Doing { server: self.connection.server(), what, writing: true }))
     }
 
+    /// Has the worker know, when the transaction has committed, that records are gone.
+    fn remember_deleted(&mut self) {
+        catalog::remember_absent(self.mirror.foreign_table, &self.deleted);
+        self.deleted.clear();
+    }
+
     /// Ends the writing.
-    pub fn close(self) {
+    pub fn close(mut self) {
+        self.remember_deleted();
         self.cache.close();
         catalog::count_rows(self.mirror.foreign_table, self.delta);
         if !self.to_recheck.is_empty() {

@@ -131,6 +131,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
             let more = setting::cdc_retention().is_some_and(|age| {
                 matches!(pg::xact::transaction(|| catalog::forget_old_changes(age)), Ok(true))
             });
+            let _tried_again_later = pg::xact::transaction(catalog::forget_old_absent);
             tidied = if more { None } else { Some(Instant::now()) };
         }
         if counted.elapsed() > COUNT_INTERVAL {

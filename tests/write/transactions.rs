@@ -352,3 +352,138 @@ async fn a_transaction_that_has_written_cannot_be_prepared() {
     world.db.run("BEGIN; SELECT count(*) FROM incident; PREPARE TRANSACTION 'p'").await;
     world.db.run("COMMIT PREPARED 'p'").await;
 }
+
+/// Makes the next reading of changes of incidents come in pieces, which takes some seconds; waits until it has begun.
+async fn slow_page(world: &World) {
+    use servicenow_sim::{Effect, Fault};
+    let slow = Fault::new(Effect::Drip { bytes: 20, interval_ms: 100 });
+    let fault = slow.method("GET").table("incident").path("sysparm_query=sys_updated_on").times(1);
+    let fault = world.sim.fault(fault);
+    let began = std::time::Instant::now();
+    while world.sim.fault_count(fault) == 0 {
+        assert!(began.elapsed() < world::PATIENCE, "nobody reads changes");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// What the worker has read before a write, and puts into the cache after it, changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_read_before_a_write_does_not_take_it_back() {
+    let world = incidents().await;
+    let (id, made) = (known(&world), "feedfeedfeedfeedfeedfeedfeedfeed");
+    let texts = [("kept", "INSERT"), ("changed", "UPDATE"), ("gone", "DELETE")];
+    for (text, _) in texts {
+        world.sim.edit().insert("incident", &[("short_description", text)]).expect("a record");
+    }
+    world.sim.edit().update("incident", &id, &[("short_description", "theirs")]).expect("it is there");
+    world.until("SELECT count(*) = 4 FROM incident WHERE short_description IN ('kept', 'changed', 'gone', 'theirs')").await;
+    slow_page(&world).await;
+    world
+        .db
+        .run(&format!(
+            "INSERT INTO incident (sys_id, short_description) VALUES ('{made}', 'ours');
+             UPDATE incident SET short_description = 'ours' WHERE short_description IN ('theirs', 'changed');
+             DELETE FROM incident WHERE short_description = 'gone'"
+        ))
+        .await;
+    // The page is on its way for some seconds, and is in the cache when the marker is, which was made after it.
+    let marker = world.sim.edit().insert("incident", &[("short_description", "marker")]).expect("a record");
+    let arrived = format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{marker}'");
+    let began = std::time::Instant::now();
+    while !world.db.value::<bool>(&arrived).await {
+        assert!(began.elapsed() < world::PATIENCE, "the marker arrives");
+        let ours = "SELECT count(*) FROM incident WHERE short_description = 'ours'";
+        assert_eq!(world.db.value::<i64>(ours).await, 3);
+        let gone = "SELECT count(*) FROM incident WHERE short_description = 'gone'";
+        assert_eq!(world.db.value::<i64>(gone).await, 0, "what was deleted does not come back");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+/// A statement on many rows waits for somebody else's before it sends the rows that come after it, and counts on the row as it
+/// is then.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_of_two_sessions_on_the_same_rows_happen_one_after_the_other() {
+    let world = incidents().await;
+    let other = world.session().await;
+    let step = "UPDATE incident SET reopen_count = coalesce(reopen_count, 0) + 1 WHERE state = 'Canceled'";
+    let sum = "SELECT sum(reopen_count)::bigint FROM incident WHERE state = 'Canceled'";
+    let count: i64 = world.db.value("SELECT count(*) FROM incident WHERE state = 'Canceled'").await;
+    let before = world.db.value::<Option<i64>>(sum).await.unwrap_or_default();
+    assert!(count > 2);
+    world.db.run(&format!("BEGIN; {step}")).await;
+    let sent = world.writes().len();
+    let waiting = tokio::spawn(async move { other.client().execute(step, &[]).await });
+    until_somebody_waits(&world).await;
+    assert_eq!(world.writes().len(), sent);
+    world.db.run("COMMIT").await;
+    assert_eq!(waiting.await.expect("it ends").expect("it succeeds"), count.unsigned_abs());
+    assert_eq!(world.db.value::<i64>(sum).await, before + 2 * count);
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_wait_for_the_commit_serialize_as_others_do() {
+    let world = incidents().await;
+    let other = world.session().await;
+    for session in [&world.db, &other] {
+        session.run("SET servicenow_fdw.push = 'commit'").await;
+    }
+    let step = format!("UPDATE incident SET reopen_count = coalesce(reopen_count, 0) + 1 WHERE {KNOWN}");
+    let count = format!("SELECT coalesce(reopen_count, 0) FROM incident WHERE {KNOWN}");
+    let before: i64 = world.db.value(&count).await;
+    // The second one counts on what the first one has not sent yet.
+    world.db.run(&format!("BEGIN; {step}")).await;
+    let waiting = tokio::spawn({
+        let step = step.clone();
+        async move {
+            other.run(&step).await;
+            other
+        }
+    });
+    until_somebody_waits(&world).await;
+    assert!(world.writes().is_empty());
+    world.db.run("COMMIT").await;
+    let other = waiting.await.expect("the second update succeeds");
+    assert_eq!(world.remote("incident", &known(&world), "reopen_count"), Some((before + 2).to_string()));
+    // After a rollback it counts on what was before.
+    world.db.run(&format!("BEGIN; {step}")).await;
+    let waiting = tokio::spawn({
+        let step = step.clone();
+        async move {
+            other.run(&step).await;
+            other
+        }
+    });
+    until_somebody_waits(&world).await;
+    world.db.run("ROLLBACK").await;
+    let other = waiting.await.expect("the second update succeeds");
+    assert_eq!(world.remote("incident", &known(&world), "reopen_count"), Some((before + 3).to_string()));
+    // Whoever keeps to what it saw at first does not overwrite it, and sends nothing.
+    other.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM incident").await;
+    world.db.run(&step).await;
+    let sent = world.writes().len();
+    assert_eq!(other.error(&step).await.code().code(), "40001");
+    other.run("ROLLBACK").await;
+    assert_eq!(world.writes().len(), sent);
+    assert_eq!(world.db.value::<i64>(&count).await, before + 4);
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeatable_read_refuses_a_batch_before_the_first_row_that_somebody_has_changed() {
+    let world = incidents().await;
+    let other = world.session().await;
+    let all = "UPDATE incident SET impact_value = 3 WHERE state = 'Canceled'";
+    other.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM incident").await;
+    world
+        .db
+        .run("UPDATE incident SET reopen_count = 7 WHERE sys_id = (SELECT max(sys_id) FROM incident WHERE state = 'Canceled')")
+        .await;
+    let error = other.error(all).await;
+    assert_eq!(error.code().code(), "40001", "{}", error.message());
+    other.run("ROLLBACK").await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+    world.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
+}

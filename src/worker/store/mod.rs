@@ -22,7 +22,6 @@ use step::current_mirror;
 
 pub use step::note_failure;
 
-mod absent;
 mod metadata;
 mod step;
 

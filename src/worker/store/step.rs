@@ -9,7 +9,7 @@ use servicenow::sync::Stop;
 use servicenow::sync::store::{Origin, Step, StoreError};
 use servicenow::value::SysId;
 
-use super::{Table, absent};
+use super::Table;
 use crate::cache::apply::{self, CacheWriter, Outcome, Replace};
 use crate::cache::change::Source;
 use crate::catalog::{self, Mirror, timestamp, write};
@@ -145,12 +145,13 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             let outcome = put(&mirror, present, Replace::Unchanged(looked_up), from(source), careful);
             let there: HashSet<&str> = present.ids().collect();
             let looked_up = looked_up.iter().map(|(id, version)| (id.as_str(), *version));
-            let absent_ids: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
+            let absent: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
             let mut writer = CacheWriter::open(&mirror, Triggers::Own, from(source));
-            let (deleted, kept) = writer.delete_unchanged(&absent_ids);
+            let (deleted, kept) = writer.delete_unchanged(&absent);
             writer.close();
-            absent::forget(relation, present.ids());
-            absent::remember(relation, absent_ids.iter().map(|(id, _)| *id));
+            catalog::forget_absent(relation, present.ids().collect());
+            let absent: Vec<String> = absent.iter().map(|(id, _)| (*id).to_owned()).collect();
+            catalog::remember_absent(relation, &absent);
             catalog::rechecked(relation, looked_up.map(|(id, _)| id).collect());
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             catalog::leave_to_recheck(relation, &kept);
@@ -187,7 +188,8 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
     Ok(())
 }
 
-/// Puts a page of records into the cache.
+/// Puts a page of records into the cache. Those that are gone by what else is known are left to be looked up: several tasks
+/// and users' statements are at work on a table, and the page may be older.
 fn put_page(
     mirror: &Rc<Mirror>,
     rows: &Rows,
@@ -195,8 +197,15 @@ fn put_page(
     source: Option<Source>,
     careful: bool,
 ) -> Outcome {
-    let mut outcome = put(mirror, rows, replace, source, careful);
-    outcome.unsettled.extend(absent::among(mirror.foreign_table, rows.ids()));
+    let absent = catalog::absent_among(mirror.foreign_table, rows.ids().collect());
+    if absent.is_empty() {
+        return put(mirror, rows, replace, source, careful);
+    }
+    let mut others = Rows::new(rows.layout().clone());
+    let is_absent = |row: usize| absent.contains(rows.id(row));
+    (0..rows.len()).filter(|row| !is_absent(*row)).for_each(|row| others.push(rows, row));
+    let mut outcome = put(mirror, &others, replace, source, careful);
+    outcome.unsettled.extend(absent);
     outcome
 }
 
