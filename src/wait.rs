@@ -102,13 +102,14 @@ pub fn explain(report: ErrorReport, progress: &Progress) -> ErrorReport {
         None => report,
     };
     match worker::pid() {
-        Some(_) => report.set_hint("The worker goes on; view servicenow.sync_status shows how far it is."),
-        None if !pg::worker::may_launch() => {
+        _ if !pg::worker::may_launch() => {
             report.set_hint("A standby is kept up to date by its primary; see the lag there.")
         }
-        None if !pg::xact::with_latest_snapshot(catalog::worker_enabled) => {
+        // It may not have ended yet.
+        _ if !pg::xact::with_latest_snapshot(catalog::worker_enabled) => {
             report.set_hint("The worker is stopped; start it with SELECT servicenow.start_worker().")
         }
+        Some(_) => report.set_hint("The worker goes on; view servicenow.sync_status shows how far it is."),
         None => report.set_hint("The worker does not run; see the server log, and max_worker_processes."),
     }
 }

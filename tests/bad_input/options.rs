@@ -79,10 +79,6 @@ async fn an_option_without_an_effect_yet_is_refused() {
         let error = world.db.error(&format!("ALTER SERVER there OPTIONS (ADD {name} '1')")).await;
         assert_eq!(error.code().code(), "HV00D", "{name}");
     }
-    for name in ["on_rollback", "optimistic_lock"] {
-        let error = world.db.error(&format!("ALTER FOREIGN TABLE t OPTIONS (ADD {name} 'true')")).await;
-        assert_eq!(error.code().code(), "HV00D", "{name}");
-    }
     for name in ["api_key", "private_key", "key_id", "subject", "refresh_token"] {
         let statement = format!("ALTER USER MAPPING FOR PUBLIC SERVER there OPTIONS (ADD {name} 'x')");
         assert_eq!(world.db.error(&statement).await.code().code(), "HV00D", "{name}");
