@@ -108,7 +108,7 @@ async fn interrupted(world: &World, wait: &Wait, how: How) {
     // It would wait for an answer, too.
     world.stop_worker().await;
     let (fault, warned) = (world.sim.fault(wait.fault.clone()), warnings(world, pid));
-    let (mut since, limit) = (Instant::now(), Duration::from_millis(400));
+    let (mut since, limit) = (Instant::now(), Duration::from_millis(1_000));
     if how == How::Timeout {
         session.run(&format!("SET statement_timeout = {}", limit.as_millis())).await;
     }
