@@ -11,8 +11,9 @@ use super::system::SystemColumns;
 use super::tuple::{DatumWriter, Misfit, OwnedScalar, Scalar, read, same_image};
 use super::xact::subtransaction;
 
-/// Rows handed to the table's access method at a time; COPY takes up to 1,000.
-const BATCH: usize = 500;
+/// Rows handed to the table's access method at a time. COPY takes up to 64 KiB: what is made just before is still in the
+/// processor's caches then.
+const BATCH: usize = 64;
 
 /// A table opened for writing by one transaction (or subtransaction) of this process.
 pub struct TableWriter {
@@ -339,9 +340,10 @@ impl TableWriter {
             let columns = &self.columns;
             self.values.switch_to(|_| {
                 for (position, (place, writer)) in columns.iter().enumerate() {
-                    let datum = writer.datum(value(position)).map_err(|Misfit| position)?;
-                    nulls[*place] = datum.is_none();
-                    values[*place] = datum.unwrap_or(pg_sys::Datum::from(0));
+                    match writer.datum(value(position)).map_err(|Misfit| position)? {
+                        Some(datum) => (values[*place], nulls[*place]) = (datum, false),
+                        None => nulls[*place] = true,
+                    }
                 }
                 Ok::<(), usize>(())
             })?;

@@ -197,18 +197,22 @@ impl Db {
 
     /// The display text of a row; a display column that is itself a reference is followed.
     pub(crate) fn display_text(&self, id: RowId) -> String {
-        let mut id = id;
+        self.symbols.text(self.display_value(id))
+    }
+
+    /// As [`Db::display_text`], as it is stored.
+    pub(crate) fn display_value(&self, mut id: RowId) -> Val {
         for _ in 0..4 {
             let row = self.row(id);
-            let Some(slot) = self.schema.display_slot(row.table) else { return String::new() };
+            let Some(slot) = self.schema.display_slot(row.table) else { return Val::EMPTY };
             let column = &self.schema.table(row.table).layout.slots[slot].column;
             let target = column.reference.as_deref().and_then(|t| self.schema.find(t));
             match target.and_then(|t| self.find_val(t, row.get(slot))) {
                 Some(next) => id = next,
-                None => return self.symbols.text(row.get(slot)),
+                None => return row.get(slot),
             }
         }
-        String::new()
+        Val::EMPTY
     }
 
     /// Adds a row with a value per slot.

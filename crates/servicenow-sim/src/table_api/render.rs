@@ -53,8 +53,8 @@ struct Field {
     /// The whole key and value of an empty value, which most values of a wide row are; none for journals, whose
     /// display depends on the row.
     empty: Option<String>,
-    /// Display values of references met on this page, escaped.
-    seen: RefCell<HashMap<Val, Box<str>>>,
+    /// Display values of references met on this page; none for those that dangle.
+    seen: RefCell<HashMap<Val, Option<Val>>>,
 }
 
 /// How the rows of one class are printed.
@@ -302,8 +302,9 @@ impl Field {
         match self.column.kind {
             Kind::Reference | Kind::Domain => {
                 let mut seen = self.seen.borrow_mut();
-                let text = seen.entry(value).or_insert_with(|| self.reference_display(db, value).into());
-                out.push_str(text);
+                if let Some(shown) = *seen.entry(value).or_insert_with(|| self.reference_display(db, value)) {
+                    push_val(out, db, shown);
+                }
             }
             Kind::Text | Kind::Boolean => push_val(out, db, value),
             Kind::DateTime | Kind::DueDate if profile.is_plain() => push_val(out, db, value),
@@ -311,15 +312,12 @@ impl Field {
         }
     }
 
-    /// The display value of a reference, JSON-escaped; nothing when it dangles (facts §1.4).
-    fn reference_display(&self, db: &Db, value: Val) -> String {
-        let mut text = String::new();
+    /// The display value of a reference; nothing when it dangles (facts §1.4).
+    fn reference_display(&self, db: &Db, value: Val) -> Option<Val> {
         match self.target.and_then(|t| self.referenced(db, t, value)) {
-            Some(target) => json::push_escaped(&mut text, &db.display_text(target)),
-            None if self.column.kind == Kind::Domain => push_val(&mut text, db, value),
-            None => {}
+            Some(target) => Some(db.display_value(target)),
+            None => (self.column.kind == Kind::Domain).then_some(value),
         }
-        text
     }
 
     fn referenced(&self, db: &Db, target: TableId, value: Val) -> Option<RowId> {
