@@ -179,8 +179,7 @@ async fn two_hundred_idle_tables_make_few_calls_and_spread_them() {
     let polls: Vec<&LoggedRequest> = requests.iter().filter(is_poll).collect();
     let most = TABLES * (INTERVALS as usize);
     assert!(polls.len() <= most + TABLES / 20, "{} polls of {TABLES} tables", polls.len());
-    // A machine that is busy with other tests may be late.
-    assert!(polls.len() >= most / 2, "{} polls of {TABLES} tables", polls.len());
+    assert!(polls.len() >= most * 8 / 10, "{} polls of {TABLES} tables", polls.len());
     let audits = requests.iter().filter(|r| r.table.as_deref() == Some("sys_audit_delete")).count();
     assert!(audits <= INTERVALS as usize + 1, "{audits} readings of deletions");
     let others: Vec<String> = requests
@@ -197,7 +196,5 @@ async fn two_hundred_idle_tables_make_few_calls_and_spread_them() {
     for poll in &polls {
         eighths[(eighth(poll) - first) as usize] += 1;
     }
-    // A machine that is busy with other tests stands still now and then.
-    let full = eighths.iter().filter(|polls| **polls > TABLES / 3).count();
-    assert!(full <= 2 && eighths.iter().all(|polls| *polls <= TABLES * 3 / 4), "{eighths:?}");
+    assert!(eighths.iter().all(|polls| *polls <= TABLES / 3), "{eighths:?}");
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use super::beat::Beat;
 use super::describe::Traits;
 use super::store::{Position, Step, Store, StoreError, Upkeep};
 use super::upkeep::Underway;
@@ -54,15 +55,14 @@ pub struct Spec {
 pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<Notify>) {
     let (store, table) = (mirror.store.clone(), mirror.table);
     let mut failures = 0;
-    // Tables that begin together do not poll together ever after: the first pause is anything up to the others.
-    let mut phase = Some(chance());
+    let mut beat = Beat::default();
     loop {
         let pause = match mirror.advance().await {
             Ok(pause) => {
                 failures = 0;
-                match pause.is_zero() {
-                    true => pause,
-                    false => phase.take().map_or(pause, |part| pause.mul_f64(part)),
+                match pause == mirror.spec.poll_interval {
+                    true => beat.next_in(pause, Instant::now().into_std(), chance()),
+                    false => pause,
                 }
             }
             Err(Stop::Store(StoreError::Stale)) => return,

@@ -15,6 +15,7 @@
 
 use std::time::{Duration, SystemTime};
 
+mod beat;
 pub mod compare;
 pub mod deletes;
 mod describe;
