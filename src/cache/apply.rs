@@ -92,6 +92,11 @@ impl CacheWriter {
         }
     }
 
+    /// Whether the cache has triggers that fire after its rows were written; foreign keys and deferred constraints have.
+    pub fn fires_after_triggers(&self) -> bool {
+        self.table.fires_after_triggers()
+    }
+
     /// Writes the answer to a write, waiting for whoever is changing the row.
     pub fn put(&mut self, rows: &Rows, row: usize) -> Put {
         let found = self.table.find(rows.id(row));

@@ -76,10 +76,16 @@ impl Writer {
         Self {
             candidates: if target.any_column { all } else { assigned.clone() },
             assigned,
-            mode: setting::push(),
+            // What waits for COMMIT was first, and must not come last.
+            mode: match setting::push() {
+                Push::Statement if queue::is_waiting() => Push::Commit,
+                mode => mode,
+            },
             skip_duplicates: target.skip_duplicates,
             buffers: target.buffers,
-            waits: target.waits,
+            // COPY ends the writing when the triggers have fired; the cache's would not.
+            waits: target.waits
+                && !(target.operation == Operation::Insert && pusher.cache.fires_after_triggers()),
             waiting: Vec::new(),
             waiting_bytes: 0,
             done: Done::default(),
@@ -244,6 +250,10 @@ impl RowWriter for Writer {
         self.done.insert(&id);
         let cached = self.pusher.cached_version(key);
         self.carry_out(Item { id, cached, task: Task::Delete }, None)
+    }
+
+    fn is_done(&self, key: &str) -> bool {
+        self.done.contains(&SysId::new(key))
     }
 
     fn flush(&mut self) {

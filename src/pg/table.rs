@@ -362,6 +362,18 @@ impl TableWriter {
         }
     }
 
+    /// Whether the table has triggers that fire after rows were written.
+    pub fn fires_after_triggers(&self) -> bool {
+        // SAFETY: the relation is open as long as the writer is.
+        unsafe {
+            let triggers = (*self.relation).trigdesc;
+            !triggers.is_null()
+                && ((*triggers).trig_insert_after_row
+                    || (*triggers).trig_update_after_row
+                    || (*triggers).trig_delete_after_row)
+        }
+    }
+
     /// Whether rows have to be added one by one: something is to happen with each, or the table is partitioned.
     fn needs_single_rows(&self) -> bool {
         // SAFETY: the relation is open.

@@ -265,6 +265,25 @@ pub fn lasting_xid() -> u64 {
     xid
 }
 
+/// Has what comes now see what was done so far, as the next statement would.
+pub fn next_command() {
+    // SAFETY: inside a transaction, between two commands.
+    unsafe { pg_sys::CommandCounterIncrement() };
+}
+
+/// Fires the triggers that wait for the end of the transaction, as COMMIT does.
+pub fn fire_deferred_triggers() {
+    // SAFETY: before the commit, outside of any query; it takes a snapshot of its own.
+    unsafe { pg_sys::AfterTriggerFireDeferred() };
+}
+
+/// Has the transaction's commit be on disk when it is over, whatever `synchronous_commit` says: something depends on it
+/// that a crash does not take back.
+pub fn commit_for_good() {
+    // SAFETY: sets a variable that the end of the transaction resets.
+    unsafe { pg_sys::ForceSyncCommit() };
+}
+
 /// The number of the current subtransaction within its transaction; that of the transaction itself is the lowest.
 pub fn subtransaction_id() -> u32 {
     // SAFETY: reads a variable.

@@ -61,15 +61,17 @@ thread_local! {
 /// Notes writes to a foreign table's records that are about to be sent as a role. If that is not possible it is an ERROR, and
 /// nothing may be sent.
 ///
-/// What has to be undone after a rollback is on disk when this is over. What has only to be looked at survives the end of
-/// any process; the end of the machine it survives when the file given back is synced, which may go on while the
-/// instance is at work: whatever it accepts in these few milliseconds polls find too.
+/// What has to be undone after a rollback, and deletions, which polls do not see, are on disk when this is over. Other writes
+/// survive the end of any process; the end of the machine they survive when the file given back is synced, which may go on
+/// while the instance is at work: whatever it accepts in these few milliseconds polls find too.
 pub fn note<'e>(
     mirror: &Mirror,
     role: pg_sys::Oid,
     entries: impl Iterator<Item = Entry<'e>>,
 ) -> Option<File> {
     super::watch();
+    // What is noted is removed then, and a transaction that is lost afterwards would leave no trace.
+    pg::xact::commit_for_good();
     let timeline = pg::xact::timeline();
     // What is to be undone must not be mistaken for what somebody else has committed.
     let xid = if mirror.compensate { pg::xact::lasting_xid() } else { pg::xact::current_xid() };
@@ -84,14 +86,16 @@ pub fn note<'e>(
         timeline,
         undo: entry.undo,
     });
-    let note = Note::Intended(intents.collect());
+    let intents: Vec<Intent> = intents.collect();
+    let syncs = mirror.compensate || intents.iter().any(|intent| intent.op == Op::Delete);
+    let note = Note::Intended(intents);
     let id = pg::xact::subtransaction_id();
     NOTED_BY.with_borrow_mut(|noted| {
         if noted.last() != Some(&id) {
             noted.push(id);
         }
     });
-    let written = append(&note, mirror.compensate).and_then(|()| match mirror.compensate {
+    let written = append(&note, syncs).and_then(|()| match syncs {
         true => Ok(None),
         false => file_to_sync(),
     });

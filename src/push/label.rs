@@ -115,6 +115,16 @@ pub fn reference(connection: &Connection, field: &FieldDef, reference: &Referenc
     id
 }
 
+/// Records of a table are written by this session: they may be called otherwise now, or be others.
+pub fn forget_names(table: &TableName) {
+    KNOWN.with_borrow_mut(|known| known.retain(|name, _| name.table != *table));
+}
+
+/// What was looked up may have been this session's own work, which is taken back.
+pub fn forget_all_names() {
+    KNOWN.with_borrow_mut(HashMap::clear);
+}
+
 fn look_up(connection: &Connection, field: &FieldDef, reference: &Reference, name: &str) -> String {
     let cannot = |why: &str| {
         error(

@@ -49,10 +49,16 @@ fn watch() {
         },
         ended: |committed| {
             queue::forget();
+            if !committed {
+                label::forget_all_names();
+            }
             intent::ended(committed);
         },
         subtransaction_ended: |id, parent, committed| {
             queue::subtransaction_ended(id, parent, committed);
+            if !committed {
+                label::forget_all_names();
+            }
             intent::subtransaction_ended(id, parent, committed);
         },
     });

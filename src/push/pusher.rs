@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::panic::ErrorReport;
-use pgrx::{notice, pg_sys};
+use pgrx::{PgSqlErrorCode as Sql, notice, pg_sys};
 use servicenow::client::write::{Change, Fate};
 use servicenow::dictionary::{self, TableDef};
 use servicenow::error::{Refusal, Words};
@@ -19,7 +19,7 @@ use crate::cache::apply::{CacheWriter, Put, to_scalar};
 use crate::cache::change::Source;
 use crate::catalog::{self, Mirror, MirrorColumn};
 use crate::connection::{Connection, connection};
-use crate::error::{Doing, raise, report};
+use crate::error::{Doing, error, raise, report};
 use crate::failpoint;
 use crate::pg::routine::{OwnedRow, Values, Written};
 use crate::pg::system::SystemColumns;
@@ -27,7 +27,7 @@ use crate::pg::table::Triggers;
 use crate::pg::tuple::OwnedScalar;
 
 use super::draft::{Draft, Sent};
-use super::{Item, Task, answer, with_twins};
+use super::{Item, Task, answer, label, with_twins};
 
 /// How often a statement that writes many records says how far it is.
 const SAY: Duration = Duration::from_secs(5);
@@ -163,6 +163,7 @@ impl Pusher {
         });
         let fates = fates.unwrap_or_else(|e| self.fail(&e, &what));
         failpoint::reach("push.answered");
+        label::forget_names(&self.mirror.table);
         self.note_fates(&items, &fates);
         let many = before > 0 || count > 1;
         if items.iter().any(|(_, item)| !item.task.sent().is_empty()) {
@@ -176,8 +177,13 @@ impl Pusher {
             }
         }
         for ((place, item), fate) in fates.drain(..) {
-            if let Fate::Done(rows) = fate {
-                written[place] = self.settle(&item, &rows);
+            match fate {
+                Fate::Done(rows) => written[place] = self.settle(&item, &rows),
+                Fate::Failed(_) => {} // passed over
+                Fate::NotSent => raise(error(
+                    Sql::ERRCODE_INTERNAL_ERROR,
+                    format!("record \"{}\" was not written though nothing has failed", item.id.as_str()),
+                )),
             }
         }
         if self.deleted.len() >= REMEMBERED_AT_A_TIME {

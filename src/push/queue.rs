@@ -35,13 +35,23 @@ pub fn put(relation: pg_sys::Oid, role: pg_sys::Oid, item: Item) {
     QUEUE.with_borrow_mut(|queue| queue.push(Waiting { subtransaction, relation, role, item }));
 }
 
-/// The transaction is about to be committed: sends everything.
+/// Whether anything waits.
+pub fn is_waiting() -> bool {
+    QUEUE.with_borrow(|queue| !queue.is_empty())
+}
+
+/// The transaction is about to be committed: sends everything, and what deferred triggers want to have sent because of it.
 pub fn before_commit() {
-    let mut waiting = join(QUEUE.take()).into_iter().peekable();
-    if waiting.peek().is_none() {
-        return;
+    if is_waiting() {
+        pg::xact::within_statement_timeout(|| {
+            while is_waiting() {
+                let waiting = join(QUEUE.take()).into_iter().peekable();
+                pg::xact::next_command();
+                pg::xact::with_latest_snapshot(|| send(waiting));
+                pg::xact::fire_deferred_triggers();
+            }
+        });
     }
-    pg::xact::within_statement_timeout(|| pg::xact::with_latest_snapshot(|| send(waiting)));
 }
 
 fn send(mut waiting: Peekable<impl Iterator<Item = Waiting>>) {
@@ -73,6 +83,7 @@ fn send(mut waiting: Peekable<impl Iterator<Item = Waiting>>) {
             pusher.take_back(id);
         }
         pusher.close();
+        pg::xact::next_command(); // which may be about the same records
     }
 }
 

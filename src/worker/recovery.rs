@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::push::codec::decode;
 use servicenow::push::intent::{OpenWrite, open_writes};
 use servicenow::push::undo::{Outcome, Report, undo};
+use servicenow::value::SysId;
 
 use super::tasks::THREADS;
 use crate::catalog::{self, Outlook};
@@ -21,6 +22,7 @@ use crate::failpoint;
 use crate::option::{self, ServerOptions};
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
+use crate::pg::xact::Caught;
 use crate::push::intent::{UNFINISHED, directory};
 
 /// The pause before an undoing that failed is tried again.
@@ -54,7 +56,7 @@ struct Undoing {
 
 enum State {
     Due(Instant),
-    Running { _task: AbortOnDrop, outcome: Arc<Mutex<Option<servicenow::Result<Vec<Report>>>>> },
+    Running { task: AbortOnDrop, outcome: Arc<Mutex<Option<servicenow::Result<Vec<Report>>>>> },
     Over,
 }
 
@@ -66,6 +68,7 @@ impl Recovery {
 
     /// Looks for what was left behind, and goes on with it. Gives back the tables with records that are to be looked at.
     pub fn look(&mut self) -> Vec<pg_sys::Oid> {
+        let mut concerned = Vec::new();
         for path in files().unwrap_or_default() {
             if self.open.contains_key(&path) {
                 continue;
@@ -73,6 +76,10 @@ impl Recovery {
             match take_over(&path, self.began) {
                 Ok(Some(left)) => {
                     failpoint::reach("recovery.begin");
+                    // An undoing may take long, or never come to its end.
+                    if !left.undoing.is_empty() && left.note().is_ok() {
+                        concerned.extend(left.records.keys().copied());
+                    }
                     self.open.insert(path, left);
                 }
                 Ok(None) => {}
@@ -83,19 +90,13 @@ impl Recovery {
                 }
             }
         }
-        let mut concerned = Vec::new();
         let bell = self.bell.clone();
         self.open.retain(|path, left| {
             if !left.undo(&bell) {
                 return true;
             }
             failpoint::reach("recovery.undone");
-            let records = &left.records;
-            let noted = pg::xact::transaction(|| {
-                for (relation, ids) in records.iter().filter(|(relation, _)| is_mirrored(**relation)) {
-                    catalog::leave_to_recheck(*relation, ids);
-                }
-            });
+            let noted = left.note();
             failpoint::reach("recovery.noted");
             match noted {
                 Ok(()) if fs::remove_file(path).is_ok() => {
@@ -176,6 +177,16 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
 }
 
 impl Left {
+    /// Has the records looked at.
+    fn note(&self) -> Result<(), Caught> {
+        pg::xact::transaction(|| {
+            pg::xact::commit_for_good(); // the file goes
+            for (relation, ids) in self.records.iter().filter(|(relation, _)| is_mirrored(**relation)) {
+                catalog::leave_to_recheck(*relation, ids);
+            }
+        })
+    }
+
     /// Goes on undoing; gives back whether that is over.
     fn undo(&mut self, bell: &Bell) -> bool {
         self.undoing.iter_mut().all(|undoing| {
@@ -187,15 +198,24 @@ impl Left {
 
 impl Undoing {
     fn go_on(&mut self, bell: &Bell) {
-        let outcome = match &self.state {
+        let (outcome, has_ended) = match &self.state {
             State::Due(at) if *at <= Instant::now() => return self.begin(bell),
-            State::Running { outcome, .. } => outcome.lock().ok().and_then(|mut outcome| outcome.take()),
+            // In this order: what it leaves is there before it ends.
+            State::Running { task, outcome } => {
+                let has_ended = task.is_finished();
+                (outcome.lock().ok().and_then(|mut outcome| outcome.take()), has_ended)
+            }
             State::Due(_) | State::Over => return,
         };
         match outcome {
+            None if has_ended => self.postpone("the task failed unexpectedly"),
             None => {}
             Some(Ok(reports)) => {
-                self.tell(&reports);
+                for report in &reports {
+                    if let Outcome::Left { why } = &report.outcome {
+                        self.tell(&report.sys_id, &why.to_string());
+                    }
+                }
                 self.state = State::Over;
             }
             Some(Err(e)) => self.postpone(&e.to_string()),
@@ -207,6 +227,13 @@ impl Undoing {
         let client = match pg::xact::transaction(|| client(server.into(), role.into())) {
             Ok(Ok(client)) => client,
             Ok(Err(e)) => return self.postpone(&e),
+            // Whoever has dropped the login does not want anything undone.
+            Err(caught) if caught.sqlstate == Sql::ERRCODE_UNDEFINED_OBJECT => {
+                let ids: HashSet<&SysId> = self.writes.iter().map(|write| &write.intent.sys_id).collect();
+                ids.into_iter().for_each(|id| self.tell(id, &caught.message));
+                self.state = State::Over;
+                return;
+            }
             Err(caught) => return self.postpone(&caught.message),
         };
         let (writes, outcome, bell) = (self.writes.clone(), Arc::new(Mutex::new(None)), bell.clone());
@@ -219,12 +246,12 @@ impl Undoing {
             bell.ring();
         };
         match pg::io::spawn(run, THREADS) {
-            Ok(task) => self.state = State::Running { _task: task, outcome },
+            Ok(task) => self.state = State::Running { task, outcome },
             Err(e) => self.postpone(&e.to_string()),
         }
     }
 
-    /// Tries again later. Whoever has dropped the server or the login does not want anything undone.
+    /// Tries again later. Whoever has dropped the table does not want anything undone.
     fn postpone(&mut self, why: &str) {
         let intent = &self.writes[0].intent;
         let is_there = pg::xact::transaction(|| is_mirrored(intent.foreign_table.into()));
@@ -240,23 +267,20 @@ impl Undoing {
         }
     }
 
-    /// Says what could not be undone.
-    fn tell(&self, reports: &[Report]) {
-        for report in reports {
-            let Outcome::Left { why } = &report.outcome else { continue };
-            let (table, id) = (&report.table, report.sys_id.as_str());
-            pg::worker::log(&format!(
-                "record \"{id}\" of table \"{table}\" was not restored after a rollback: {why}"
-            ));
-            let intent = self.writes.iter().map(|write| &write.intent).find(|i| i.sys_id == report.sys_id);
-            let Some(intent) = intent else { continue };
-            let _only_news = pg::xact::transaction(|| {
-                if let Some(mirror) = catalog::mirror(intent.foreign_table.into()) {
-                    let news = serde_json::json!({"sys_id": id, "reason": why.to_string()});
-                    catalog::notify("undo_failed", &mirror, news);
-                }
-            });
-        }
+    /// Says that a record could not be restored.
+    fn tell(&self, id: &SysId, why: &str) {
+        let Some(write) = self.writes.iter().find(|write| write.intent.sys_id == *id) else { return };
+        let (intent, id) = (&write.intent, id.as_str());
+        let table = &intent.table;
+        pg::worker::log(&format!(
+            "record \"{id}\" of table \"{table}\" was not restored after a rollback: {why}"
+        ));
+        let _only_news = pg::xact::transaction(|| {
+            if let Some(mirror) = catalog::mirror(intent.foreign_table.into()) {
+                let news = serde_json::json!({"sys_id": id, "reason": why});
+                catalog::notify("undo_failed", &mirror, news);
+            }
+        });
     }
 }
 

@@ -141,3 +141,51 @@ async fn rows_do_not_move_between_partitions_of_which_one_is_foreign() {
     }
     assert_eq!(world.writes().len(), sent);
 }
+
+async fn copy_one(world: &World, table: &str) -> u64 {
+    let sink = world.db.client().copy_in(&format!("COPY {table} (short_description) FROM STDIN")).await;
+    let mut sink = std::pin::pin!(sink.expect("COPY begins"));
+    sink.send(Bytes::from_static(b"copied\n")).await.expect("the data are taken");
+    sink.finish().await.expect("COPY ends")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_fires_the_triggers_of_a_cache() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE TABLE seen (id text);
+             CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN INSERT INTO public.seen VALUES (NEW.sys_id); RETURN NULL; END $$;
+             CREATE TRIGGER see AFTER INSERT ON servicenow_cache.incident FOR EACH ROW EXECUTE FUNCTION see()",
+        )
+        .await;
+    world.stop_worker().await;
+    assert_eq!(copy_one(&world, "incident").await, 1);
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM seen").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statement_triggers_of_a_partitioned_table_see_what_copy_has_written() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE TABLE every (sys_id text, short_description text) PARTITION BY LIST (sys_id);
+             CREATE FOREIGN TABLE there (sys_id text, short_description text)
+                 SERVER acme OPTIONS (table 'incident');
+             ALTER TABLE every ATTACH PARTITION there DEFAULT;
+             CREATE TABLE seen (rows bigint);
+             CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN
+                 INSERT INTO seen SELECT count(*) FROM every WHERE short_description = 'copied';
+                 RETURN NULL;
+             END $$;
+             CREATE TRIGGER see AFTER INSERT ON every FOR EACH STATEMENT EXECUTE FUNCTION see()",
+        )
+        .await;
+    world.sync("there").await;
+    assert_eq!(copy_one(&world, "every").await, 1);
+    assert_eq!(world.db.value::<i64>("SELECT rows FROM seen").await, 1);
+}

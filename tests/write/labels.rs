@@ -1,6 +1,6 @@
 //! From what people see to what is stored: choices, references, and the stored value beside them.
 
-use crate::{KNOWN, incidents, known};
+use crate::{KNOWN, incidents, known, world_with};
 
 /// The record's stored value after an update of the incident everybody knows.
 macro_rules! after {
@@ -193,4 +193,22 @@ async fn a_table_without_stored_values_is_written_by_its_labels() {
     assert_eq!(shown, ["On Hold", "System Administrator", "Disk"]);
     let record = world.sim.record("incident", &known(&world)).expect("it is there");
     assert_eq!((record["state"].as_str(), record["subcategory"].as_str()), ("3", "disk"));
+}
+
+/// What a session remembers of names does not outlive what it does to them itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_looked_up_again_when_this_session_has_written_its_table() {
+    let world = world_with(&["incident", "\"user\""]).await;
+    let refer = "INSERT INTO incident (short_description, caller_id) VALUES ('x', 'New Guy') RETURNING caller_id_value";
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '1h')").await;
+    let admin = world.session_of("boss", "admin", "admin").await;
+    admin.run("INSERT INTO \"user\" (user_name, name) VALUES ('new.guy', 'New Guy')").await;
+    let first: String = admin.value(refer).await;
+    admin.run(&format!("DELETE FROM \"user\" WHERE sys_id = '{first}'")).await;
+    let error = admin.error(refer).await;
+    assert_eq!(error.code().code(), "23514", "{}", error.message());
+    admin.run("INSERT INTO \"user\" (user_name, name) VALUES ('new.guy.2', 'New Guy')").await;
+    assert_ne!(admin.value::<String>(refer).await, first);
+    admin.run("INSERT INTO \"user\" (user_name, name) VALUES ('new.guy.3', 'New Guy')").await;
+    assert_eq!(admin.error(refer).await.code().code(), "23514", "there are two");
 }

@@ -133,3 +133,52 @@ async fn what_waits_for_the_commit_cannot_be_prepared() {
     assert_eq!(error.code().code(), "0A000", "{}", error.message());
     assert!(world.writes().is_empty());
 }
+
+/// What waits was first, and must not come last.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_stay_in_order_though_the_setting_changes_in_between() {
+    let world = incidents().await;
+    world
+        .db
+        .run(&format!(
+            "BEGIN;
+             SET LOCAL servicenow_fdw.push = 'commit';
+             UPDATE incident SET short_description = 'older' WHERE {KNOWN};
+             INSERT INTO incident (sys_id, short_description) VALUES ('feedfeedfeedfeedfeedfeedfeedfeed', 'made');
+             SET LOCAL servicenow_fdw.push = 'statement';
+             UPDATE incident SET short_description = 'newer' WHERE {KNOWN};
+             UPDATE incident SET description = 'changed' WHERE short_description = 'made';
+             COMMIT"
+        ))
+        .await;
+    let newer = world.remote("incident", &known(&world), "short_description");
+    assert_eq!(newer.as_deref(), Some("newer"));
+    let made = world.remote("incident", "feedfeedfeedfeedfeedfeedfeedfeed", "description");
+    assert_eq!(made.as_deref(), Some("changed"));
+    assert_eq!(
+        world.db.value::<String>(&format!("SELECT short_description FROM incident WHERE {KNOWN}")).await,
+        "newer"
+    );
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deferred_triggers_of_a_cache_fire_for_what_comes_with_the_commit() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE TABLE seen (id text, number text);
+             CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN INSERT INTO public.seen VALUES (NEW.sys_id, NEW.number); RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER see AFTER INSERT OR UPDATE ON servicenow_cache.incident
+                 DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION see()",
+        )
+        .await;
+    world.stop_worker().await;
+    world.db.run("SET servicenow_fdw.push = 'commit'").await;
+    world.db.run("BEGIN; INSERT INTO incident (short_description) VALUES ('late')").await;
+    world.db.run("COMMIT").await;
+    let with_number = "SELECT count(*) FROM seen WHERE number LIKE 'INC%'";
+    assert_eq!(world.db.value::<i64>(with_number).await, 1, "the answer fires them too");
+}

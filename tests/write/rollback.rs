@@ -219,3 +219,39 @@ async fn a_record_that_is_not_the_version_in_the_cache_is_not_written_if_the_tab
     world.db.run(&format!("UPDATE incident SET impact_value = 1 WHERE {KNOWN}")).await;
     assert_eq!(world.remote("incident", &id, "impact").as_deref(), Some("1"));
 }
+
+/// Nobody can undo anything without a login; what the instance has is seen all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_is_gone_keeps_nothing_from_being_looked_at() {
+    let world = compensated().await;
+    let role = world.role("editor");
+    world
+        .db
+        .run(&format!(
+            "CREATE ROLE {role} LOGIN; GRANT SELECT, UPDATE ON incident TO {role};
+             CREATE USER MAPPING FOR {role} SERVER acme
+             OPTIONS (auth 'client_credentials', client_id 'fdw-client', client_secret 'fdw-client-secret')"
+        ))
+        .await;
+    let session = world.session().await;
+    session.run(&format!("SET ROLE {role}")).await;
+    session.run(&format!("BEGIN; UPDATE incident SET short_description = 'ours' WHERE {KNOWN}")).await;
+    world
+        .db
+        .run(&format!("DROP USER MAPPING FOR {role} SERVER acme; DROP USER MAPPING FOR PUBLIC SERVER acme"))
+        .await;
+    session.run("ROLLBACK").await;
+    world.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
+    let id = known(&world);
+    let line = format!("record \"{id}\" of table \"incident\" was not restored after a rollback: ");
+    assert!(world.cluster.log().contains(&line), "it is in the log");
+    world
+        .db
+        .run(
+            "CREATE USER MAPPING FOR PUBLIC SERVER acme
+             OPTIONS (auth 'client_credentials', client_id 'fdw-client', client_secret 'fdw-client-secret')",
+        )
+        .await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("ours"));
+}

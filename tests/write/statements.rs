@@ -609,3 +609,32 @@ async fn a_written_row_has_the_system_columns_of_its_row_in_the_cache() {
     let deleted = "DELETE FROM incident WHERE number = 'INC0012345' RETURNING ctid::text";
     assert_eq!(world.db.value::<String>(deleted).await, before);
 }
+
+/// As on a local table: the outer statement must not write over what it has caused itself, nor leave its own out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_a_function_of_the_statement_has_changed_is_refused() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE FUNCTION touch(id text) RETURNS text LANGUAGE plpgsql AS $$
+             BEGIN
+                 UPDATE incident SET description = 'inner' WHERE sys_id = id;
+                 RETURN 'outer';
+             END $$",
+        )
+        .await;
+    for (statement, verb) in [
+        (format!("UPDATE incident SET short_description = touch(sys_id) WHERE {KNOWN}"), "updated"),
+        (format!("DELETE FROM incident WHERE {KNOWN} AND touch(sys_id) = 'outer'"), "deleted"),
+    ] {
+        let error = world.db.error(&statement).await;
+        assert_eq!(error.code().code(), "27000", "{statement}: {}", error.message());
+        let text = format!(
+            "tuple to be {verb} was already modified by an operation triggered by the current command"
+        );
+        assert_eq!(error.message(), text);
+        assert!(error.hint().is_some());
+    }
+    world.until_like_the_instance("incident", &["short_description", "description"]).await;
+}

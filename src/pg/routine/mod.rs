@@ -119,6 +119,8 @@ pub trait RowWriter: 'static {
     fn update(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>) -> Option<Written>;
     /// Deletes a row; gives back what it was.
     fn delete(&mut self, key: &str) -> Option<Written>;
+    /// Whether this statement has written a record, or is about to.
+    fn is_done(&self, key: &str) -> bool;
     /// No more rows come: those that wait are to be written.
     fn flush(&mut self);
     /// The statement is over.

@@ -155,6 +155,21 @@ impl<W: Wrapper> ModifyState<W> {
     }
 }
 
+/// The ERROR for a row that the statement has changed otherwise than by itself, in Postgres's own words.
+fn refuse_own(command: pg_sys::CmdType::Type) -> ! {
+    let verb = if command == pg_sys::CmdType::CMD_DELETE { "deleted" } else { "updated" };
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION,
+        format!("tuple to be {verb} was already modified by an operation triggered by the current command"),
+        "",
+    )
+    .set_hint(
+        "Consider using an AFTER trigger instead of a BEFORE trigger to propagate changes to other rows.",
+    )
+    .report(PgLogLevel::ERROR);
+    unreachable!("an ERROR was raised")
+}
+
 /// Attribute numbers of what the plan's rows carry beside the new values; 0 for none.
 #[derive(Clone, Copy, Default)]
 struct Junk {
@@ -172,7 +187,8 @@ struct TargetLock {
 
 impl TargetLock {
     /// Locks the row that a row of the plan is about. Gives back the plan's row for it as it is now, which is another one
-    /// if the row has changed and still is to be written; `None` if it is not. As `ExecUpdate` and `ExecDelete` do.
+    /// if the row has changed and still is to be written; `None` if it is not, or if it is one of those that `is_done` knows.
+    /// As `ExecUpdate` and `ExecDelete` do.
     ///
     /// # Safety
     /// The arguments are the executor's.
@@ -182,6 +198,7 @@ impl TargetLock {
         rri: *mut pg_sys::ResultRelInfo,
         plan_slot: *mut pg_sys::TupleTableSlot,
         ctid: i16,
+        is_done: impl FnOnce() -> bool,
     ) -> Option<*mut pg_sys::TupleTableSlot> {
         // SAFETY: by contract; the executor has told its state for rechecks which row of the plan it is at.
         unsafe {
@@ -196,6 +213,8 @@ impl TargetLock {
                 Locked::AsRead => return Some(plan_slot),
                 Locked::Newer => {}
                 Locked::No => return None,
+                Locked::Own if is_done() => return None, // a join brings it once more
+                Locked::Own => refuse_own((*self.statement).operation),
             }
             if !(*rri).ri_oldTupleSlot.is_null() {
                 pg_sys::ExecClearTuple((*rri).ri_oldTupleSlot);
@@ -352,8 +371,12 @@ pub(super) unsafe extern "C-unwind" fn begin_insert<W: Wrapper>(
         let (assigned, any_column) = (Vec::new(), false);
         let buffers = !is_watched(mtstate, rri, operation);
         // COPY hands rows over one by one on Postgres 15, and ends the writing after its triggers.
-        let triggers = (*(*rri).ri_RelationDesc).trigdesc;
-        let waits = buffers && (triggers.is_null() || !(*triggers).trig_insert_after_statement);
+        let root = if (*rri).ri_RootResultRelInfo.is_null() { rri } else { (*rri).ri_RootResultRelInfo };
+        let is_told = |rri: *mut pg_sys::ResultRelInfo| {
+            let triggers = (*(*rri).ri_RelationDesc).trigdesc;
+            !triggers.is_null() && (*triggers).trig_insert_after_statement
+        };
+        let waits = buffers && !is_told(rri) && !is_told(root);
         let target =
             Target { relation, user, operation, assigned, any_column, skip_duplicates, buffers, waits };
         start::<W>((*mtstate).ps.state, rri, target, Junk::default(), None);
@@ -494,7 +517,8 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
         let Junk { key, whole_row, ctid } = state.junk;
         let (mut slot, mut plan_slot) = (slot, plan_slot);
         if let Some(lock) = &state.lock {
-            let Some(planned) = lock.lock(estate, rri, plan_slot, ctid) else { return null_mut() };
+            let is_done = || state.writer.as_ref().is_some_and(|w| w.is_done(&key_of(plan_slot, key)));
+            let Some(planned) = lock.lock(estate, rri, plan_slot, ctid, is_done) else { return null_mut() };
             if planned != plan_slot {
                 plan_slot = planned;
                 slot = pg_sys::ExecGetUpdateNewTuple(rri, planned, (*rri).ri_oldTupleSlot);
@@ -551,7 +575,10 @@ pub(super) unsafe extern "C-unwind" fn exec_delete<W: Wrapper>(
         }
         let Junk { key, ctid, .. } = state.junk;
         let planned = match &state.lock {
-            Some(lock) => lock.lock(estate, rri, plan_slot, ctid),
+            Some(lock) => {
+                let is_done = || state.writer.as_ref().is_some_and(|w| w.is_done(&key_of(plan_slot, key)));
+                lock.lock(estate, rri, plan_slot, ctid, is_done)
+            }
             None => Some(plan_slot),
         };
         let Some(plan_slot) = planned else { return null_mut() };

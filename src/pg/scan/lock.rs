@@ -65,9 +65,10 @@ pub enum Locked {
     AsRead,
     /// It is locked; somebody has changed it since it was read.
     Newer,
-    /// It is not: somebody else has it locked and the query passes over such rows, or it was deleted, or this very
-    /// statement has changed it.
+    /// It is not: somebody else has it locked and the query passes over such rows, or it was deleted.
     No,
+    /// It is not: this very statement, or what it has caused, has changed it.
+    Own,
 }
 
 /// The behaviour wanted of a lock.
@@ -123,7 +124,8 @@ impl Rows {
                         self.hand_on(row, slot, relation);
                         if failure.traversed { Locked::Newer } else { Locked::AsRead }
                     }
-                    pg_sys::TM_Result::TM_WouldBlock | pg_sys::TM_Result::TM_SelfModified => Locked::No,
+                    pg_sys::TM_Result::TM_WouldBlock => Locked::No,
+                    pg_sys::TM_Result::TM_SelfModified => Locked::Own,
                     pg_sys::TM_Result::TM_Updated if one_state => refuse("update"),
                     pg_sys::TM_Result::TM_Deleted if one_state => refuse("delete"),
                     pg_sys::TM_Result::TM_Deleted => Locked::No,
