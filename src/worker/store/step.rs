@@ -109,7 +109,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
                 &[relation.into(), timestamp(*at).into()],
             );
         }
-        Step::Newest(rows) => {
+        Step::Newest(rows) | Step::Changed(rows) => {
             let outcome = put_page(&mirror, rows, Replace::Later, from(Source::Poll), careful);
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             changed(relation, rows, &outcome, 0);
@@ -130,11 +130,6 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
                     i64::try_from(position.total).unwrap_or(i64::MAX).into(),
                 ],
             );
-        }
-        Step::Changed(rows) => {
-            let outcome = put_page(&mirror, rows, Replace::Later, from(Source::Poll), careful);
-            catalog::leave_to_recheck(relation, &outcome.unsettled);
-            changed(relation, rows, &outcome, 0);
         }
         Step::Rechecked { looked_up, present, origin } => {
             let source = match origin {

@@ -6,6 +6,8 @@ mod faults;
 mod fill;
 mod follow;
 mod hidden;
+#[path = "../interrupt/mod.rs"]
+mod interrupt;
 mod keeper;
 mod model;
 mod reconcile;

@@ -14,8 +14,9 @@ use servicenow::sync::store::Position;
 use servicenow_sim::{AclRule, Fault, Simulator};
 
 use crate::faults::all_effects;
+use crate::interrupt::at_most;
 use crate::reconcile::LONG_AGO;
-use crate::restart::{at_most, begun};
+use crate::restart::begun;
 use crate::{Contents, INTEGRATION, TASK_FIELDS, World, assert_same, client};
 
 /// How long to go on with new cases.

@@ -12,8 +12,8 @@ use servicenow_sim::{AclRule, Effect, Fault};
 
 use crate::faults::all_effects;
 use crate::fill::meanwhile;
+use crate::interrupt::at_most;
 use crate::keeper::Keeper;
-use crate::restart::at_most;
 use crate::{INTEGRATION, TASK_FIELDS, World, assert_same, client, fill};
 
 /// What a record says that came without a trace.

@@ -1,9 +1,6 @@
 //! A mirror may end anywhere; whoever goes on from where the store is loses nothing and repeats little.
 
-use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use servicenow::sync::deletes;
@@ -14,21 +11,8 @@ use servicenow::value::SysId;
 use servicenow_sim::{Effect, Fault};
 use tokio::sync::Notify;
 
+use crate::interrupt::at_most;
 use crate::{World, fill, poll};
-
-/// Drops a future after it was polled so often; `None` if it was not done by then.
-pub async fn at_most<F: Future>(future: F, polls: usize) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    std::future::poll_fn(move |cx| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        future.as_mut().poll(cx).map(Some)
-    })
-    .await
-}
 
 /// A store in which a fill has begun, cut into so many ranges.
 pub fn begun(world: &World, ranges: usize, refill: bool) {

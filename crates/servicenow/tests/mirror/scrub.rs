@@ -7,7 +7,7 @@ use servicenow::sync::store::ScrubPosition;
 use servicenow_sim::{AclRule, Effect, Fault, LoggedRequest};
 
 use crate::faults::all_effects;
-use crate::restart::at_most;
+use crate::interrupt::at_most;
 use crate::{INTEGRATION, TASK_FIELDS, World, assert_same, client, fill, poll};
 
 impl World {

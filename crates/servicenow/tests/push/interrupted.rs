@@ -1,13 +1,10 @@
 //! Undoing may fail and end anywhere, and is begun anew.
 
-use std::future::Future;
-use std::pin::pin;
-use std::task::Poll;
-
 use servicenow::push::undo::Outcome;
 use servicenow_sim::{Availability, Cut, Effect, Fault};
 
 use crate::Fate::Answered;
+use crate::interrupt::at_most;
 use crate::{Backend, assert_as_before, client};
 
 /// Failures after which an instance may be tried again.
@@ -29,20 +26,6 @@ pub fn passing_failures() -> Vec<Effect> {
         Effect::Cut { rows: 0, cut: Cut::Broken },
         Effect::Cancelled,
     ]
-}
-
-/// Drops a future after it was polled so often; `None` if it was not done by then.
-pub async fn at_most<F: Future>(future: F, polls: usize) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    std::future::poll_fn(move |cx| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        future.as_mut().poll(cx).map(Some)
-    })
-    .await
 }
 
 /// A transaction that has made, changed and deleted records, and how they were before.

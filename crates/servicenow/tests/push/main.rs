@@ -1,6 +1,8 @@
 //! What a rolled-back transaction has written to a simulated instance is undone over HTTP, whatever happens in between.
 
 mod doubt;
+#[path = "../interrupt/mod.rs"]
+mod interrupt;
 mod interrupted;
 mod model;
 mod undone;

@@ -13,7 +13,8 @@ use servicenow::push::undo::{Outcome, Report};
 use servicenow::value::SysId;
 use servicenow_sim::{Fault, Record};
 
-use crate::interrupted::{at_most, passing_failures};
+use crate::interrupt::at_most;
+use crate::interrupted::passing_failures;
 use crate::{Backend, Fate, assert_as_before};
 
 /// How long to go on with new cases.
