@@ -22,6 +22,12 @@ pub fn strikes(world: &World, place: &str) -> usize {
     world.cluster.log().matches(&format!("failpoint \"{place}\": ")).count()
 }
 
+fn log_end(world: &World) -> String {
+    let log = world.cluster.log();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
 /// Waits until a process has come to a place once more.
 pub async fn until_struck(world: &World, place: &str, before: usize) {
     until_struck_times(world, place, before + 1).await;
@@ -31,7 +37,7 @@ pub async fn until_struck(world: &World, place: &str, before: usize) {
 pub async fn until_struck_times(world: &World, place: &str, times: usize) {
     let began = Instant::now();
     while strikes(world, place) < times {
-        assert!(began.elapsed() < PATIENCE, "nobody comes to {place}");
+        assert!(began.elapsed() < PATIENCE, "nobody comes to {place}; the log's end:\n{}", log_end(world));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
