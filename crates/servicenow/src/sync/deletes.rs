@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::mirror::Spec;
+use super::pace::Pace;
 use super::recheck::recheck;
 use super::store::{DeletesRead, Origin, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
@@ -128,17 +129,23 @@ where
     }
 }
 
-/// Reads deletions every `interval` until the future is dropped; `nudge` ends a wait early.
-pub async fn run<T: Transport, S: Store>(deletes: Deletes<T, S>, interval: Duration, nudge: Arc<Notify>)
+/// Reads deletions at a pace until the future is dropped; `nudge` ends a wait early.
+pub async fn run<T: Transport, S: Store>(deletes: Deletes<T, S>, mut pace: Pace, nudge: Arc<Notify>)
 where
     S::Table: Hash,
 {
     let mut failures = 0;
     loop {
         let outcome = deletes.read().await;
-        let pause = pause_after_reading(&mut failures, outcome.is_ok(), interval);
+        let pause = pause_after_reading(&mut failures, outcome.is_ok(), pace.now());
         // What the store could not note it is told again after the next reading.
         let _noted = deletes.store.note_deletes(outcome).await;
-        let _nudged_or_over = timeout(pause, nudge.notified()).await;
+        let woken = async {
+            tokio::select! {
+                () = nudge.notified() => {}
+                () = pace.changed() => {}
+            }
+        };
+        let _woken_or_over = timeout(pause, woken).await;
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::mirror::Spec;
+use super::pace::Pace;
 use super::store::StoreError;
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
@@ -235,18 +236,24 @@ fn references(specs: &[Spec], defs: &[TableDef]) -> BTreeMap<TableName, String> 
     references
 }
 
-/// Reads metadata every `interval` until the future is dropped; `nudge` ends a wait early.
+/// Reads metadata at a pace until the future is dropped; `nudge` ends a wait early.
 pub async fn run<T: Transport, S: MetadataStore>(
     mut metadata: Metadata<T, S>,
-    interval: Duration,
+    mut pace: Pace,
     nudge: Arc<Notify>,
 ) {
     let mut failures = 0;
     loop {
         let outcome = metadata.read().await;
-        let pause = pause_after_reading(&mut failures, outcome.is_ok(), interval);
+        let pause = pause_after_reading(&mut failures, outcome.is_ok(), pace.now());
         // What the store could not note it is told again after the next reading.
         let _noted = metadata.store.note_metadata(outcome).await;
-        let _nudged_or_over = timeout(pause, nudge.notified()).await;
+        let woken = async {
+            tokio::select! {
+                () = nudge.notified() => {}
+                () = pace.changed() => {}
+            }
+        };
+        let _woken_or_over = timeout(pause, woken).await;
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::beat::Beat;
 use super::describe::Traits;
+use super::pace::Pace;
 use super::store::{Position, Step, Store, StoreError, Upkeep};
 use super::upkeep::Underway;
 use super::{Stop, pause_after};
@@ -39,7 +40,7 @@ pub struct Spec {
     /// Which records.
     pub query: Query,
     /// The time between two polls.
-    pub poll_interval: Duration,
+    pub pace: Pace,
     /// The time between two comparisons of how many records there are.
     pub reconcile_interval: Duration,
     /// The time in which everything is read once more.
@@ -60,7 +61,7 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
         let pause = match mirror.advance().await {
             Ok(pause) => {
                 failures = 0;
-                match pause == mirror.spec.poll_interval {
+                match pause == mirror.spec.pace.now() {
                     true => beat.next_in(pause, Instant::now().into_std(), chance()),
                     false => pause,
                 }
@@ -75,7 +76,13 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
                 pause_after(failures).mul_f64((1.0 + chance()) / 2.0)
             }
         };
-        if timeout(pause, nudge.notified()).await.is_ok() {
+        let woken = async {
+            tokio::select! {
+                () = nudge.notified() => true,
+                () = mirror.spec.pace.changed() => false,
+            }
+        };
+        if timeout(pause, woken).await == Ok(true) {
             mirror.nudge();
         }
     }
@@ -177,12 +184,12 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 }
                 // There is nothing to poll by: the fill itself is the poll.
                 self.apply(Step::Polled { watermark, at }).await?;
-                Ok(FULL_READ_INTERVAL.max(self.spec.poll_interval))
+                Ok(FULL_READ_INTERVAL.max(self.spec.pace.own()))
             }
             Position::Following { .. } if has_updated_on => {
                 if self.is_poll_due() {
                     if !self.poll().await? {
-                        return Ok(self.spec.poll_interval.min(MASS_PAUSE));
+                        return Ok(self.spec.pace.own().min(MASS_PAUSE));
                     }
                     self.is_idle = false;
                 }
@@ -200,7 +207,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                     return Ok(Duration::ZERO);
                 }
                 self.is_idle = true;
-                Ok(self.spec.poll_interval.min(self.upkeep_due_in()))
+                Ok(self.spec.pace.now().min(self.upkeep_due_in()))
             }
             Position::Following { .. } => {
                 self.begin(true).await?;
@@ -211,7 +218,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
 
     /// Whether it is time to poll, in the middle of other work.
     pub(super) fn is_poll_due(&self) -> bool {
-        let is_recent = |last: SystemTime| last.elapsed().is_ok_and(|since| since < self.spec.poll_interval);
+        let is_recent = |last: SystemTime| last.elapsed().is_ok_and(|since| since < self.spec.pace.now());
         self.is_idle || !self.last_poll.is_some_and(is_recent)
     }
 

@@ -16,6 +16,7 @@
 use std::time::{Duration, SystemTime};
 
 mod beat;
+pub mod capture;
 pub mod compare;
 pub mod deletes;
 mod describe;
@@ -23,6 +24,7 @@ mod fill;
 pub mod memory;
 pub mod metadata;
 pub mod mirror;
+pub mod pace;
 mod poll;
 pub mod range;
 mod recheck;

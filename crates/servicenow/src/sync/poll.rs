@@ -124,7 +124,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             return served;
         }
         let since = self.last_poll.and_then(|last| at.duration_since(last).ok());
-        served - since.unwrap_or(self.spec.poll_interval).as_secs() as i64
+        served - since.unwrap_or(self.spec.pace.own()).as_secs() as i64
     }
 
     /// A record that changed and is not among those that match may have matched before. Gives back whether the

@@ -98,6 +98,8 @@ pub enum Origin {
     Fill,
     /// They have changed, or were deleted.
     Poll,
+    /// The instance has told of a change.
+    Capture,
     /// A comparison with the instance.
     Upkeep,
 }

@@ -75,7 +75,7 @@ impl World {
             table: TableName::new(table).expect("a valid name"),
             layout: Arc::new(Layout::of_text(fields)),
             query: Query::all(),
-            poll_interval: Duration::from_millis(10),
+            pace: Duration::from_millis(10).into(),
             reconcile_interval: Duration::from_secs(3_600),
             fill_layout: None,
             scrub_interval: Duration::from_secs(7 * 86_400),

@@ -93,7 +93,7 @@ async fn where_nothing_differs_one_call_is_all() {
 #[tokio::test]
 async fn what_is_missing_costs_calls_by_its_own_number() {
     let mut world = large(12_000).await;
-    world.spec.poll_interval = Duration::from_secs(3_600);
+    world.spec.pace = Duration::from_secs(3_600).into();
     let ids: Vec<String> = world.truth().into_keys().collect();
     for missing in [1, 10, 100] {
         let edit = world.sim.edit().without_workflow();
@@ -288,7 +288,7 @@ async fn polls_stay_due_while_counts_are_compared() {
     let edit = world.sim.edit();
     let id = world.find("number=INC0012345");
     edit.clone().without_workflow().delete_where("task", "number!=INC0012345^stateIN1,2").expect("a query");
-    world.spec.poll_interval = Duration::ZERO;
+    world.spec.pace = Duration::ZERO.into();
     let mut mirror = world.due();
     let mut rounds = 0;
     while !world.is_reconciled() {
@@ -331,7 +331,7 @@ async fn what_changes_while_counts_are_compared_is_not_mistaken() {
 #[tokio::test]
 async fn records_that_come_meanwhile_do_not_pass_for_missing_ones() {
     let mut world = large(4_000).await;
-    world.spec.poll_interval = Duration::from_secs(3_600);
+    world.spec.pace = Duration::from_secs(3_600).into();
     let ids: Vec<String> = world.truth().into_keys().collect();
     let edit = world.sim.edit();
     edit.clone().without_workflow().delete("cmn_cost_center", &ids[1_234]).expect("it is there");

@@ -164,7 +164,7 @@ async fn a_round_takes_its_time() {
     let read = world.store.with(|m| m.upkeep.scrub.clone()).expect("a position");
     assert!(read.after.is_some() && read.read == 10 && read.total == rows, "{read:?}");
     let wait = mirror.advance().await.expect("a poll");
-    assert_eq!(wait, world.spec.poll_interval, "what is late is not made up for");
+    assert_eq!(wait, world.spec.pace.now(), "what is late is not made up for");
 }
 
 #[tokio::test]

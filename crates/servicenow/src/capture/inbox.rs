@@ -1,0 +1,122 @@
+//! Events that have been received and not been taken, of one subscription.
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::Mutex;
+
+use tokio::sync::Notify;
+
+use super::event::{Event, coalesce};
+use crate::value::{SysId, TableName};
+
+/// Records with events waiting, at most; what comes beyond that is found by polls.
+const MOST: usize = 50_000;
+
+/// What waits, and what was counted since it was last taken.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// One event per record.
+    pub events: Vec<Event>,
+    /// How many events they were before.
+    pub seen: u64,
+    /// Requests that were not believed.
+    pub refused: u64,
+    /// There was no room for some: whatever the subscription is about has to be polled.
+    pub overflowed: bool,
+}
+
+/// Between the listener and the reader. Whoever gives does not wait.
+#[derive(Debug, Default)]
+pub struct Inbox {
+    waiting: Mutex<Waiting>,
+    bell: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    events: HashMap<(TableName, SysId), Event>,
+    seen: u64,
+    refused: u64,
+    overflowed: bool,
+}
+
+impl Inbox {
+    /// Takes an event in; `false` if there is no room.
+    pub fn offer(&self, event: Event) -> bool {
+        let is_taken = self.with(|waiting| {
+            waiting.seen += 1;
+            let key = (event.table.clone(), event.id.clone());
+            match waiting.events.remove(&key) {
+                Some(before) => {
+                    waiting.events.extend(coalesce([before, event]).pop().map(|event| (key, event)));
+                    true
+                }
+                None if waiting.events.len() < MOST => {
+                    waiting.events.insert(key, event);
+                    true
+                }
+                None => {
+                    waiting.overflowed = true;
+                    false
+                }
+            }
+        });
+        self.bell.notify_one();
+        is_taken
+    }
+
+    /// Counts a request that was not believed.
+    pub fn refuse(&self) {
+        self.with(|waiting| waiting.refused += 1);
+        self.bell.notify_one();
+    }
+
+    /// Everything that waits, the oldest first.
+    pub fn take(&self) -> Taken {
+        let Waiting { events, seen, refused, overflowed } = self.with(mem::take);
+        let mut events: Vec<Event> = events.into_values().collect();
+        events.sort_by_key(|event| event.at);
+        Taken { events, seen, refused, overflowed }
+    }
+
+    /// Waits until something has come since this was last called.
+    pub async fn wait(&self) {
+        self.bell.notified().await;
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Waiting) -> R) -> R {
+        f(&mut self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::event::Operation;
+    use crate::page::Version;
+
+    fn event(id: usize, count: i64) -> Event {
+        Event {
+            table: TableName::new("incident").expect("a name"),
+            id: SysId::new(id.to_string()),
+            operation: Operation::Write,
+            version: Version { updated_on: Some(count), mod_count: Some(count) },
+            at: count,
+        }
+    }
+
+    #[test]
+    fn a_full_inbox_takes_what_it_knows_of_and_says_what_it_has_lost() {
+        let inbox = Inbox::default();
+        assert!((0..MOST).all(|id| inbox.offer(event(id, 1))));
+        assert!(inbox.offer(event(7, 2)), "a record that is there already takes no room");
+        assert!(!inbox.offer(event(MOST, 1)));
+        inbox.refuse();
+        let taken = inbox.take();
+        assert_eq!((taken.events.len(), taken.seen, taken.refused), (MOST, MOST as u64 + 2, 1));
+        assert!(taken.overflowed);
+        assert!(taken.events.iter().any(|e| e.id.as_str() == "7" && e.version.mod_count == Some(2)));
+        let taken = inbox.take();
+        assert!(taken.events.is_empty() && !taken.overflowed && taken.seen == 0);
+    }
+}

@@ -1,0 +1,340 @@
+//! What a subscription needs in the instance: rules, and for a queue its table. Made, looked at, and taken away.
+//!
+//! Everything is found by the subscription's name, so that it can be made by hand too, by whoever has the rights.
+//! Whatever is there and right stays as it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Value as Json, json};
+use tokio::time::sleep;
+
+use super::{Subscription, SubscriptionId, queue, script};
+use crate::client::Client;
+use crate::client::retry::Effect;
+use crate::client::table_api::{Identity, List};
+use crate::client::transport::Transport;
+use crate::error::{Error, Refusal, Result, Words};
+use crate::page::{Layout, Rows};
+use crate::query::{Op, Query, Term};
+use crate::value::{SysId, TableName};
+
+/// Where rules are kept.
+const RULES: &str = "sys_script";
+/// Where tables are kept.
+const TABLES: &str = "sys_db_object";
+/// Where columns are kept.
+const COLUMNS: &str = "sys_dictionary";
+/// What makes a rule ours, besides its script: field and value.
+const RULE: &[(&str, &str)] = &[
+    ("active", "true"),
+    ("advanced", "true"),
+    ("when", "after"),
+    ("action_insert", "true"),
+    ("action_update", "true"),
+    ("action_delete", "true"),
+    ("condition", ""),
+    ("filter_condition", ""),
+];
+/// A rule runs after those that users make, so that it tells of what they have made of the record.
+const ORDER: &str = "10000";
+/// Deletions in a queue are not worth an entry in the instance's audit.
+const QUEUE_ATTRIBUTES: &str = "no_audit_delete=true";
+/// Rules read at a time: one per table.
+const MOST: u32 = 10_000;
+/// A table is there some time after it was made.
+const TABLE_PATIENCE: u32 = 20;
+/// The pause between two looks whether it is.
+const TABLE_PAUSE: Duration = Duration::from_millis(500);
+
+/// What could not be done in the instance, and why.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("could not {step}: {error}")]
+pub struct Failure {
+    /// What, as an infinitive.
+    pub step: String,
+    /// Why.
+    pub error: Error,
+}
+
+impl Failure {
+    fn at(step: impl Into<String>) -> impl FnOnce(Error) -> Self {
+        let step = step.into();
+        move |error| Self { step, error }
+    }
+
+    /// Whether rights are missing, which somebody else may have.
+    pub fn is_about_rights(&self) -> bool {
+        matches!(
+            self.error,
+            Error::Refused { refusal: Refusal::Acl | Refusal::QueryAcl | Refusal::Aborted, .. }
+                | Error::NoTable(_)
+        )
+    }
+}
+
+/// The outcome of a step.
+type Outcome<T> = std::result::Result<T, Failure>;
+
+/// How the rules of a subscription differ from what they should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// The caller sees no rules and there may be some: nothing is known.
+    pub is_blind: bool,
+    /// Tables without a rule.
+    pub missing: Vec<TableName>,
+    /// Rules that somebody has changed: the rule, its table, and which field.
+    pub altered: Vec<(SysId, TableName, String)>,
+    /// Rules on tables that are not of interest, or more than one on a table.
+    pub surplus: Vec<SysId>,
+}
+
+impl Inspection {
+    /// Whether everything is as it should be, as far as can be seen.
+    pub fn is_fine(&self) -> bool {
+        self.missing.is_empty() && self.altered.is_empty()
+    }
+}
+
+impl<T: Transport> Client<T> {
+    /// The queue of a subscription, if there is one and the caller may read it.
+    pub async fn find_queue(&self, id: &SubscriptionId) -> Result<Option<TableName>> {
+        let label = those("label", &id.name());
+        let named = match self.entries(TABLES, &label, &["name"]).await {
+            Ok(rows) => (!rows.is_empty()).then(|| TableName::new(rows.get(0, "name"))).transpose()?,
+            Err(Error::Refused { .. } | Error::NoTable(_)) => None,
+            Err(e) => return Err(e),
+        };
+        let name = named.map_or_else(|| TableName::new(id.queue_name()), Ok)?;
+        match self.read_queue(&name, 1).await {
+            Ok(_) => Ok(Some(name)),
+            Err(Error::NoTable(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes the queue of a subscription, or what is missing of it; gives back what the instance calls it.
+    pub async fn make_queue(&self, id: &SubscriptionId) -> Outcome<TableName> {
+        let label = those("label", &id.name());
+        let found =
+            self.entries(TABLES, &label, &["name"]).await.map_err(Failure::at("look for the queue table"))?;
+        let name = match found.is_empty() {
+            false => found.get(0, "name").to_owned(),
+            true => {
+                let table = json!({
+                    "name": id.queue_name(), "label": id.name(), "access": "public", "is_extendable": "false",
+                    "create_access_controls": "false", "create_module": "false", "create_mobile_module": "false",
+                });
+                let step = "create the queue table";
+                let made = self.make(TABLES, id.sys_id_of("queue"), &table, &["name"]).await;
+                made.map_err(Failure::at(step))?.get(0, "name").to_owned()
+            }
+        };
+        let name = TableName::new(name).map_err(|e| Failure::at("create the queue table")(e.into()))?;
+        self.make_columns(id, &name).await?;
+        Ok(name)
+    }
+
+    async fn make_columns(&self, id: &SubscriptionId, queue: &TableName) -> Outcome<()> {
+        let step = || format!("create the columns of table \"{queue}\"");
+        let there =
+            self.entries(COLUMNS, &those("name", queue.as_str()), &["element", "internal_type"]).await;
+        let there = there.map_err(Failure::at(step()))?;
+        let has = |name: &str| (0..there.len()).any(|row| there.get(row, "element") == name);
+        for (name, label, length) in queue::COLUMNS.iter().filter(|(name, ..)| !has(name)) {
+            let column = json!({
+                "name": queue.as_str(), "element": name, "column_label": label, "internal_type": "string",
+                "max_length": length.to_string(), "active": "true",
+            });
+            let mut attempts = 0;
+            loop {
+                match self.make(COLUMNS, id.sys_id_of(name), &column, &["element"]).await {
+                    Ok(_) => break,
+                    Err(e @ Error::Refused { refusal: Refusal::Acl, .. }) => {
+                        return Err(Failure::at(step())(e));
+                    }
+                    Err(e) if attempts == TABLE_PATIENCE => return Err(Failure::at(step())(e)),
+                    Err(_) => attempts += 1,
+                }
+                sleep(TABLE_PAUSE).await;
+            }
+        }
+        let collection = (0..there.len()).find(|row| there.get(*row, "internal_type") == "collection");
+        if let Some(row) = collection {
+            let attributes = json!({ "attributes": QUEUE_ATTRIBUTES });
+            // It works without, and leaves more in the audit.
+            let _kept = self.change(COLUMNS, &SysId::new(there.id(row)), &attributes, &["attributes"]).await;
+        }
+        let mut attempts = 0;
+        loop {
+            match self.read_queue(queue, 1).await {
+                Ok(_) => return Ok(()),
+                Err(e) if attempts == TABLE_PATIENCE => return Err(Failure::at(step())(e)),
+                Err(_) => attempts += 1,
+            }
+            sleep(TABLE_PAUSE).await;
+        }
+    }
+
+    /// How a subscription's rules are, compared with what they should be on these tables.
+    pub async fn inspect_rules(
+        &self,
+        subscription: &Subscription,
+        tables: &BTreeSet<TableName>,
+    ) -> Result<Inspection> {
+        let mut fields: Vec<&str> = RULE.iter().map(|(field, _)| *field).collect();
+        fields.extend(["collection", "script"]);
+        let rules = match self.list_entries(RULES, &those("name", &subscription.id.name()), &fields).await {
+            // Rules that may not be seen are counted all the same.
+            Ok((rows, total)) if rows.is_empty() && total > 0 => None,
+            Ok((rows, _)) => Some(rows),
+            Err(Error::Refused { .. } | Error::NoTable(_)) => None,
+            Err(e) => return Err(e),
+        };
+        let Some(rules) = rules else { return Ok(Inspection { is_blind: true, ..Inspection::default() }) };
+        let mut inspection = Inspection::default();
+        let mut wanted: BTreeMap<&str, &TableName> =
+            tables.iter().map(|table| (table.as_str(), table)).collect();
+        for row in 0..rules.len() {
+            let id = SysId::new(rules.id(row));
+            let Some(table) = wanted.remove(rules.get(row, "collection")) else {
+                inspection.surplus.push(id);
+                continue;
+            };
+            let differs = RULE.iter().find(|(field, value)| rules.get(row, field) != *value);
+            let differs = differs.map(|(field, _)| *field).or_else(|| {
+                let ours = script::rule(subscription, table);
+                (!is_same_script(rules.get(row, "script"), &ours)).then_some("script")
+            });
+            if let Some(field) = differs {
+                inspection.altered.push((id, table.clone(), field.to_owned()));
+            }
+        }
+        inspection.missing = wanted.into_values().cloned().collect();
+        Ok(inspection)
+    }
+
+    /// Makes the rule on a table.
+    pub async fn make_rule(&self, subscription: &Subscription, table: &TableName) -> Outcome<()> {
+        let step = || format!("create the Business Rule on table \"{table}\"");
+        let id = subscription.id.sys_id_of(&format!("rule {table}"));
+        let made = self.make(RULES, id, &rule(subscription, table), &["active", "script"]).await;
+        confirm(made.map_err(Failure::at(step()))?, subscription, table).map_err(Failure::at(step()))
+    }
+
+    /// Makes a rule what it should be.
+    pub async fn mend_rule(&self, subscription: &Subscription, table: &TableName, id: &SysId) -> Outcome<()> {
+        let step = || format!("change the Business Rule on table \"{table}\"");
+        let mended = self.change(RULES, id, &rule(subscription, table), &["active", "script"]).await;
+        confirm(mended.map_err(Failure::at(step()))?, subscription, table).map_err(Failure::at(step()))
+    }
+
+    /// Deletes a rule.
+    pub async fn remove_rule(&self, id: &SysId) -> Outcome<()> {
+        match self.delete(&fixed(RULES), id).await {
+            Ok(()) | Err(Error::NoRecord(_)) => Ok(()),
+            Err(e) => Err(Failure::at("delete a Business Rule")(e)),
+        }
+    }
+
+    /// Takes everything away that was made for a subscription; gives back how many rules that were.
+    pub async fn remove_subscription(&self, id: &SubscriptionId) -> Outcome<usize> {
+        let step = "look for the Business Rules";
+        let name = id.name();
+        let (rules, total) = self
+            .list_entries(RULES, &those("name", &name), &["collection"])
+            .await
+            .map_err(Failure::at(step))?;
+        if rules.is_empty() && total > 0 {
+            return Err(Failure::at("see the Business Rules")(forbidden()));
+        }
+        for rule in rules.ids() {
+            self.remove_rule(&SysId::new(rule)).await?;
+        }
+        let tables = match self.entries(TABLES, &those("label", &name), &["name"]).await {
+            Ok(tables) => tables,
+            Err(Error::NoTable(_)) => return Ok(rules.len()),
+            Err(e) => return Err(Failure::at("look for the queue table")(e)),
+        };
+        for table in tables.ids() {
+            match self.delete(&fixed(TABLES), &SysId::new(table)).await {
+                Ok(()) | Err(Error::NoRecord(_)) => {}
+                Err(e) => return Err(Failure::at("delete the queue table")(e)),
+            }
+        }
+        Ok(rules.len())
+    }
+
+    async fn entries(&self, table: &str, query: &Query, fields: &[&str]) -> Result<Rows> {
+        self.list_entries(table, query, fields).await.map(|(rows, _)| rows)
+    }
+
+    async fn list_entries(&self, table: &str, query: &Query, fields: &[&str]) -> Result<(Rows, u64)> {
+        let (table, layout) = (fixed(table), Arc::new(Layout::of_text(fields)));
+        let list = List { table: &table, query, layout: &layout, limit: MOST, offset: 0, count: true };
+        let page = self.list(list).await?;
+        let total = page.total.unwrap_or(page.rows.len() as u64);
+        Ok((page.rows, total))
+    }
+
+    async fn make(&self, table: &str, id: SysId, fields: &Json, answer: &[&str]) -> Result<Rows> {
+        let layout = Arc::new(Layout::of_text(answer));
+        self.insert(&fixed(table), &Identity::Fresh(id), &object(fields), &layout).await
+    }
+
+    async fn change(&self, table: &str, id: &SysId, fields: &Json, answer: &[&str]) -> Result<Rows> {
+        let layout = Arc::new(Layout::of_text(answer));
+        self.update(&fixed(table), id, &object(fields), &layout, Effect::Idempotent).await
+    }
+}
+
+/// The fields of the rule on a table.
+fn rule(subscription: &Subscription, table: &TableName) -> Json {
+    let mut rule = json!({
+        "name": subscription.id.name(), "collection": table.as_str(), "order": ORDER, "sys_scope": "global",
+        "script": script::rule(subscription, table),
+        "description": "Tells a Postgres database of changes. Made by servicenow.install_capture().",
+    });
+    for (field, value) in RULE {
+        rule[field] = (*value).into();
+    }
+    rule
+}
+
+/// The instance drops what the caller may not write without a word.
+fn confirm(stored: Rows, subscription: &Subscription, table: &TableName) -> Result<()> {
+    let script = script::rule(subscription, table);
+    if stored.len() == 1
+        && stored.get(0, "active") == "true"
+        && is_same_script(stored.get(0, "script"), &script)
+    {
+        return Ok(());
+    }
+    Err(forbidden())
+}
+
+/// What the instance does not say.
+fn forbidden() -> Error {
+    let message = "The record is not as it was sent, or not visible to this user".to_owned();
+    Error::Refused { refusal: Refusal::Acl, words: Words { message, detail: None } }
+}
+
+/// Editors change how lines end.
+fn is_same_script(one: &str, other: &str) -> bool {
+    one.trim().lines().map(str::trim_end).eq(other.trim().lines().map(str::trim_end))
+}
+
+/// Entries whose field is one of our names.
+fn those(field: &str, name: &str) -> Query {
+    let term = Term::new(field, Op::Eq, name).expect("names can be expressed");
+    Query::all().and(term).order_by("sys_id")
+}
+
+fn fixed(table: &str) -> TableName {
+    TableName::new(table).expect("a valid name")
+}
+
+fn object(fields: &Json) -> Map<String, Json> {
+    fields.as_object().cloned().unwrap_or_default()
+}

@@ -1,0 +1,543 @@
+//! Taking in what the instance tells of changes by itself, for all tables of a server.
+//!
+//! Events are noted in the store before anything else: from then on the records they name are among those to be looked
+//! up, and the events may be forgotten. What a record looks like is then asked of the instance, many at a time. An event
+//! whose version the store has already, as after a write from here, costs nothing more.
+//!
+//! Polls go on, at a slower pace as long as events can be believed to come: rules are looked at now and then, and a
+//! change that a poll finds and that no event tells of means that capture is *silent*.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::future::try_join_all;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{sleep, timeout};
+use url::Url;
+
+use super::mirror::Spec;
+use super::pace::Brake;
+use super::recheck::recheck;
+use super::store::{Origin, Store, StoreError, StoredRecords};
+use super::{Stop, pause_after};
+use crate::Error;
+use crate::capture::event::{Event, coalesce};
+use crate::capture::inbox::Inbox;
+use crate::capture::queue::PAGE;
+use crate::capture::{Subscription, SubscriptionId, Way};
+use crate::client::Client;
+use crate::client::auth::Secret;
+use crate::client::transport::Transport;
+use crate::value::TableName;
+
+/// The time between two looks after there was something, or while something could not be settled.
+const QUICK: Duration = Duration::from_millis(200);
+/// Looks in the time between two polls, when nothing happens.
+const LOOKS_PER_POLL: u32 = 5;
+/// The longest time between two looks.
+const LONGEST_IDLE: Duration = Duration::from_secs(30);
+/// Requests come one by one: those that come within this time are taken together.
+const GATHER: Duration = Duration::from_millis(10);
+/// Polls as the backstop are so much rarer.
+const BACKSTOP: u32 = 60;
+/// And there are no more of them than one in so many looks into the queue, all tables together.
+const LOOKS_PER_BACKSTOP: u32 = 20;
+/// The time between two looks at the rules.
+const RULES_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a change that no event has told of matters.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How long a table may take to show records; then the next look goes on with them.
+const LONGEST_LOOK: Duration = Duration::from_secs(10);
+/// Records in one look, about as many as an address holds.
+const IDS_AT_A_TIME: usize = 200;
+/// How long there may be nothing to tell the store.
+const NEWS_INTERVAL: Duration = Duration::from_secs(5);
+/// In a webhook, an event may be under way so long.
+const DELIVERY: Duration = Duration::from_secs(10);
+/// Somebody else empties the queue, if its rows were gone before so often.
+const SHARED: u32 = 3;
+
+/// What has become of events.
+#[derive(Clone, Debug)]
+pub struct Noted<T> {
+    /// Records to be looked up now, also because of events before.
+    pub looks: Vec<(T, StoredRecords)>,
+    /// There are others that somebody is writing just now.
+    pub waiting: bool,
+    /// Events that tell of what the store has already.
+    pub echoes: u64,
+}
+
+/// How much can be expected of capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing is there to tell of changes yet.
+    Absent,
+    /// Events come.
+    Active,
+    /// They do not, or not all; why.
+    Silent(String),
+    /// They cannot be read; why.
+    Failed(String),
+}
+
+/// What the store is told now and then.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// See [`State`].
+    pub state: State,
+    /// Events since the last news.
+    pub events: u64,
+    /// Those of them that said no more than others.
+    pub coalesced: u64,
+    /// Those that told of what was known.
+    pub echoes: u64,
+    /// Requests that were not believed.
+    pub refused: u64,
+    /// From the oldest event's rule to its record in the store.
+    pub lag: Option<Duration>,
+    /// Every event of a change that was there at this time has been noted; the local clock.
+    pub complete: Option<SystemTime>,
+    /// The queue, if it was made or found just now.
+    pub queue: Option<TableName>,
+    /// The tables that have rules of ours, if that has changed.
+    pub rules: Option<BTreeSet<TableName>>,
+}
+
+/// Where events are noted.
+pub trait CaptureStore: Store {
+    /// Takes note of events, for good, and says what has to be looked up.
+    fn note_events(
+        &self,
+        events: Vec<Event>,
+    ) -> impl Future<Output = Result<Noted<Self::Table>, StoreError>> + Send;
+
+    /// Takes note of news; gives back how many changes polls have found, before the last time that everything was
+    /// noted, that no event had told of.
+    fn note_capture(&self, news: News) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Somebody else reads the same queue: the subscription is to have another id.
+    fn renew_subscription(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// Where events come from.
+#[derive(Clone, Debug)]
+pub enum Channel {
+    /// A queue in the instance, as far as its name is known.
+    Queue(Option<TableName>),
+    /// The listener's inbox.
+    Webhook {
+        /// The inbox.
+        inbox: Arc<Inbox>,
+        /// Where rules post to.
+        endpoint: Url,
+        /// What they sign with.
+        key: Secret,
+    },
+}
+
+/// What is known of a subscription.
+#[derive(Debug)]
+pub struct Setup {
+    /// Its id.
+    pub id: SubscriptionId,
+    /// Where its events come from.
+    pub channel: Channel,
+    /// It was installed from here: what new tables need may be made.
+    pub installed: bool,
+    /// The tables that were given rules.
+    pub rules: BTreeSet<TableName>,
+    /// The time between two polls of a table.
+    pub poll_interval: Duration,
+}
+
+/// Reads the events of one server's tables.
+pub struct Capture<T, S: Store> {
+    client: Client<T>,
+    store: Arc<S>,
+    specs: HashMap<S::Table, Spec>,
+    setup: Setup,
+    brake: Arc<Brake>,
+    /// Something is left to be looked up.
+    waiting: bool,
+    /// What is being looked up, and of which tables.
+    looking: JoinSet<Look<S::Table>>,
+    busy: HashSet<S::Table>,
+    /// Tables whose records could not be looked up: until when they are left alone, and how often in a row.
+    resting: HashMap<S::Table, (Instant, u32)>,
+    inspected: Option<Instant>,
+    /// What is wrong with the rules.
+    fault: Option<String>,
+    /// When changes were found that no event had told of, and how many.
+    missed: Option<(Instant, u64)>,
+    /// How often rows were gone before they were deleted.
+    strangers: u32,
+    news: News,
+    told: Option<Instant>,
+}
+
+impl<T: Transport, S: CaptureStore> Capture<T, S>
+where
+    S::Table: Hash,
+{
+    /// A reader for these tables.
+    pub fn new(
+        client: Client<T>,
+        store: Arc<S>,
+        specs: HashMap<S::Table, Spec>,
+        setup: Setup,
+        brake: Arc<Brake>,
+    ) -> Self {
+        Self {
+            client,
+            store,
+            specs,
+            setup,
+            brake,
+            waiting: true,
+            looking: JoinSet::new(),
+            busy: HashSet::new(),
+            resting: HashMap::new(),
+            inspected: None,
+            fault: None,
+            missed: None,
+            strangers: 0,
+            news: nothing_new(),
+            told: None,
+        }
+    }
+
+    /// Looks once whether there is something, and settles it; gives back whether there was. Nothing is lost by an
+    /// error: the caller may call again.
+    pub async fn look(&mut self) -> Result<bool, Stop> {
+        while let Some(look) = self.looking.try_join_next() {
+            self.end(look);
+        }
+        if self.inspected.is_none_or(|at| at.elapsed() >= RULES_INTERVAL) {
+            self.look_after_rules().await?;
+            self.inspected = Some(Instant::now());
+        }
+        let is_active = match &self.setup.channel {
+            Channel::Queue(None) => {
+                self.news.state = State::Absent;
+                false
+            }
+            Channel::Queue(Some(queue)) => self.read_queue(queue.clone()).await?,
+            Channel::Webhook { inbox, .. } => self.read_inbox(inbox.clone()).await?,
+        };
+        self.tell().await?;
+        Ok(is_active)
+    }
+
+    async fn read_queue(&mut self, queue: TableName) -> Result<bool, Stop> {
+        let at = SystemTime::now();
+        let page = self.client.read_queue(&queue, PAGE).await?;
+        let is_all = page.rows.len() as u64 >= page.total;
+        let is_active = !page.rows.is_empty();
+        let seen = page.events.len();
+        let looks = self.note(page.events, seen as u64).await?;
+        self.start(looks);
+        // They are noted, and looked up meanwhile: whoever comes next finds them in the store.
+        if self.client.delete_queued(&queue, page.rows).await? > 0 {
+            self.strangers += 1;
+        }
+        if self.strangers >= SHARED {
+            self.store.renew_subscription().await?;
+            return Err(StoreError::Stale.into());
+        }
+        if is_all {
+            self.news.complete = Some(at);
+        }
+        Ok(is_active)
+    }
+
+    async fn read_inbox(&mut self, inbox: Arc<Inbox>) -> Result<bool, Stop> {
+        let at = SystemTime::now();
+        let taken = inbox.take();
+        self.news.refused += taken.refused;
+        if taken.overflowed {
+            self.missed = Some((Instant::now(), 0));
+        }
+        let is_active = taken.seen > 0;
+        for some in taken.events.chunks(PAGE as usize) {
+            let looks = self.note(some.to_vec(), some.len() as u64).await?;
+            self.start(looks);
+        }
+        if taken.events.is_empty() {
+            let looks = self.note(Vec::new(), 0).await?;
+            self.start(looks);
+        }
+        let more = taken.seen.saturating_sub(taken.events.len() as u64);
+        (self.news.events, self.news.coalesced) = (self.news.events + more, self.news.coalesced + more);
+        self.news.complete = at.checked_sub(DELIVERY);
+        Ok(is_active)
+    }
+
+    /// Has the store note events; gives back what has to be looked up.
+    async fn note(&mut self, events: Vec<Event>, seen: u64) -> Result<Looks<S::Table>, Stop> {
+        if events.is_empty() && !self.waiting {
+            return Ok(Looks::default());
+        }
+        let events = coalesce(events);
+        let oldest = events.iter().map(|event| event.at).filter(|at| *at > 0).min();
+        let left = events.len() as u64;
+        let noted = self.store.note_events(events).await?;
+        self.news.events += seen;
+        self.news.coalesced += seen - left;
+        self.news.echoes += noted.echoes;
+        self.waiting = noted.waiting;
+        Ok(Looks { records: noted.looks, oldest })
+    }
+
+    /// Has records looked up, each table on its own: one that is slow delays no other. What fails or takes long stays
+    /// noted and comes again, after a rest.
+    fn start(&mut self, looks: Looks<S::Table>) {
+        for (table, stored) in looks.records {
+            let rests = self.resting.get(&table).is_some_and(|(until, _)| *until > Instant::now());
+            let Some(spec) = self.specs.get(&table).filter(|_| !rests && self.busy.insert(table)) else {
+                self.waiting = true;
+                continue;
+            };
+            let (client, store, spec, oldest) =
+                (self.client.clone(), self.store.clone(), spec.clone(), looks.oldest);
+            self.looking.spawn(async move {
+                let parts = stored
+                    .chunks(IDS_AT_A_TIME)
+                    .map(|part| recheck(&client, &*store, table, &spec, part.to_vec(), Origin::Capture));
+                let done = timeout(LONGEST_LOOK, try_join_all(parts)).await;
+                Look { table, is_done: matches!(done, Ok(Ok(_))), oldest }
+            });
+        }
+    }
+
+    fn end(&mut self, look: Result<Look<S::Table>, JoinError>) {
+        match look {
+            Ok(look) => self.settle(look),
+            // It panicked. What it was about stays noted; which table that was is not known.
+            Err(_) => self.busy.clear(),
+        }
+    }
+
+    /// Takes note of a look that has come to its end.
+    fn settle(&mut self, look: Look<S::Table>) {
+        self.busy.remove(&look.table);
+        if !look.is_done {
+            let (_, failures) = self.resting.get(&look.table).copied().unwrap_or((Instant::now(), 0));
+            let rest = (Instant::now() + pause_after(failures + 1), failures + 1);
+            self.resting.insert(look.table, rest);
+            self.waiting = true;
+            return;
+        }
+        self.resting.remove(&look.table);
+        if let Some(oldest) = look.oldest.and_then(|at| u64::try_from(at).ok()) {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_millis(oldest);
+            let lag = SystemTime::now().duration_since(at).unwrap_or_default();
+            self.news.lag = Some(self.news.lag.map_or(lag, |longest| longest.max(lag)));
+        }
+    }
+
+    /// Finds the queue, and makes what new tables need if it was installed from here.
+    async fn look_after_rules(&mut self) -> Result<(), Stop> {
+        if let Channel::Queue(None) = self.setup.channel {
+            let mut queue = self.client.find_queue(&self.setup.id).await?;
+            if queue.is_none() && self.setup.installed {
+                match self.client.make_queue(&self.setup.id).await {
+                    Ok(made) => queue = Some(made),
+                    Err(failure) => self.fault = Some(failure.to_string()),
+                }
+            }
+            self.news.queue = queue.clone();
+            self.setup.channel = Channel::Queue(queue);
+        }
+        let way = match &self.setup.channel {
+            Channel::Queue(None) => return Ok(()),
+            Channel::Queue(Some(queue)) => Way::Queue(queue.clone()),
+            Channel::Webhook { endpoint, key, .. } => {
+                Way::Webhook { endpoint: endpoint.clone(), key: key.clone() }
+            }
+        };
+        let subscription = Subscription { id: self.setup.id.clone(), way };
+        let tables: BTreeSet<TableName> = self.specs.values().map(|spec| spec.table.clone()).collect();
+        let mut found = self.client.inspect_rules(&subscription, &tables).await?;
+        self.fault = None;
+        if self.setup.installed && !found.is_blind {
+            let is_new = |table: &TableName| !self.setup.rules.contains(table);
+            let (new, lost): (Vec<_>, Vec<_>) = found.missing.into_iter().partition(is_new);
+            found.missing = lost;
+            for table in new {
+                match self.client.make_rule(&subscription, &table).await {
+                    Ok(()) => drop(self.setup.rules.insert(table)),
+                    Err(failure) => self.fault = Some(failure.to_string()),
+                }
+            }
+            for rule in &found.surplus {
+                // It tells of what nobody wants to know; the next look tries again.
+                let _tried_again = self.client.remove_rule(rule).await;
+            }
+            self.setup.rules.retain(|table| tables.contains(table));
+            self.news.rules = Some(self.setup.rules.clone());
+        }
+        if let Some(table) = found.missing.first() {
+            self.fault = Some(format!("table \"{table}\" has no Business Rule \"{}\"", self.setup.id.name()));
+        }
+        if let Some((_, table, field)) = found.altered.first() {
+            let name = self.setup.id.name();
+            self.fault = Some(match field.as_str() {
+                "active" => format!("Business Rule \"{name}\" on table \"{table}\" is not active"),
+                field => {
+                    format!("field \"{field}\" of Business Rule \"{name}\" on table \"{table}\" was changed")
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> State {
+        if matches!(self.setup.channel, Channel::Queue(None)) {
+            return self.fault.clone().map_or(State::Absent, State::Failed);
+        }
+        let recent = self.missed.filter(|(at, _)| at.elapsed() < SILENCE);
+        match (&self.fault, recent) {
+            (Some(fault), _) => State::Silent(fault.clone()),
+            (None, Some((_, 0))) => State::Silent("more events came than could be kept".to_owned()),
+            (None, Some((_, count))) => {
+                State::Silent(format!("polling has found {count} changes that no event had told of"))
+            }
+            (None, None) => State::Active,
+        }
+    }
+
+    /// Tells the store what is new, if anything is or some time has passed, and sets the pace of polls.
+    async fn tell(&mut self) -> Result<(), Stop> {
+        let state = self.state();
+        let before = std::mem::replace(&mut self.news.state, state);
+        let is_due = self.told.is_none_or(|at| at.elapsed() >= NEWS_INTERVAL);
+        let is_new = self.news.events + self.news.refused > 0 || self.news.rules.is_some();
+        if is_due || is_new || before != self.news.state {
+            let missed = self.store.note_capture(self.news.clone()).await?;
+            let state = self.news.state.clone();
+            self.news = News { state, ..nothing_new() };
+            self.told = Some(Instant::now());
+            if missed > 0 {
+                self.missed = Some((Instant::now(), missed));
+            }
+        }
+        self.brake.set((self.news.state == State::Active).then(|| self.backstop()));
+        Ok(())
+    }
+
+    /// The pace of polls while events come.
+    fn backstop(&self) -> Duration {
+        let tables = u32::try_from(self.specs.len()).unwrap_or(u32::MAX);
+        let by_tables = self.idle().saturating_mul(LOOKS_PER_BACKSTOP).saturating_mul(tables);
+        self.setup.poll_interval.saturating_mul(BACKSTOP).max(by_tables)
+    }
+
+    /// The time between two looks when nothing happens.
+    fn idle(&self) -> Duration {
+        (self.setup.poll_interval / LOOKS_PER_POLL).clamp(QUICK, LONGEST_IDLE)
+    }
+
+    /// Waits for the next look: for events where they come by themselves, or for something that was waited for.
+    async fn rest(&mut self, pause: Duration) {
+        let over = sleep(pause);
+        tokio::pin!(over);
+        loop {
+            let inbox = match &self.setup.channel {
+                Channel::Webhook { inbox, .. } => Some(inbox.clone()),
+                Channel::Queue(_) => None,
+            };
+            tokio::select! {
+                () = &mut over => return,
+                () = async { inbox.as_ref().expect("there is one").wait().await }, if inbox.is_some() => {
+                    return sleep(GATHER).await;
+                }
+                Some(look) = self.looking.join_next() => {
+                    self.end(look);
+                    if self.waiting && self.resting.is_empty() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A table's records have been looked up.
+struct Look<T> {
+    table: T,
+    is_done: bool,
+    /// When the rule of the oldest event ran.
+    oldest: Option<i64>,
+}
+
+/// What events have left to be looked up.
+struct Looks<T> {
+    records: Vec<(T, StoredRecords)>,
+    /// When the rule of the oldest event ran.
+    oldest: Option<i64>,
+}
+
+impl<T> Default for Looks<T> {
+    fn default() -> Self {
+        Self { records: Vec::new(), oldest: None }
+    }
+}
+
+fn nothing_new() -> News {
+    News {
+        state: State::Absent,
+        events: 0,
+        coalesced: 0,
+        echoes: 0,
+        refused: 0,
+        lag: None,
+        complete: None,
+        queue: None,
+        rules: None,
+    }
+}
+
+/// Reads events until the future is dropped, or the store says that what is to be read has changed.
+pub async fn run<T: Transport, S: CaptureStore>(mut capture: Capture<T, S>)
+where
+    S::Table: Hash,
+{
+    let (mut failures, mut pause) = (0, QUICK);
+    loop {
+        pause = match capture.look().await {
+            Ok(is_active) => {
+                failures = 0;
+                if is_active { QUICK } else { (pause * 2).min(capture.idle()) }
+            }
+            Err(Stop::Store(StoreError::Stale)) => return,
+            Err(stop) => {
+                failures += 1;
+                capture.fail(stop).await;
+                pause_after(failures)
+            }
+        };
+        capture.rest(pause).await;
+    }
+}
+
+impl<T: Transport, S: CaptureStore> Capture<T, S>
+where
+    S::Table: Hash,
+{
+    /// Nothing can be expected for now: polls are what they would be without capture.
+    async fn fail(&mut self, stop: Stop) {
+        self.brake.set(None);
+        let gone = matches!(&stop, Stop::Remote(Error::NoTable(_)));
+        let text = match (&self.setup.channel, gone) {
+            (Channel::Queue(Some(queue)), true) => format!("queue table \"{queue}\" is gone: {stop}"),
+            _ => stop.to_string(),
+        };
+        (self.news.state, self.news.complete) = (State::Failed(text), None);
+        // What the store could not note now is told with the next look.
+        let _told = self.store.note_capture(News { state: self.news.state.clone(), ..nothing_new() }).await;
+    }
+}

@@ -1,0 +1,92 @@
+//! How often something is polled: at its own interval, or less often while the instance tells of changes by itself.
+
+use std::future::pending;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// The interval of something that is polled.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    own: Duration,
+    slowed: Option<watch::Receiver<Option<Duration>>>,
+}
+
+/// Slows down what is polled of a server, as long as polling is only the backstop. When it is dropped everything is back
+/// at its own pace.
+#[derive(Debug)]
+pub struct Brake(watch::Sender<Option<Duration>>);
+
+impl Default for Brake {
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
+    }
+}
+
+impl Brake {
+    /// The pace of something whose own interval is this.
+    pub fn pace(&self, own: Duration) -> Pace {
+        Pace { own, slowed: Some(self.0.subscribe()) }
+    }
+
+    /// Has everything polled no more often than this, or at its own pace.
+    pub fn set(&self, least: Option<Duration>) {
+        self.0.send_if_modified(|before| std::mem::replace(before, least) != least);
+    }
+}
+
+impl From<Duration> for Pace {
+    /// Nothing slows it down.
+    fn from(own: Duration) -> Self {
+        Self { own, slowed: None }
+    }
+}
+
+impl Pace {
+    /// The interval at the moment.
+    pub fn now(&self) -> Duration {
+        let least = self.slowed.as_ref().and_then(|slowed| *slowed.borrow());
+        least.map_or(self.own, |least| least.max(self.own))
+    }
+
+    /// The interval if nothing slows it down.
+    pub fn own(&self) -> Duration {
+        self.own
+    }
+
+    /// As this one, of something that is done less often.
+    pub fn times(&self, factor: u32) -> Self {
+        Self { own: self.own.saturating_mul(factor), slowed: self.slowed.clone() }
+    }
+
+    /// Waits until the pace has changed.
+    pub async fn changed(&mut self) {
+        if let Some(slowed) = &mut self.slowed
+            && slowed.changed().await.is_ok()
+        {
+            return;
+        }
+        // It stays as it is.
+        self.slowed = None;
+        pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_brake_slows_what_is_quicker_and_lets_go() {
+        let brake = Brake::default();
+        let (mut quick, slow) = (brake.pace(Duration::from_secs(1)), brake.pace(Duration::from_secs(100)));
+        assert_eq!((quick.now(), slow.now()), (Duration::from_secs(1), Duration::from_secs(100)));
+        brake.set(Some(Duration::from_secs(10)));
+        assert_eq!((quick.now(), slow.now()), (Duration::from_secs(10), Duration::from_secs(100)));
+        quick.changed().await;
+        brake.set(None);
+        quick.changed().await;
+        assert_eq!(quick.now(), Duration::from_secs(1));
+        assert_eq!(Pace::from(Duration::from_secs(3)).now(), Duration::from_secs(3));
+    }
+}
