@@ -76,7 +76,12 @@ CREATE TABLE servicenow.row_delta (
 -- writing them or because what it read seemed older than what the cache has.
 CREATE TABLE servicenow.recheck (
     foreign_table   oid NOT NULL,
-    sys_id          text NOT NULL
+    sys_id          text NOT NULL,
+    -- The version of which the instance has told: a row that has it by then need not be looked up. NULL if not known.
+    updated_on      bigint,
+    mod_count       bigint,
+    -- The instance has told that it is gone: no row is enough, too.
+    gone            boolean NOT NULL DEFAULT false
 );
 
 -- Records that are gone since a short while: deleted by a user's statement, or looked up by the worker and not there. A page
@@ -102,6 +107,42 @@ CREATE TABLE servicenow.sync_server (
     metadata_watermark bigint,
     metadata_error    text,
     metadata_error_at timestamptz
+);
+
+-- Subscriptions to changes, one row per server whose option capture is not poll. The key is a secret: whoever has it can
+-- tell of changes.
+CREATE TABLE servicenow.capture (
+    server          oid PRIMARY KEY,
+    subscription    text NOT NULL,
+    -- Counts how often it had to get another id.
+    salt            integer NOT NULL DEFAULT 0,
+    -- Made by install_capture(), and how often anything was made or taken away by hand.
+    installed       boolean NOT NULL DEFAULT false,
+    installs        integer NOT NULL DEFAULT 0,
+    queue_table     text,
+    signing_key     text NOT NULL,
+    -- The remote tables that were given a rule.
+    rules           text[] NOT NULL DEFAULT '{}',
+    state           text NOT NULL DEFAULT 'absent' CHECK (state IN ('absent', 'active', 'silent', 'failed')),
+    reason          text,
+    state_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    events          bigint NOT NULL DEFAULT 0,
+    coalesced       bigint NOT NULL DEFAULT 0,
+    echoes          bigint NOT NULL DEFAULT 0,
+    refused         bigint NOT NULL DEFAULT 0,
+    -- Seconds from the oldest of the last events to its record in the cache.
+    lag             double precision,
+    last_event_at   timestamptz,
+    -- Everything that had changed by then has been told and noted.
+    complete_at     timestamptz
+) WITH (fillfactor = 50);
+
+-- Changes that polls have found while events were to tell of them. A crash may forget them.
+CREATE UNLOGGED TABLE servicenow.suspect (
+    server          oid NOT NULL,
+    foreign_table   oid NOT NULL,
+    sys_id          text NOT NULL,
+    at              timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
 -- One row per change of a cache after its first fill. Holds values of rows: nobody may read it unless it is granted.

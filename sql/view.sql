@@ -1,3 +1,17 @@
+-- How servers capture changes. What is left from before an option was set back is not shown.
+CREATE VIEW servicenow._capture AS
+SELECT o.server,
+       o.capture,
+       CASE WHEN o.capture = 'poll' THEN 'off' ELSE coalesce(c.state, 'absent') END AS capture_state,
+       CASE WHEN o.capture <> 'poll' THEN c.lag * interval '1 second' END AS capture_lag,
+       CASE WHEN o.capture <> 'poll' THEN c.reason END AS capture_error,
+       CASE WHEN o.capture <> 'poll' AND c.state = 'active' THEN c.complete_at END AS complete_at
+FROM (SELECT s.oid AS server,
+             coalesce((SELECT option_value FROM pg_catalog.pg_options_to_table(s.srvoptions)
+                       WHERE option_name = 'capture'), 'poll') AS capture
+      FROM pg_catalog.pg_foreign_server s) o
+     LEFT JOIN servicenow.capture c USING (server);
+
 CREATE VIEW servicenow.sync_status AS
 SELECT s.srvname AS server,
        t.foreign_table::regclass AS foreign_table,
@@ -15,7 +29,8 @@ SELECT s.srvname AS server,
             THEN greatest(0, t.rows_total - t.rows_filled) / r.rate * interval '1 second'
        END AS eta,
        t.last_change_at,
-       CASE WHEN t.filled THEN clock_timestamp() - t.last_poll_at END AS lag,
+       -- While events come a table is as it was when all of them had last been noted.
+       CASE WHEN t.filled THEN clock_timestamp() - greatest(t.last_poll_at, e.complete_at) END AS lag,
        t.last_poll_at,
        t.last_reconcile_at,
        coalesce(w.writes, 0) AS pending_writes,
@@ -23,12 +38,17 @@ SELECT s.srvname AS server,
        CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at
             WHEN v.last_error IS NOT NULL THEN v.last_error_at
             ELSE v.metadata_error_at
-       END AS last_error_at
+       END AS last_error_at,
+       e.capture,
+       e.capture_state,
+       e.capture_lag,
+       e.capture_error
 FROM servicenow.sync_table t
      JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
      JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver
      LEFT JOIN servicenow.sync_server v ON v.server = f.ftserver
-     LEFT JOIN servicenow._pending_writes() w ON w.foreign_table = t.foreign_table,
+     LEFT JOIN servicenow._pending_writes() w ON w.foreign_table = t.foreign_table
+     JOIN servicenow._capture e ON e.server = f.ftserver,
      LATERAL (SELECT t.rows + coalesce(sum(d.delta), 0)::bigint AS rows
               FROM servicenow.row_delta d WHERE d.foreign_table = t.foreign_table) n,
      LATERAL (SELECT (t.rows_filled / nullif(extract(epoch FROM
@@ -39,6 +59,30 @@ WHERE pg_catalog.has_any_column_privilege(t.foreign_table, 'SELECT')
 COMMENT ON VIEW servicenow.sync_status IS 'how far each foreign table''s cache is behind ServiceNow';
 
 GRANT SELECT ON servicenow.sync_status TO PUBLIC;
+
+CREATE VIEW servicenow.stat_capture AS
+SELECT s.srvname AS server,
+       e.capture,
+       c.subscription,
+       c.queue_table,
+       e.capture_state AS state,
+       c.state_at AS state_since,
+       e.capture_error AS error,
+       c.events,
+       c.coalesced,
+       c.echoes,
+       c.refused,
+       e.capture_lag AS lag,
+       c.last_event_at,
+       c.complete_at
+FROM servicenow.capture c
+     JOIN pg_catalog.pg_foreign_server s ON s.oid = c.server
+     JOIN servicenow._capture e ON e.server = c.server
+WHERE pg_catalog.has_server_privilege(s.oid, 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
+
+COMMENT ON VIEW servicenow.stat_capture IS 'what instances have told of changes by themselves, per server';
+
+GRANT SELECT ON servicenow.stat_capture TO PUBLIC;
 
 CREATE VIEW servicenow.schema_drift AS
 SELECT s.srvname AS server,

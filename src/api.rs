@@ -1,5 +1,6 @@
 //! The functions of schema `servicenow`, and those the extension's own triggers call.
 
+use std::ffi::CStr;
 use std::time::{Duration, SystemTime};
 
 use pgrx::datum::Interval;
@@ -9,7 +10,7 @@ use pgrx::{Internal, PgSqlErrorCode as Sql};
 use crate::error::{error, raise};
 use crate::option::{self, Context};
 use crate::wait::Wait;
-use crate::{cache, catalog, import, pg, verify, wait, worker};
+use crate::{cache, capture, catalog, import, pg, verify, wait, worker};
 
 /// The handler of the foreign-data wrapper.
 #[pg_extern(sql = "
@@ -183,6 +184,42 @@ fn verify(
 > {
     let rows = verify::verify(foreign_table);
     TableIterator::new(rows.map(|v| (v.range, v.remote, v.local, v.hidden, v.missing, v.extra, v.differing)))
+}
+
+/// Has an instance tell of changes, as the server's option `capture` says.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.install_capture(server name) RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'install_capture_wrapper';
+REVOKE ALL ON FUNCTION servicenow.install_capture(name) FROM PUBLIC;
+")]
+fn install_capture(server: &CStr) {
+    pg::session::refuse_during_recovery(c"install_capture()");
+    capture::install(&server.to_string_lossy());
+    worker::ensure();
+    worker::wake_at_commit();
+}
+
+/// Takes away from an instance what [`install_capture`] has made there for a server of this database.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.uninstall_capture(server name) RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'uninstall_capture_wrapper';
+REVOKE ALL ON FUNCTION servicenow.uninstall_capture(name) FROM PUBLIC;
+")]
+fn uninstall_capture(server: &CStr) {
+    pg::session::refuse_during_recovery(c"uninstall_capture()");
+    capture::uninstall(&server.to_string_lossy());
+    worker::wake_at_commit();
+}
+
+/// The script of the Business Rule that tells of changes of a foreign table, to be pasted by hand.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.capture_script(foreign_table regclass) RETURNS text
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'capture_script_wrapper';
+REVOKE ALL ON FUNCTION servicenow.capture_script(regclass) FROM PUBLIC;
+")]
+fn capture_script(foreign_table: pg_sys::Oid) -> String {
+    pg::session::refuse_during_recovery(c"capture_script()");
+    capture::script(foreign_table)
 }
 
 /// Adds columns for the fields that a foreign table does not show; gives back how many.

@@ -8,6 +8,7 @@
 //! - [`setting`]: the settings of sessions; [`freshness`]: whether caches may be read as they are; [`wait`]:
 //!   waiting until they may
 //! - [`worker`]: the background process that keeps caches up to date
+//! - [`capture`]: having instances tell of changes by themselves
 //! - [`verify`]: the proof that a cache is complete
 //! - [`failpoint`]: where tests have processes die
 //! - [`catalog`]: the extension's own tables, and the mirror behind a foreign table
@@ -22,6 +23,7 @@
 
 mod api;
 mod cache;
+mod capture;
 mod catalog;
 mod connection;
 #[allow(unsafe_code)]

@@ -59,6 +59,8 @@ const OPTIONS: &[(&str, Context, Kind)] = &[
     ("instance_url", Context::Server, Kind::Url),
     ("allow_http", Context::Server, Kind::Boolean),
     ("sync_user", Context::Server, Kind::Text),
+    ("capture", Context::Server, Kind::OneOf(&["poll", "queue", "webhook"])),
+    ("webhook_url", Context::Server, Kind::Url),
     ("poll_interval", Context::Server, Kind::Time(100)),
     ("reconcile_interval", Context::Server, Kind::Time(1_000)),
     ("scrub_interval", Context::Server, Kind::Time(1_000)),
@@ -163,6 +165,9 @@ fn may_set(server: &ServerOptions, options: &Options) -> Result<()> {
             "Only roles with privileges of role pg_read_server_files may set it.",
         ));
     }
+    if let Some(url) = &server.webhook_url {
+        require_https("webhook_url", find(options, "webhook_url"), url, allow_http)?;
+    }
     require_https("instance_url", find(options, "instance_url"), &server.instance_url, allow_http)
 }
 
@@ -263,6 +268,17 @@ fn find<'o>(options: &'o Options, name: &str) -> Option<&'o str> {
     options.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
 }
 
+/// How the instance tells of changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptureMode {
+    /// Not at all: it is polled.
+    Poll,
+    /// By rows in a table of its own.
+    Queue,
+    /// By requests to the listener.
+    Webhook,
+}
+
 /// A server's options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerOptions {
@@ -270,6 +286,10 @@ pub struct ServerOptions {
     pub instance_url: Url,
     /// The role whose user mapping the worker uses, if it is not the server's owner.
     pub sync_user: Option<String>,
+    /// How the instance tells of changes.
+    pub capture: CaptureMode,
+    /// Where webhooks reach the listener, if that is not its own address.
+    pub webhook_url: Option<Url>,
     /// The time between two polls of a table.
     pub poll_interval: Duration,
     /// The time between two comparisons of a table with the instance.
@@ -307,6 +327,12 @@ impl ServerOptions {
         Ok(Self {
             instance_url,
             sync_user: find(options, "sync_user").map(str::to_owned),
+            capture: match find(options, "capture") {
+                Some("queue") => CaptureMode::Queue,
+                Some("webhook") => CaptureMode::Webhook,
+                _ => CaptureMode::Poll,
+            },
+            webhook_url: find(options, "webhook_url").map(|url| parse_url("webhook_url", url)).transpose()?,
             poll_interval: time("poll_interval", "10s")?,
             reconcile_interval: time("reconcile_interval", "1h")?,
             scrub_interval: time("scrub_interval", "7d")?,

@@ -1,6 +1,7 @@
 //! The settings of sessions, `servicenow_fdw.*`.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
@@ -37,6 +38,9 @@ pub enum Push {
 }
 
 static PUSH: GucSetting<Push> = GucSetting::<Push>::new(Push::Statement);
+static LISTEN_ADDRESS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LISTEN_CERT_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+static LISTEN_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static MAX_STALENESS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CDC_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3_600);
 static INCOMPLETE_READS: GucSetting<IncompleteReads> =
@@ -80,6 +84,36 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );
+    let texts = [
+        (
+            c"servicenow_fdw.listen_address",
+            c"Where ServiceNow's webhooks are listened for: host and port.",
+            c"Empty turns this off. One worker of the cluster listens for all databases.",
+            &LISTEN_ADDRESS,
+        ),
+        (
+            c"servicenow_fdw.listen_cert_file",
+            c"The certificate of the listener for webhooks, with its chain (PEM).",
+            c"Without one it listens on loopback addresses only.",
+            &LISTEN_CERT_FILE,
+        ),
+        (
+            c"servicenow_fdw.listen_key_file",
+            c"The private key of the listener for webhooks (PEM).",
+            c"",
+            &LISTEN_KEY_FILE,
+        ),
+    ];
+    for (name, short, long, setting) in texts {
+        GucRegistry::define_string_guc(
+            name,
+            short,
+            long,
+            setting,
+            GucContext::Sighup,
+            GucFlags::SUPERUSER_ONLY,
+        );
+    }
     crate::failpoint::define();
     crate::pg::session::reserve_settings(PREFIX);
 }
@@ -103,6 +137,21 @@ pub fn max_staleness_text() -> String {
 /// How long changes stay in the log; `None` is for ever.
 pub fn cdc_retention() -> Option<Duration> {
     u64::try_from(CDC_RETENTION.get()).ok().map(Duration::from_secs)
+}
+
+/// Where webhooks are listened for; `None` if they are not.
+pub fn listen_address() -> Option<String> {
+    text(&LISTEN_ADDRESS)
+}
+
+/// The listener's certificate and key, if it has both.
+pub fn listen_certificate() -> Option<(PathBuf, PathBuf)> {
+    Some((text(&LISTEN_CERT_FILE)?.into(), text(&LISTEN_KEY_FILE)?.into()))
+}
+
+fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {
+    let text = setting.get()?.into_string().ok()?;
+    (!text.is_empty()).then_some(text)
 }
 
 /// When writes are sent.

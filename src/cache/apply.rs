@@ -45,8 +45,18 @@ pub struct Outcome {
     pub inserted: i64,
     /// Rows changed.
     pub updated: i64,
+    /// Some of the records that were added or changed.
+    pub touched: Vec<String>,
     /// Records that have to be looked up: somebody is writing them, or what was read seems older.
     pub unsettled: Vec<String>,
+}
+
+impl Outcome {
+    fn touch(&mut self, id: &str) {
+        if self.touched.len() < catalog::SUSPECTS {
+            self.touched.push(id.to_owned());
+        }
+    }
 }
 
 /// What came of the answer to a write.
@@ -203,7 +213,11 @@ impl CacheWriter {
                 false => Verdict::Unclear,
             };
             match verdict {
-                Verdict::Replace => outcome.updated += i64::from(self.update(rows, row).changed),
+                Verdict::Replace if self.update(rows, row).changed => {
+                    outcome.updated += 1;
+                    outcome.touch(id);
+                }
+                Verdict::Replace => {}
                 Verdict::Keep => {}
                 Verdict::Unclear => outcome.unsettled.push(id.to_owned()),
             }
@@ -211,11 +225,13 @@ impl CacheWriter {
         if !careful {
             self.insert_many(rows, &new);
             outcome.inserted = new.len() as i64;
+            new.iter().for_each(|row| outcome.touch(rows.id(*row)));
             return outcome;
         }
         for row in new {
             if self.insert_alone(rows, row) {
                 outcome.inserted += 1;
+                outcome.touch(rows.id(row));
             } else {
                 outcome.unsettled.push(rows.id(row).to_owned());
             }

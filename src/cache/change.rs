@@ -15,6 +15,8 @@ pub enum Source {
     Backfill,
     /// It was among what has changed, or among what was deleted.
     Poll,
+    /// The instance has told of it.
+    Capture,
     /// A comparison with the instance found it.
     Reconcile,
     /// A statement here.
@@ -27,6 +29,7 @@ impl Source {
         match self {
             Source::Backfill => "backfill",
             Source::Poll => "poll",
+            Source::Capture => "capture",
             Source::Reconcile => "reconcile",
             Source::Write => "write",
         }

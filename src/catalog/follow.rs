@@ -139,6 +139,11 @@ pub fn tidy() {
         &[],
     );
     write(
+        "DELETE FROM servicenow.capture c
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s WHERE s.oid = c.server)",
+        &[],
+    );
+    write(
         "DELETE FROM servicenow.request_stat r
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s WHERE s.oid = r.server)",
         &[],

@@ -3,6 +3,7 @@
 //!
 //! Called in backends and in the worker, inside a transaction.
 
+mod capture;
 mod change_log;
 mod dictionary;
 mod drift;
@@ -35,6 +36,10 @@ use crate::pg;
 use crate::pg::expand::Template;
 use crate::pg::session::AsOwner;
 
+pub use capture::{
+    SUSPECTS, Subscription, installed, leave_events_to_recheck, note_capture, renew_subscription,
+    subscription, suspect, trust, with_rechecks,
+};
 pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
 pub use dictionary::{definition, keep_definition, kept_definition, remember_definition};
 pub use drift::{Drift, DriftKind, note_drift, settle_drift};
@@ -48,8 +53,8 @@ pub use progress::{
 };
 pub use request_stat::add_request_stats;
 pub use rows::{
-    Outlook, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent, leave_to_recheck,
-    outlook, rechecked, remember_absent, to_recheck,
+    Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent,
+    leave_to_recheck, outlook, rechecked, remember_absent, to_recheck,
 };
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};

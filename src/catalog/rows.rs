@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use pgrx::pg_sys;
+use servicenow::page::Version;
 
 use super::{get, read, write};
 use crate::pg;
@@ -71,12 +72,40 @@ pub fn leave_to_recheck(relation: pg_sys::Oid, ids: &[String]) {
     }
 }
 
+/// A record to be looked up, unless the cache is found to be what the instance has told of.
+pub struct Recheck {
+    /// The record.
+    pub id: String,
+    /// What it has told: the row's version, or that it is gone; `None` if it has told nothing.
+    pub told: Option<Told>,
+}
+
+/// What the instance has told of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It has this version.
+    Version(Version),
+    /// It was deleted.
+    Gone,
+}
+
 /// Records to be looked up, each once.
-pub fn to_recheck(relation: pg_sys::Oid) -> Vec<String> {
+pub fn to_recheck(relation: pg_sys::Oid) -> Vec<Recheck> {
     read(
-        "SELECT DISTINCT sys_id FROM servicenow.recheck WHERE foreign_table = $1",
+        "SELECT sys_id, bool_and(gone), CASE WHEN bool_and(mod_count IS NOT NULL) THEN max(updated_on) END, max(mod_count)
+         FROM servicenow.recheck WHERE foreign_table = $1 GROUP BY sys_id",
         &[relation.into()],
-        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+        |rows| {
+            rows.filter_map(|row| {
+                let version = || Some(Version { updated_on: Some(get(&row, 3)?), mod_count: Some(get(&row, 4)?) });
+                let told = match get(&row, 2) {
+                    Some(true) => Some(Told::Gone),
+                    _ => version().map(Told::Version),
+                };
+                Some(Recheck { id: get(&row, 1)?, told })
+            })
+            .collect()
+        },
     )
 }
 

@@ -220,10 +220,19 @@ pub fn foreign_table(relation: pg_sys::Oid, wrapper: &CStr) -> Option<(pg_sys::O
 pub struct Server {
     /// Its name.
     pub name: String,
+    /// The name of its foreign-data wrapper.
+    pub wrapper: CString,
     /// The role that owns it.
     pub owner: pg_sys::Oid,
     /// Its options.
     pub options: Options,
+}
+
+/// A server's identifier by its name; an ERROR if there is none.
+pub fn server_by_name(name: &str) -> pg_sys::Oid {
+    let name = CString::new(name).unwrap_or_default();
+    // SAFETY: a live C string; raises an ERROR if there is no such server.
+    unsafe { pg_sys::get_foreign_server_oid(name.as_ptr(), false) }
 }
 
 /// A server by identifier; an ERROR if there is none.
@@ -233,6 +242,7 @@ pub fn server(oid: pg_sys::Oid) -> Server {
         let server = pg_sys::GetForeignServer(oid);
         Server {
             name: text((*server).servername).unwrap_or_default(),
+            wrapper: CStr::from_ptr((*pg_sys::GetForeignDataWrapper((*server).fdwid)).fdwname).to_owned(),
             owner: (*server).owner,
             options: options((*server).options),
         }

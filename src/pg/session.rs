@@ -100,6 +100,17 @@ pub fn may_read_server_files() -> bool {
     }
 }
 
+/// Whether the current role owns a foreign server, as superusers do.
+pub fn owns_server(server: pg_sys::Oid) -> bool {
+    // SAFETY: syscache lookups.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return pg_sys::pg_foreign_server_ownercheck(server, pg_sys::GetUserId());
+        #[cfg(not(feature = "pg15"))]
+        return pg_sys::object_ownercheck(pg_sys::ForeignServerRelationId, server, pg_sys::GetUserId());
+    }
+}
+
 /// Whether the role may read a column of the relation at least.
 pub fn may_select_some_of(relation: pg_sys::Oid) -> bool {
     let select = pg_sys::ACL_SELECT as pg_sys::AclMode;

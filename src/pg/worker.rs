@@ -85,6 +85,12 @@ pub fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress && !pg_sys::IsBinaryUpgrade }
 }
 
+/// What tells this cluster from others; copies of it have the same.
+pub fn system_identifier() -> u64 {
+    // SAFETY: reads the control file as this process has it.
+    unsafe { pg_sys::GetSystemIdentifier() }
+}
+
 /// The database this process is connected to.
 pub fn database() -> pg_sys::Oid {
     // SAFETY: reads a variable.

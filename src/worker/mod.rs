@@ -4,7 +4,9 @@
 //! main thread carries out what they ask for ([`store`]), a short transaction each, and watches the catalogs
 //! for what there is to mirror ([`tasks`]). No transaction is open while anybody waits for the network.
 
+pub mod capture;
 pub mod launcher;
+mod listener;
 pub mod mailbox;
 pub mod recovery;
 mod store;
@@ -23,6 +25,7 @@ use crate::pg;
 use crate::pg::io::Bell;
 use crate::pg::worker::End;
 use crate::setting;
+use listener::Front;
 use mailbox::Mailbox;
 use recovery::Recovery;
 use tasks::Tasks;
@@ -102,6 +105,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
     let mailbox = Mailbox::open();
     let mut recovery = Recovery::new(bell.clone());
     recovery::tidy();
+    let mut front = Front::default();
     let (mut tidied, mut counted): (Option<Instant>, _) = (None, Instant::now());
     loop {
         let mut woken = pg::io::wait(Some(&bell), Some(TICK));
@@ -116,6 +120,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
             bell.ring();
         }
         pg::worker::reload_configuration_if_asked();
+        front.follow_settings();
         if pg::worker::database_is_wanted() {
             return Ok(("the database is to be dropped, renamed or copied", End::ForNow));
         }

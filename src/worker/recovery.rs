@@ -305,6 +305,17 @@ pub fn pending_writes() -> HashMap<u32, i64> {
     pending
 }
 
+/// The records of writes as [`pending_writes`] counts them, with their foreign tables.
+pub fn records_under_way() -> HashSet<(u32, String)> {
+    let mut records = HashSet::new();
+    for path in files().unwrap_or_default() {
+        let notes = fs::read(path).ok().and_then(|bytes| decode(&bytes).ok()).unwrap_or_default().notes;
+        let record = |write: OpenWrite| (write.intent.foreign_table, write.intent.sys_id.as_str().to_owned());
+        records.extend(open_writes(notes).into_iter().map(record));
+    }
+    records
+}
+
 /// Removes what is left of databases that are no more.
 pub fn tidy() {
     let Ok(entries) = fs::read_dir(directory().parent().unwrap_or(Path::new(""))) else { return };

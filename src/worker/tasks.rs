@@ -11,16 +11,19 @@ use servicenow::dictionary::TableDef;
 use servicenow::sync::deletes::{self, Deletes};
 use servicenow::sync::metadata::{self, Metadata};
 use servicenow::sync::mirror::{self, Mirror, Spec};
+use servicenow::sync::pace::Brake;
 use servicenow::sync::store::{Position, Upkeep};
 use tokio::sync::{Notify, mpsc};
 
+use super::capture;
 use super::mailbox::Letter;
 use super::store::{PgStore, Request, Table, note_failure};
 use crate::cache::ddl;
+use crate::capture::new_key;
 use crate::catalog;
 use crate::connection::{HttpClient, WORKER, new_client, sync_user};
 use crate::failpoint;
-use crate::option::{self, Login, ServerOptions};
+use crate::option::{self, CaptureMode, Login, ServerOptions};
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
 
@@ -46,6 +49,10 @@ struct Server {
     mirrors: HashMap<Table, Task>,
     /// The readers of deletions and of metadata, and the tables they were started for.
     readers: Option<(HashSet<Table>, [Task; 2])>,
+    /// The reader of events, if there are any.
+    capture: Option<capture::Reader>,
+    /// Slows polls down while events come.
+    brake: Arc<Brake>,
 }
 
 /// A running task.
@@ -67,6 +74,7 @@ impl Task {
 struct Plan {
     options: ServerOptions,
     login: Login,
+    capture: Option<capture::Plan>,
     tables: Vec<PlannedTable>,
     /// Tables that could not be looked at just now; what runs for them goes on.
     unclear: HashSet<Table>,
@@ -101,8 +109,10 @@ impl Tasks {
                 match new_client(&plan.options, plan.login.clone(), WORKER) {
                     Ok(client) => {
                         let (options, login) = (plan.options.clone(), plan.login.clone());
-                        let (mirrors, readers) = (HashMap::new(), None);
-                        self.servers.insert(oid, Server { options, login, client, mirrors, readers });
+                        let (mirrors, brake) = (HashMap::new(), Arc::new(Brake::default()));
+                        let server =
+                            Server { options, login, client, mirrors, readers: None, capture: None, brake };
+                        self.servers.insert(oid, server);
                     }
                     Err(e) => {
                         let text = e.to_string();
@@ -152,6 +162,7 @@ impl Tasks {
         self.servers.values().any(|server| {
             let readers = server.readers.iter().flat_map(|(_, tasks)| tasks);
             server.mirrors.values().chain(readers).any(|task| task.handle.is_finished())
+                || server.capture.as_ref().is_some_and(capture::Reader::has_ended)
         })
     }
 
@@ -182,6 +193,7 @@ impl Server {
         for PlannedTable { table, spec, position, upkeep, known } in plan.tables {
             if !self.mirrors.contains_key(&table) {
                 let (client, store) = (self.client.clone(), store.clone());
+                let spec = Spec { pace: self.brake.pace(spec.pace.own()), ..spec };
                 let mirror = Mirror::new(client, store, table, spec, position, upkeep, known.as_ref());
                 self.mirrors.insert(table, Task::start(|nudge| mirror::run(mirror, nudge))?);
             }
@@ -191,13 +203,30 @@ impl Server {
         };
         if plan.unclear.is_empty() && !self.readers.as_ref().is_some_and(is_current) {
             let interval =
-                specs.values().map(|spec| spec.poll_interval).min().unwrap_or(Duration::from_secs(10));
+                specs.values().map(|spec| spec.pace.own()).min().unwrap_or(Duration::from_secs(10));
+            let pace = self.brake.pace(interval);
             let metadata = Metadata::new(self.client.clone(), store.clone(), &specs);
             let metadata =
-                Task::start(|nudge| metadata::run(metadata, interval * POLLS_PER_METADATA, nudge))?;
-            let deletes = Deletes::new(self.client.clone(), store.clone(), specs);
-            let deletes = Task::start(|nudge| deletes::run(deletes, interval, nudge))?;
-            self.readers = Some((wanted, [deletes, metadata]));
+                Task::start(|nudge| metadata::run(metadata, pace.times(POLLS_PER_METADATA), nudge))?;
+            let deletes = Deletes::new(self.client.clone(), store.clone(), specs.clone());
+            let deletes = Task::start(|nudge| deletes::run(deletes, pace, nudge))?;
+            self.readers = Some((wanted.clone(), [deletes, metadata]));
+        }
+        match plan.capture {
+            None => {
+                self.capture = None;
+                self.brake.set(None);
+            }
+            Some(capture) => {
+                let is_current = |reader: &capture::Reader| reader.is_current(&capture, &wanted);
+                if plan.unclear.is_empty() && !self.capture.as_ref().is_some_and(is_current) {
+                    // The old one is gone before the new one listens.
+                    self.capture = None;
+                    let (client, store, brake) = (self.client.clone(), store.clone(), self.brake.clone());
+                    let reader = capture::Reader::start(capture, client, store, specs, &self.options, brake)?;
+                    self.capture = Some(reader);
+                }
+            }
         }
         Ok(())
     }
@@ -248,9 +277,28 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
         if pg::xact::subtransaction(|| catalog::note_source(server, &instance, &who)).is_err() {
             catalog::keep_work_changed(); // somebody is changing one of its tables at this very moment
         }
-        Ok(Plan { options, login, tables: Vec::new(), unclear: HashSet::new() })
+        let capture = capture_plan(server, &options);
+        Ok(Plan { options, login, capture, tables: Vec::new(), unclear: HashSet::new() })
     };
     pg::xact::subtransaction(read).unwrap_or_else(|caught| Err(caught.message))
+}
+
+/// What should be read of a server's events; without a table's lock that somebody has it is looked at again.
+fn capture_plan(server: pg_sys::Oid, options: &ServerOptions) -> Option<capture::Plan> {
+    if options.capture == CaptureMode::Poll {
+        return None;
+    }
+    let key = new_key();
+    let Ok(subscription) = pg::xact::subtransaction(|| catalog::subscription(server, &key)) else {
+        catalog::keep_work_changed();
+        return None;
+    };
+    let subscription = subscription?;
+    let endpoint = capture::endpoint(options, &subscription.id);
+    if options.capture == CaptureMode::Webhook && endpoint.is_none() {
+        return None; // nobody listens
+    }
+    Some(capture::Plan { subscription, endpoint })
 }
 
 fn table(plan: &Plan, work: &catalog::Work) -> Option<PlannedTable> {
@@ -260,7 +308,7 @@ fn table(plan: &Plan, work: &catalog::Work) -> Option<PlannedTable> {
         layout: mirror.layout.clone(),
         fill_layout: mirror.fill_layout(),
         query: mirror.query.clone(),
-        poll_interval: mirror.poll_interval.unwrap_or(plan.options.poll_interval),
+        pace: mirror.poll_interval.unwrap_or(plan.options.poll_interval).into(),
         reconcile_interval: plan.options.reconcile_interval,
         scrub_interval: plan.options.scrub_interval,
         page_size: plan.options.page_size,

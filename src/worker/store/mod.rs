@@ -1,10 +1,13 @@
 //! The store behind the mirrors: requests from Tokio threads, carried out by the main thread.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
+use servicenow::capture::event::{self, Event};
 use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
+use servicenow::sync::capture::{News, Noted};
 use servicenow::sync::compare::{Comparison, Difference, Shown};
 use servicenow::sync::metadata::MetadataStore;
 use servicenow::sync::range::Range;
@@ -13,15 +16,17 @@ use servicenow::value::{SysId, TableName};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::apply;
-use crate::catalog::{self, Mirror, timestamp, write};
+use crate::catalog::{self, Mirror, Recheck, Told, timestamp, write};
 use crate::failpoint;
 use crate::pg;
 use crate::pg::io::Bell;
 use crate::pg::xact::Caught;
+use crate::worker::recovery;
 use step::current_mirror;
 
 pub use step::note_failure;
 
+mod capture;
 mod metadata;
 mod step;
 
@@ -62,6 +67,9 @@ enum Work {
     Describe(Vec<TableDef>),
     Relabel(TableName, Vec<(SysId, String)>),
     NoteMetadata(Result<i64, Stop>),
+    NoteEvents(Vec<Event>),
+    NoteCapture(Box<News>),
+    RenewSubscription,
 }
 
 impl Work {
@@ -95,6 +103,9 @@ impl Work {
             Work::Describe(_) => "describe",
             Work::Relabel(..) => "relabel",
             Work::NoteMetadata(_) => "metadata",
+            Work::NoteEvents(_) => "events",
+            Work::NoteCapture(_) => "capture",
+            Work::RenewSubscription => "renew_subscription",
         }
     }
 }
@@ -107,6 +118,8 @@ enum Done {
     Found(Found<Table>),
     ToRecheck(StoredRecords),
     Since(Option<i64>),
+    Events(Noted<Table>),
+    Missed(u64),
     Noted,
 }
 
@@ -320,7 +333,7 @@ fn execute(
         }
         (Work::ToRecheck, Some(table)) => {
             let (mirror, _) = current_mirror(table)?;
-            Ok(Done::ToRecheck(to_recheck(&mirror)))
+            Ok(Done::ToRecheck(to_recheck(&mirror).records))
         }
         (Work::DeletesSince, _) => Ok(Done::Since(catalog::deletes_since(server))),
         (Work::MetadataSince, _) => Ok(Done::Since(catalog::metadata_since(server))),
@@ -336,6 +349,13 @@ fn execute(
             metadata::note(server, outcome);
             Ok(Done::Noted)
         }
+        (Work::NoteEvents(events), _) => Ok(Done::Events(capture::note(server, events))),
+        (Work::NoteCapture(news), _) => Ok(Done::Missed(catalog::note_capture(server, news))),
+        (Work::RenewSubscription, _) => {
+            catalog::renew_subscription(server);
+            catalog::keep_work_changed();
+            Ok(Done::Noted)
+        }
         (Work::Find(ids), _) => Ok(Done::Found(find(server, ids))),
         (Work::NoteDeletes(outcome), _) => {
             note_deletes(server, outcome);
@@ -348,16 +368,42 @@ fn execute(
     }
 }
 
-/// Some of the records that have to be looked up: those that nobody is writing.
-fn to_recheck(mirror: &Mirror) -> StoredRecords {
-    let ids = catalog::to_recheck(mirror.foreign_table);
-    let mut there = apply::versions(mirror, ids.iter().map(String::as_str));
+/// Records that have to be looked up.
+struct ToRecheck {
+    /// Some of those that nobody is writing.
+    records: StoredRecords,
+    /// There are others.
+    is_more: bool,
+}
+
+/// What has to be looked up of a table. Rows that have by now what the instance has told of need not be.
+fn to_recheck(mirror: &Mirror) -> ToRecheck {
+    let mut wanted = catalog::to_recheck(mirror.foreign_table);
+    let mut there = apply::versions(mirror, wanted.iter().map(|record| record.id.as_str()));
+    let is_settled = |record: &Recheck| match (record.told, there.get(&record.id)) {
+        (Some(Told::Gone), None) => true,
+        (Some(Told::Version(told)), Some(stored)) => event::has(*stored, told),
+        _ => false,
+    };
+    let settled: Vec<Recheck> = wanted.extract_if(.., |record| is_settled(record)).collect();
+    if !settled.is_empty() {
+        catalog::rechecked(mirror.foreign_table, settled.iter().map(|record| record.id.as_str()).collect());
+    }
     let free = apply::lock_free(mirror, there.keys().map(String::as_str));
-    // One that is not in the cache any more is looked up too, and settled.
-    let is_free = |id: &String| free.contains(id) || !there.contains_key(id);
-    let ids: Vec<String> = ids.into_iter().filter(is_free).take(RECHECKED_AT_A_TIME).collect();
+    // One that is not in the cache is looked up too, unless it is being added at this very moment.
+    let adding = match wanted.iter().any(|record| !there.contains_key(&record.id)) {
+        true => recovery::records_under_way(),
+        false => HashSet::new(),
+    };
+    let is_being_added = |id: &str| adding.contains(&(mirror.foreign_table.to_u32(), id.to_owned()));
+    let all = wanted.len();
+    let is_free = |id: &String| free.contains(id) || (!there.contains_key(id) && !is_being_added(id));
+    let ids: Vec<String> =
+        wanted.into_iter().map(|record| record.id).filter(is_free).take(RECHECKED_AT_A_TIME).collect();
+    let is_more = ids.len() < all;
     let version = |id: String| (there.remove(&id).unwrap_or_default(), id);
-    ids.into_iter().map(version).map(|(version, id)| (SysId::new(id), version)).collect()
+    let records = ids.into_iter().map(version).map(|(version, id)| (SysId::new(id), version)).collect();
+    ToRecheck { records, is_more }
 }
 
 /// Which of these records the caches of a server have. A cache that somebody has locked is left out, and said

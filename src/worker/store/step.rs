@@ -112,6 +112,9 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
         Step::Newest(rows) | Step::Changed(rows) => {
             let outcome = put_page(&mirror, rows, Replace::Later, from(Source::Poll), careful);
             catalog::leave_to_recheck(relation, &outcome.unsettled);
+            if filled {
+                catalog::suspect(mirror.server, relation, &outcome.touched);
+            }
             changed(relation, rows, &outcome, 0);
         }
         Step::Scrubbed { rows, position } => {
@@ -135,6 +138,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             let source = match origin {
                 Origin::Fill => Source::Backfill,
                 Origin::Poll => Source::Poll,
+                Origin::Capture => Source::Capture,
                 Origin::Upkeep => Source::Reconcile,
             };
             let outcome = put(&mirror, present, Replace::Unchanged(looked_up), from(source), careful);

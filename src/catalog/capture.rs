@@ -1,0 +1,225 @@
+//! Subscriptions to changes, what has come of their events, and what polls have found that no event told of:
+//! `servicenow.capture` and `suspect`.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use pgrx::pg_sys;
+use servicenow::capture::SubscriptionId;
+use servicenow::capture::event::{Event, Operation};
+use servicenow::client::auth::Secret;
+use servicenow::page::Version;
+use servicenow::sync::capture::{News, State};
+use servicenow::value::TableName;
+
+use super::{get, read, timestamp, write};
+use crate::pg;
+
+/// Changes found by one poll that are remembered until events have had the time to come.
+pub const SUSPECTS: usize = 100;
+
+/// A server's subscription.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Its id.
+    pub id: SubscriptionId,
+    /// It was installed from here.
+    pub installed: bool,
+    /// How often anything was installed or taken away.
+    pub installs: i32,
+    /// Its queue, once it is known.
+    pub queue: Option<TableName>,
+    /// What webhooks sign with.
+    pub key: Secret,
+    /// The tables that were given rules.
+    pub rules: BTreeSet<TableName>,
+}
+
+/// The subscription of a server of this database; made at first use, out of what does not change, so that whoever was
+/// interrupted meets in the instance what was made before. `key` is used for a new one.
+pub fn subscription(server: pg_sys::Oid, key: &Secret) -> Option<Subscription> {
+    let (salt, known) = read(
+        "SELECT salt, subscription FROM servicenow.capture WHERE server = $1",
+        &[server.into()],
+        |mut rows| rows.next().map_or((0, None), |row| (get(&row, 1).unwrap_or(0), get::<String>(&row, 2))),
+    );
+    let id = subscription_id(server, salt);
+    if known.as_deref() != Some(id.as_str()) {
+        // Another database has the row's: this one is a copy of it, and has nothing in the instance yet.
+        write("DELETE FROM servicenow.capture WHERE server = $1", &[server.into()]);
+        write(
+            "INSERT INTO servicenow.capture (server, subscription, salt, signing_key) VALUES ($1, $2, $3, $4)
+             ON CONFLICT DO NOTHING",
+            &[server.into(), id.as_str().into(), salt.into(), key.reveal().into()],
+        );
+    }
+    read(
+        "SELECT installed, installs, queue_table, signing_key, rules FROM servicenow.capture WHERE server = $1",
+        &[server.into()],
+        |mut rows| {
+            let row = rows.next()?;
+            let rules: Vec<String> = get(&row, 5).unwrap_or_default();
+            Some(Subscription {
+                id,
+                installed: get(&row, 1).unwrap_or(false),
+                installs: get(&row, 2).unwrap_or_default(),
+                queue: get::<String>(&row, 3).and_then(|name| TableName::new(name).ok()),
+                key: Secret::new(get::<String>(&row, 4)?),
+                rules: rules.into_iter().filter_map(|name| TableName::new(name).ok()).collect(),
+            })
+        },
+    )
+}
+
+fn subscription_id(server: pg_sys::Oid, salt: i32) -> SubscriptionId {
+    let system = pg::worker::system_identifier().to_string();
+    let (database, server) = (pg::worker::database().to_u32().to_string(), server.to_u32().to_string());
+    SubscriptionId::of(&[&system, &database, &server, &salt.to_string()])
+}
+
+/// A server's subscription gets another id. What the old one has in the instance is left to whoever shares it.
+pub fn renew_subscription(server: pg_sys::Oid) {
+    let salt =
+        read("SELECT salt + 1 FROM servicenow.capture WHERE server = $1", &[server.into()], |mut rows| {
+            rows.next().and_then(|row| get::<i32>(&row, 1))
+        });
+    let Some(salt) = salt else { return };
+    let id = subscription_id(server, salt);
+    write(
+        "UPDATE servicenow.capture
+         SET salt = $2, subscription = $3, queue_table = NULL, rules = '{}', installs = installs + 1
+         WHERE server = $1",
+        &[server.into(), salt.into(), id.as_str().into()],
+    );
+    let name = pg::catalog::server(server).name;
+    pg::worker::log(&format!(
+        "server \"{name}\": another database reads the same queue; the subscription is {id} from now on"
+    ));
+}
+
+/// What a server's subscription needs is there now, or has been taken away.
+pub fn installed(
+    server: pg_sys::Oid,
+    installed: bool,
+    queue: Option<&TableName>,
+    rules: &BTreeSet<TableName>,
+) {
+    write(
+        "UPDATE servicenow.capture
+         SET installed = $2, queue_table = $3, rules = $4, installs = installs + 1, state = 'absent', reason = NULL,
+             complete_at = NULL
+         WHERE server = $1",
+        &[server.into(), installed.into(), queue.map(TableName::as_str).into(), names(rules).into()],
+    );
+}
+
+fn names(tables: &BTreeSet<TableName>) -> Vec<String> {
+    tables.iter().map(|table| table.as_str().to_owned()).collect()
+}
+
+/// Takes note of news of a server's events. Gives back how many changes polls had found before everything was last
+/// noted of which no event has told, and forgets them.
+pub fn note_capture(server: pg_sys::Oid, news: &News) -> u64 {
+    let (state, reason) = match &news.state {
+        State::Absent => ("absent", None),
+        State::Active => ("active", None),
+        State::Silent(why) => ("silent", Some(why.clone())),
+        State::Failed(why) => ("failed", Some(why.clone())),
+    };
+    let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let is_news = write(
+        "UPDATE servicenow.capture SET state = $2, reason = $3, state_at = clock_timestamp()
+         WHERE server = $1 AND (state, reason) IS DISTINCT FROM ($2, $3)",
+        &[server.into(), state.into(), reason.clone().into()],
+    );
+    if is_news > 0 {
+        let name = pg::catalog::server(server).name;
+        let why = reason.map_or(String::new(), |reason| format!(": {reason}"));
+        pg::worker::log(&format!("server \"{name}\": capture of changes is {state}{why}"));
+    }
+    write(
+        "UPDATE servicenow.capture
+         SET events = events + $2, coalesced = coalesced + $3, echoes = echoes + $4, refused = refused + $5,
+             lag = coalesce($6, lag), complete_at = CASE WHEN $2 > 0 OR $7 IS NOT NULL THEN coalesce($7, complete_at) END,
+             last_event_at = CASE WHEN $2 > 0 THEN clock_timestamp() ELSE last_event_at END,
+             queue_table = coalesce($8, queue_table), rules = coalesce($9, rules)
+         WHERE server = $1",
+        &[
+            server.into(),
+            count(news.events).into(),
+            count(news.coalesced).into(),
+            count(news.echoes).into(),
+            count(news.refused).into(),
+            news.lag.map(|lag| lag.as_secs_f64()).into(),
+            news.complete.map(timestamp).into(),
+            news.queue.as_ref().map(TableName::as_str).into(),
+            news.rules.as_ref().map(names).into(),
+        ],
+    );
+    news.complete.map_or(0, |complete| forget_suspects(server, complete))
+}
+
+fn forget_suspects(server: pg_sys::Oid, before: SystemTime) -> u64 {
+    let missed = read(
+        "SELECT count(*) FROM servicenow.suspect s
+         WHERE server = $1 AND at < $2 AND NOT EXISTS
+             (SELECT FROM servicenow.recheck r WHERE r.foreign_table = s.foreign_table AND r.sys_id = s.sys_id)",
+        &[server.into(), timestamp(before).into()],
+        |mut rows| rows.next().and_then(|row| get::<i64>(&row, 1)),
+    );
+    write(
+        "DELETE FROM servicenow.suspect WHERE server = $1 AND at < $2",
+        &[server.into(), timestamp(before).into()],
+    );
+    missed.and_then(|missed| u64::try_from(missed).ok()).unwrap_or_default()
+}
+
+/// A poll has found changes. Events should have told of them, or be about to, if there are any at all.
+pub fn suspect(server: pg_sys::Oid, relation: pg_sys::Oid, ids: &[String]) {
+    if !ids.is_empty() {
+        write(
+            "INSERT INTO servicenow.suspect (server, foreign_table, sys_id)
+             SELECT $1, $2, id FROM unnest($3::text[]) id
+             WHERE EXISTS (SELECT FROM servicenow.capture WHERE server = $1 AND state = 'active')",
+            &[server.into(), relation.into(), ids.to_vec().into()],
+        );
+    }
+}
+
+/// Events have told of these records.
+pub fn trust(server: pg_sys::Oid, ids: &[String]) {
+    write(
+        "DELETE FROM servicenow.suspect WHERE server = $1 AND sys_id = ANY ($2)",
+        &[server.into(), ids.to_vec().into()],
+    );
+}
+
+/// Has the worker look up the records of events, unless their rows have those versions by then.
+pub fn leave_events_to_recheck<'e>(relation: pg_sys::Oid, events: impl Iterator<Item = &'e Event>) {
+    let (mut ids, mut times, mut counts, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for event in events {
+        let is_gone = event.operation == Operation::Delete;
+        let version = if is_gone { Version::default() } else { event.version };
+        ids.push(event.id.as_str().to_owned());
+        times.push(version.updated_on);
+        counts.push(version.mod_count);
+        gone.push(is_gone);
+    }
+    if !ids.is_empty() {
+        write(
+            "INSERT INTO servicenow.recheck (foreign_table, sys_id, updated_on, mod_count, gone)
+             SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[])",
+            &[relation.into(), ids.into(), times.into(), counts.into(), gone.into()],
+        );
+    }
+}
+
+/// Of these tables, those with records that have to be looked up.
+pub fn with_rechecks(server: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    read(
+        "SELECT DISTINCT r.foreign_table FROM servicenow.recheck r
+         JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = r.foreign_table WHERE f.ftserver = $1",
+        &[server.into()],
+        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+    )
+}

@@ -1,0 +1,104 @@
+//! The reader of a server's events, and what makes it begin anew.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use servicenow::capture::SubscriptionId;
+use servicenow::capture::inbox::Inbox;
+use servicenow::sync::capture::{self, Capture, Channel, Setup};
+use servicenow::sync::mirror::Spec;
+use servicenow::sync::pace::Brake;
+use url::Url;
+
+use super::listener::Receiver;
+use super::store::{PgStore, Table};
+use super::tasks::THREADS;
+use crate::catalog::Subscription;
+use crate::connection::HttpClient;
+use crate::option::{CaptureMode, ServerOptions};
+use crate::pg::io::{self, AbortOnDrop};
+use crate::setting;
+
+/// What should be read of a server's events.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Who reads.
+    pub subscription: Subscription,
+    /// Where rules post to, if they post.
+    pub endpoint: Option<Url>,
+}
+
+/// What a reader was started for; another one has to be started anew.
+#[derive(PartialEq, Eq)]
+struct Cause {
+    id: SubscriptionId,
+    installs: i32,
+    endpoint: Option<Url>,
+    tables: HashSet<Table>,
+}
+
+/// A running reader.
+pub struct Reader {
+    cause: Cause,
+    task: AbortOnDrop,
+    _receiver: Option<Receiver>,
+}
+
+impl Plan {
+    fn cause(&self, tables: &HashSet<Table>) -> Cause {
+        let Subscription { id, installs, .. } = &self.subscription;
+        Cause { id: id.clone(), installs: *installs, endpoint: self.endpoint.clone(), tables: tables.clone() }
+    }
+}
+
+impl Reader {
+    /// Starts to read.
+    pub fn start(
+        plan: Plan,
+        client: HttpClient,
+        store: Arc<PgStore>,
+        specs: HashMap<Table, Spec>,
+        options: &ServerOptions,
+        brake: Arc<Brake>,
+    ) -> std::io::Result<Self> {
+        let tables = specs.keys().copied().collect();
+        let cause = plan.cause(&tables);
+        let Subscription { id, installed, queue, key, rules, .. } = plan.subscription;
+        let (channel, receiver) = match plan.endpoint {
+            None => (Channel::Queue(queue), None),
+            Some(endpoint) => {
+                let inbox = Arc::new(Inbox::default());
+                let receiver = Receiver::start(&id, &key, inbox.clone())?;
+                (Channel::Webhook { inbox, endpoint, key }, Some(receiver))
+            }
+        };
+        let setup = Setup { id, channel, installed, rules, poll_interval: options.poll_interval };
+        let capture = Capture::new(client, store, specs, setup, brake);
+        Ok(Self { cause, task: io::spawn(capture::run(capture), THREADS)?, _receiver: receiver })
+    }
+
+    /// Whether it still reads what the plan wants of these tables.
+    pub fn is_current(&self, plan: &Plan, tables: &HashSet<Table>) -> bool {
+        !self.has_ended() && self.cause == plan.cause(tables)
+    }
+
+    /// Whether it has come to its end: its subscription is another one now.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+/// Where the rules of a subscription post to; `None` if they do not, or nobody listens.
+pub fn endpoint(options: &ServerOptions, id: &SubscriptionId) -> Option<Url> {
+    if options.capture != CaptureMode::Webhook {
+        return None;
+    }
+    let base = match &options.webhook_url {
+        Some(url) => url.as_str().to_owned(),
+        None => {
+            let address = setting::listen_address()?;
+            format!("{}://{address}", if setting::listen_certificate().is_some() { "https" } else { "http" })
+        }
+    };
+    Url::parse(&format!("{}/{id}", base.trim_end_matches('/'))).ok()
+}

@@ -1,0 +1,313 @@
+//! The listener that rules post to.
+//!
+//! One worker of the cluster has the address; whichever comes first, and another one when that has gone. It hands every
+//! request on to the worker whose subscription is named last in its path, by a socket in the data directory. Only that one
+//! has the key: it decides what to believe. Nobody waits for the main thread.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::Router;
+use axum::body::to_bytes;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1 as to_worker;
+use hyper::server::conn::http1 as from_instance;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use servicenow::capture::SubscriptionId;
+use servicenow::capture::inbox::Inbox;
+use servicenow::capture::webhook::{BODY_LIMIT, Gatekeeper, Refusal, SIGNATURE_HEADER, TIME_HEADER};
+use servicenow::client::auth::Secret;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream, lookup_host};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::tasks::THREADS;
+use crate::pg;
+use crate::pg::io::{self, AbortOnDrop};
+use crate::setting;
+
+/// Where the workers' sockets are, in the data directory.
+const DIRECTORY: &str = "servicenow_fdw/webhooks";
+/// Connections at a time; more are closed at once.
+const CONNECTIONS: usize = 256;
+/// The largest head of a request, in bytes.
+const HEAD_LIMIT: usize = 16 << 10;
+/// How long a request may take to come, and a connection may be without one.
+const LONGEST_REQUEST: Duration = Duration::from_secs(10);
+/// How long an answer may take.
+const LONGEST_ANSWER: Duration = Duration::from_secs(15);
+/// The pause before an address is asked for again that somebody else has.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is said how many requests went nowhere.
+const COUNT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A subscription's end: takes requests in, as long as it is not dropped.
+pub struct Receiver {
+    path: PathBuf,
+    _task: AbortOnDrop,
+}
+
+/// What a receiver knows.
+struct Desk {
+    gatekeeper: Mutex<Gatekeeper>,
+    inbox: Arc<Inbox>,
+}
+
+impl Receiver {
+    /// Begins to take in what is signed with a key.
+    pub fn start(id: &SubscriptionId, key: &Secret, inbox: Arc<Inbox>) -> std::io::Result<Self> {
+        let invalid = || std::io::Error::new(std::io::ErrorKind::InvalidData, "the key is not base64");
+        let gatekeeper = Mutex::new(Gatekeeper::new(key).ok_or_else(invalid)?);
+        std::fs::create_dir_all(DIRECTORY)?;
+        let path = socket(id);
+        // One that died has left its own.
+        let _nothing_there = std::fs::remove_file(&path);
+        let listener = std::os::unix::net::UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        let desk = Arc::new(Desk { gatekeeper, inbox });
+        let serving = async move {
+            let app = Router::new().fallback(receive).with_state(desk);
+            if let Ok(listener) = UnixListener::from_std(listener) {
+                let _ended = axum::serve(listener, app).await;
+            }
+        };
+        Ok(Self { path, _task: io::spawn(serving, THREADS)? })
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let _gone_already = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The socket of a subscription. The process is in the data directory.
+fn socket(id: &SubscriptionId) -> PathBuf {
+    Path::new(DIRECTORY).join(id.as_str())
+}
+
+async fn receive(State(desk): State<Arc<Desk>>, request: Request) -> Response {
+    let status = match timeout(LONGEST_REQUEST, admit(&desk, request)).await {
+        Ok(status) => status,
+        Err(_) => StatusCode::REQUEST_TIMEOUT,
+    };
+    if status != StatusCode::ACCEPTED && status != StatusCode::SERVICE_UNAVAILABLE {
+        desk.inbox.refuse();
+    }
+    status.into_response()
+}
+
+async fn admit(desk: &Desk, request: Request) -> StatusCode {
+    if request.method() != Method::POST {
+        return StatusCode::METHOD_NOT_ALLOWED;
+    }
+    let (head, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, BODY_LIMIT).await else { return StatusCode::PAYLOAD_TOO_LARGE };
+    let [time, signature] = [TIME_HEADER, SIGNATURE_HEADER].map(|name| header(&head.headers, name));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+    let admitted = {
+        let mut gatekeeper = desk.gatekeeper.lock().unwrap_or_else(PoisonError::into_inner);
+        gatekeeper.admit(time, signature, &body, now)
+    };
+    match admitted.map(|event| desk.inbox.offer(event)) {
+        Ok(true) => StatusCode::ACCEPTED,
+        Ok(false) => StatusCode::SERVICE_UNAVAILABLE,
+        Err(Refusal::Unsigned | Refusal::Forged | Refusal::Stale) => StatusCode::UNAUTHORIZED,
+        Err(Refusal::Replayed) => StatusCode::CONFLICT,
+        Err(Refusal::Malformed) => StatusCode::BAD_REQUEST,
+    }
+}
+
+fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The cluster's end, in every worker: has the address, or waits for it.
+#[derive(Default)]
+pub struct Front {
+    /// What it was started with.
+    settings: Option<Settings>,
+    task: Option<AbortOnDrop>,
+    shared: Arc<Shared>,
+    /// What was said last of why it does not listen.
+    said: Option<String>,
+    counted: Option<Instant>,
+}
+
+/// Address, certificate and key.
+type Settings = (String, Option<(PathBuf, PathBuf)>);
+
+#[derive(Default)]
+struct Shared {
+    trouble: Mutex<Option<String>>,
+    lost: AtomicU64,
+}
+
+impl Front {
+    /// Listens where the settings say now, and logs what is in the way.
+    pub fn follow_settings(&mut self) {
+        let settings = setting::listen_address().map(|address| (address, setting::listen_certificate()));
+        if settings != self.settings {
+            self.task = None;
+            self.settings.clone_from(&settings);
+            if let Some(settings) = settings {
+                self.task = io::spawn(listen(settings, self.shared.clone()), THREADS).ok();
+            }
+        }
+        let trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if trouble != self.said {
+            if let Some(trouble) = &trouble {
+                pg::worker::log(&format!("servicenow_fdw: {trouble}"));
+            }
+            self.said = trouble;
+        }
+        if self.counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
+            self.counted = Some(Instant::now());
+            match self.shared.lost.swap(0, Ordering::Relaxed) {
+                0 => {}
+                lost => pg::worker::log(&format!(
+                    "servicenow_fdw: the listener has turned {lost} requests away that were for no subscription, or too many at a time"
+                )),
+            }
+        }
+    }
+}
+
+async fn listen((address, certificate): Settings, shared: Arc<Shared>) {
+    loop {
+        let trouble = match bind(&address, certificate.as_ref()).await {
+            Ok((listener, tls)) => {
+                *shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                serve(listener, tls, &shared).await;
+                None
+            }
+            // Another worker has it, most likely, and hands on what is for this one.
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => None,
+            Err(e) => Some(format!("could not listen on \"{address}\": {e}")),
+        };
+        *shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        sleep(PAUSE).await;
+    }
+}
+
+async fn bind(
+    address: &str,
+    certificate: Option<&(PathBuf, PathBuf)>,
+) -> std::io::Result<(TcpListener, Option<TlsAcceptor>)> {
+    let addresses: Vec<SocketAddr> = lookup_host(address).await?.collect();
+    let tls = match certificate {
+        Some((certificate, key)) => Some(acceptor(certificate, key).map_err(std::io::Error::other)?),
+        None if addresses.iter().all(|address| address.ip().is_loopback()) => None,
+        None => {
+            let why = "settings servicenow_fdw.listen_cert_file and listen_key_file are needed but for a loopback address";
+            return Err(std::io::Error::other(why));
+        }
+    };
+    Ok((TcpListener::bind(&*addresses).await?, tls))
+}
+
+fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, String> {
+    let unreadable = |path: &Path| {
+        let path = path.display().to_string();
+        move |e: &dyn std::fmt::Display| format!("could not read file \"{path}\": {e}")
+    };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+    let chain = chain.map_err(|e| unreadable(certificate)(&e))?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| unreadable(key)(&e))?;
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(|e| format!("could not use the certificate: {e}"))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: &Arc<Shared>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // Connections end with the listener.
+    let mut open = tokio::task::JoinSet::new();
+    loop {
+        while open.try_join_next().is_some() {}
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Out of file descriptors, or the client is gone already.
+            Err(_) => {
+                sleep(PAUSE / 10).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            shared.lost.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
+        let (tls, shared) = (tls.clone(), shared.clone());
+        open.spawn(async move {
+            let _place = place;
+            match tls {
+                None => converse(stream, shared).await,
+                Some(tls) => {
+                    if let Ok(Ok(stream)) = timeout(LONGEST_REQUEST, tls.accept(stream)).await {
+                        converse(stream, shared).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, shared: Arc<Shared>) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let shared = shared.clone();
+        async move {
+            let answer = match timeout(LONGEST_ANSWER, hand_on(request)).await {
+                Ok(Some(answer)) => answer,
+                Ok(None) => {
+                    shared.lost.fetch_add(1, Ordering::Relaxed);
+                    StatusCode::NOT_FOUND.into_response()
+                }
+                Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
+            };
+            Ok::<_, std::convert::Infallible>(answer)
+        }
+    });
+    let _broken = from_instance::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(LONGEST_REQUEST)
+        .max_buf_size(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+/// Has the worker answer whose subscription a request is for; `None` if there is none.
+async fn hand_on(request: hyper::Request<Incoming>) -> Option<Response> {
+    let id = SubscriptionId::parse(request.uri().path().rsplit('/').next()?)?;
+    let stream = UnixStream::connect(socket(&id)).await.ok()?;
+    let (mut sender, connection) = to_worker::handshake(TokioIo::new(stream)).await.ok()?;
+    let _carried = AbortTask(tokio::spawn(async move {
+        let _ended = connection.await;
+    }));
+    let answer = sender.send_request(request).await.ok()?;
+    Some(answer.status().into_response())
+}
+
+/// Ends a task when it is not needed any more.
+struct AbortTask(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,83 @@
+//! Events of changes, noted for the records they name to be looked up.
+
+use std::collections::HashSet;
+
+use pgrx::pg_sys;
+use servicenow::capture::event::Event;
+use servicenow::page::Version;
+use servicenow::sync::capture::{CaptureStore, News, Noted};
+use servicenow::sync::store::StoreError;
+
+use super::{Done, PgStore, Table, Work, to_recheck};
+use crate::cache::apply;
+use crate::catalog;
+use crate::pg;
+
+impl CaptureStore for PgStore {
+    async fn note_events(&self, events: Vec<Event>) -> Result<Noted<Table>, StoreError> {
+        match self.ask(None, Work::NoteEvents(events)).await? {
+            Done::Events(noted) => Ok(noted),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn note_capture(&self, news: News) -> Result<u64, StoreError> {
+        match self.ask(None, Work::NoteCapture(Box::new(news))).await? {
+            Done::Missed(missed) => Ok(missed),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
+    async fn renew_subscription(&self) -> Result<(), StoreError> {
+        self.ask(None, Work::RenewSubscription).await.map(|_| ())
+    }
+}
+
+/// Has the records of events looked up wherever they are, or should be, and are not in the version told of.
+pub fn note(server: pg_sys::Oid, events: &[Event]) -> Noted<Table> {
+    let ids: Vec<String> = events.iter().map(|event| event.id.as_str().to_owned()).collect();
+    let mut news: HashSet<usize> = HashSet::new();
+    let works: Vec<_> = catalog::work().into_iter().filter(|work| work.server == server).collect();
+    for work in works.iter().filter(|_| !events.is_empty()) {
+        let looked = pg::xact::subtransaction(|| {
+            let mirror = catalog::mirror(work.foreign_table)?;
+            Some((apply::versions(&mirror, ids.iter().map(String::as_str)), mirror))
+        });
+        let concerned: Vec<usize> = match &looked {
+            Ok(Some((there, mirror))) => {
+                let concerns = |event: &Event| {
+                    let stored: Option<Version> = there.get(event.id.as_str()).copied();
+                    (stored.is_some() || event.table == mirror.table) && !event.is_satisfied_by(stored)
+                };
+                (0..events.len()).filter(|i| concerns(&events[*i])).collect()
+            }
+            // It is read again as a whole when it is repaired.
+            Ok(None) => Vec::new(),
+            // Somebody has locked the cache: what it has is seen later.
+            Err(caught) if caught.is_conflict() => (0..events.len()).collect(),
+            Err(_) => Vec::new(),
+        };
+        catalog::leave_events_to_recheck(work.foreign_table, concerned.iter().map(|i| &events[*i]));
+        news.extend(concerned);
+    }
+    if !ids.is_empty() {
+        catalog::trust(server, &ids);
+    }
+    let mut noted = Noted { looks: Vec::new(), waiting: false, echoes: (events.len() - news.len()) as u64 };
+    for relation in catalog::with_rechecks(server) {
+        let Some(work) = works.iter().find(|work| work.foreign_table == relation) else { continue };
+        let looked = pg::xact::subtransaction(|| catalog::mirror(relation).map(|mirror| to_recheck(&mirror)));
+        match looked {
+            Ok(Some(left)) => {
+                noted.waiting |= left.is_more;
+                if !left.records.is_empty() {
+                    let table = Table { relation, generation: work.generation };
+                    noted.looks.push((table, left.records));
+                }
+            }
+            Ok(None) => {}
+            Err(_) => noted.waiting = true,
+        }
+    }
+    noted
+}

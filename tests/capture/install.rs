@@ -1,0 +1,90 @@
+//! What capture needs in the instance: made, taken away, and done by hand.
+
+use servicenow_sim::Dataset;
+use world::{INTEGRATION, World};
+
+use crate::{INCIDENT, captured, name, rules, until_state};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_installed_once_however_often_it_is_asked_for_and_taken_away_whole() {
+    let world = captured("queue").await;
+    let name = name(&world).await;
+    let before = rules(&world, &name);
+    world
+        .db
+        .run("SELECT servicenow.install_capture('acme'); SELECT servicenow.install_capture('acme')")
+        .await;
+    assert_eq!(rules(&world, &name), before);
+    let tables = world.sim.edit().find("sys_db_object", &format!("label={name}")).expect("a query");
+    assert_eq!(tables.len(), 1);
+    // What an interrupted transaction has made is met again.
+    world.db.run("BEGIN; SELECT servicenow.install_capture('acme'); ROLLBACK").await;
+    assert_eq!(rules(&world, &name), before);
+    let others = world.sim.edit().find("sys_script", "").expect("a query").len();
+    world.db.run("SELECT servicenow.uninstall_capture('acme')").await;
+    assert!(rules(&world, &name).is_empty());
+    assert!(world.sim.edit().find("sys_db_object", &format!("label={name}")).expect("a query").is_empty());
+    assert_eq!(world.sim.edit().find("sys_script", "").expect("a query").len(), others - before.len());
+    until_state(&world, "absent").await;
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.edit().update("incident", &id, &[("short_description", "polled")]).expect("it is there");
+    world.until("SELECT short_description = 'polled' FROM incident WHERE number = 'INC0012345'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_capture_says_how_to() {
+    let world = World::new().await;
+    let error = world.db.error("SELECT servicenow.install_capture('acme')").await;
+    assert_eq!((error.code().code(), error.message()), ("55000", "server \"acme\" does not capture changes"));
+    assert_eq!(error.hint(), Some("ALTER SERVER acme OPTIONS (ADD capture 'queue');"));
+    let error = world.db.error("SELECT servicenow.install_capture('nowhere')").await;
+    assert_eq!(error.code().code(), "42704");
+    let error = world.db.error("ALTER SERVER acme OPTIONS (ADD capture 'magic')").await;
+    assert_eq!(
+        (error.code().code(), error.hint()),
+        ("22023", Some("Valid values are: poll, queue, webhook"))
+    );
+    world.db.run("ALTER SERVER acme OPTIONS (ADD capture 'webhook')").await;
+    let error = world.db.error("SELECT servicenow.install_capture('acme')").await;
+    assert_eq!(
+        (error.code().code(), error.message()),
+        ("55000", "nobody listens for the webhooks of server \"acme\"")
+    );
+    let stranger = world.session_as("stranger").await;
+    for call in ["install_capture('acme')", "uninstall_capture('acme')"] {
+        let error = stranger.error(&format!("SELECT servicenow.{call}")).await;
+        assert_eq!(error.code().code(), "42501");
+    }
+    let role = world.role("stranger");
+    world.db.run(&format!("GRANT EXECUTE ON FUNCTION servicenow.install_capture(name) TO {role}")).await;
+    let error = stranger.error("SELECT servicenow.install_capture('acme')").await;
+    assert_eq!((error.code().code(), error.message()), ("42501", "must be owner of foreign server acme"));
+}
+
+/// Whoever lacks the rights is told what to do by hand; then that is found and used.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_can_be_installed_by_hand() {
+    let world = World::with(Dataset::Small, ", capture 'queue'").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    let error = world.db.error("SELECT servicenow.install_capture('acme')").await;
+    assert_eq!(error.code().code(), "42501");
+    assert!(
+        error.message().starts_with("could not create the queue table on server \"acme\": "),
+        "{error:?}"
+    );
+    let steps = error.detail().expect("the steps");
+    let id = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
+    let (name, queue) = (format!("servicenow_fdw {id}"), format!("u_servicenow_fdw_{id}"));
+    for part in [&name, &queue, "u_sequence (40 characters)", "executeRule(current, previous", "incident"] {
+        assert!(steps.contains(part), "{part}\n{steps}");
+    }
+    let status = "SELECT capture_state = 'absent' AND phase = 'synced' FROM servicenow.sync_status";
+    assert!(world.db.value::<bool>(status).await, "it is polled");
+    // An administrator follows them.
+    let script = world.db.value::<String>("SELECT servicenow.capture_script('incident')").await;
+    assert!(steps.contains(script.trim()), "{script}");
+    world.sim.edit().grant_role(INTEGRATION, "admin").expect("a role");
+    world.db.run("SELECT servicenow.install_capture('acme')").await;
+    world.sim.edit().revoke_role(INTEGRATION, "admin").expect("a role");
+}

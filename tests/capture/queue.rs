@@ -1,0 +1,244 @@
+//! Changes arrive by a table in the instance.
+
+use std::time::Duration;
+
+use world::World;
+
+use crate::{COLUMNS, INCIDENT, captured, lists, name, rules, until_state};
+
+/// What the log of changes says of a record.
+async fn logged(world: &World, id: &str) -> String {
+    let ops = format!(
+        "SELECT coalesce(string_agg(op || ' by ' || source, ', ' ORDER BY seq), '') FROM servicenow._sync_cdc
+         WHERE sys_id = '{id}'"
+    );
+    world.db.value::<String>(&ops).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_every_kind_arrive_without_a_poll() {
+    let world = captured("queue").await;
+    let from = world.sim.requests().len();
+    let edit = world.sim.edit();
+    let id = edit.insert("incident", &[("short_description", "made")]).expect("a record");
+    world.until(&format!("SELECT EXISTS (SELECT FROM incident WHERE sys_id = '{id}')")).await;
+    edit.update("incident", &id, &[("short_description", "changed")]).expect("it is there");
+    world.until(&format!("SELECT short_description = 'changed' FROM incident WHERE sys_id = '{id}'")).await;
+    edit.delete("incident", &id).expect("it is there");
+    world.until(&format!("SELECT NOT EXISTS (SELECT FROM incident WHERE sys_id = '{id}')")).await;
+    assert_eq!(logged(&world, &id).await, "insert by capture, update by capture, delete by capture");
+    let polls = lists(&world, "incident", from)
+        .into_iter()
+        .filter(|list| list.parameter("sysparm_query").is_some_and(|query| query.contains("sys_updated_on")));
+    assert_eq!(polls.count(), 0, "a poll was not needed");
+    world.until("SELECT events = 3 AND lag IS NOT NULL AND refused = 0 FROM servicenow.stat_capture").await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    assert!(world.sim.edit().find(&queue, "").expect("a table").is_empty(), "what was read is deleted");
+}
+
+/// What we write ourselves comes back, and costs nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn own_writes_are_not_asked_for() {
+    let world = captured("queue").await;
+    let from = world.sim.requests().len();
+    world.db.run("UPDATE incident SET short_description = 'ours' WHERE number = 'INC0012345'").await;
+    let made = world
+        .db
+        .value::<String>("INSERT INTO incident (short_description) VALUES ('made here') RETURNING sys_id")
+        .await;
+    world.db.run("DELETE FROM incident WHERE short_description = 'made here'").await;
+    world.until("SELECT events >= 3 FROM servicenow.stat_capture").await;
+    world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
+    let asked: Vec<_> = lists(&world, "incident", from)
+        .into_iter()
+        .filter_map(|list| list.parameter("sysparm_query").map(str::to_owned))
+        .filter(|query| query.contains("sys_idIN"))
+        .collect();
+    assert_eq!(asked, Vec::<String>::new());
+    assert_eq!(logged(&world, &made).await, "insert by write, delete by write");
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_tables_join_and_dropped_ones_leave() {
+    let world = captured("queue").await;
+    let name = name(&world).await;
+    world.db.run("CREATE FOREIGN TABLE problem (sys_id text, short_description text) SERVER acme").await;
+    world.sync("problem").await;
+    let tables = || rules(&world, &name).into_iter().map(|(_, table)| table).collect::<Vec<_>>();
+    until(|| tables() == ["incident", "problem"]).await;
+    until_state(&world, "active").await;
+    let id = world.sim.edit().insert("problem", &[("short_description", "new")]).expect("a record");
+    world.until(&format!("SELECT EXISTS (SELECT FROM problem WHERE sys_id = '{id}')")).await;
+    world.db.run("DROP FOREIGN TABLE incident").await;
+    until(|| tables() == ["problem"]).await;
+}
+
+/// Rules, rows and records that are not as they should be.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_make_no_sense_do_no_harm() {
+    let world = captured("queue").await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    let edit = world.sim.edit();
+    let id = world.find("incident", "number=INC0012345");
+    let rows: [&[(&str, &str)]; 5] = [
+        &[("u_table", "no_such_table"), ("u_record", &id), ("u_operation", "update")],
+        &[
+            ("u_table", "incident"),
+            ("u_record", "00000000000000000000000000000000"),
+            ("u_operation", "insert"),
+        ],
+        &[("u_table", "in;cident"), ("u_record", "x"), ("u_sequence", "soon")],
+        &[],
+        &[
+            ("u_table", "incident"),
+            ("u_record", "it's ^ORa=b"),
+            ("u_mod_count", "many"),
+            ("u_updated_on", "now"),
+        ],
+    ];
+    for row in rows {
+        edit.insert(&queue, row).expect("a row");
+    }
+    until(|| world.sim.edit().find(&queue, "").expect("a table").is_empty()).await;
+    edit.update("incident", &id, &[("short_description", "after that")]).expect("it is there");
+    world.until("SELECT short_description = 'after that' FROM incident WHERE number = 'INC0012345'").await;
+    world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
+    until_state(&world, "active").await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+/// Rules that somebody has switched off, changed or deleted: that is said, and polls bring what they do not tell of.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cache_converges_when_rules_are_switched_off_and_it_is_said() {
+    let world = captured("queue").await;
+    let name = name(&world).await;
+    let (rule, _) = rules(&world, &name).pop().expect("a rule");
+    let edit = world.sim.edit();
+    edit.update("sys_script", &rule, &[("active", "false")]).expect("it is there");
+    let id = world.find("incident", "number=INC0012345");
+    edit.update("incident", &id, &[("short_description", "nobody tells")]).expect("it is there");
+    // A session asks for what is there now, and by that notices that nobody has told of it.
+    world.sync("incident").await;
+    world.until("SELECT short_description = 'nobody tells' FROM incident WHERE number = 'INC0012345'").await;
+    until_state(&world, "silent").await;
+    edit.update("incident", &id, &[("short_description", "polled")]).expect("it is there");
+    world.until("SELECT short_description = 'polled' FROM incident WHERE number = 'INC0012345'").await;
+    // Installed once more it is as it was.
+    world.db.run("SELECT servicenow.install_capture('acme')").await;
+    assert_eq!(world.remote("sys_script", &rule, "active").as_deref(), Some("true"));
+    until_state(&world, "active").await;
+    edit.update("sys_script", &rule, &[("script", "gs.log('mine');")]).expect("it is there");
+    world.db.run("SELECT servicenow.stop_worker(); SELECT servicenow.start_worker()").await;
+    until_state(&world, "silent").await;
+    let why = world.db.value::<String>("SELECT capture_error FROM servicenow.sync_status").await;
+    assert_eq!(
+        why,
+        format!("field \"script\" of Business Rule \"{name}\" on table \"incident\" was changed")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_nobody_reads_is_bounded_and_caught_up_with() {
+    let world = captured("queue").await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    world.stop_worker().await;
+    let edit = world.sim.edit();
+    let id = world.find("incident", "number=INC0012345");
+    for n in 0..50 {
+        edit.update("incident", &id, &[("short_description", &format!("early {n}"))]).expect("it is there");
+    }
+    world.sim.clock().step(chrono::TimeDelta::days(5));
+    for n in 0..300 {
+        edit.update("incident", &id, &[("short_description", &format!("late {n}"))]).expect("it is there");
+    }
+    let left = edit.find(&queue, "").expect("a table").len();
+    assert!((1..=300).contains(&left), "{left} rows are left");
+    world.db.run("SELECT servicenow.start_worker()").await;
+    world.until("SELECT short_description = 'late 299' FROM incident WHERE number = 'INC0012345'").await;
+    until(|| edit.find(&queue, "").expect("a table").is_empty()).await;
+    until_state(&world, "active").await;
+}
+
+/// A database that was copied has the subscription of the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_database_gets_a_subscription_of_its_own() {
+    let mut world = captured("queue").await;
+    let before = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
+    world.stop_worker().await;
+    let (original, copy) = (world.database.clone(), format!("{}_copy", world.database));
+    world.db = world::connect(world.cluster, "postgres").await;
+    world.db.run(&format!("CREATE DATABASE {copy} TEMPLATE {original}")).await;
+    let copied = world::connect(world.cluster, &copy).await;
+    copied.run("SELECT servicenow.start_worker()").await;
+    let renewed = "SELECT count(*) = 1 FROM servicenow.stat_capture WHERE subscription <> '{before}'";
+    let renewed = renewed.replace("{before}", &before);
+    let began = std::time::Instant::now();
+    while !copied.value::<bool>(&renewed).await {
+        assert!(began.elapsed() < world::PATIENCE, "it gets another id");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    copied.run("SELECT servicenow.install_capture('acme')").await;
+    let after = copied.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
+    assert_ne!(before, after);
+    for id in [&before, &after] {
+        assert_eq!(rules(&world, &format!("servicenow_fdw {id}")).len(), 1, "each has its own");
+    }
+    copied.run("SELECT servicenow.uninstall_capture('acme')").await;
+    assert!(rules(&world, &format!("servicenow_fdw {after}")).is_empty());
+    assert_eq!(rules(&world, &format!("servicenow_fdw {before}")).len(), 1, "the other one's stay");
+    world.db = world::connect(world.cluster, &original).await;
+}
+
+/// Somebody else takes what is in the queue, as a copy of the whole server would.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_somebody_else_empties_too_is_given_up() {
+    let world = captured("queue").await;
+    let before = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    let id = world.find("incident", "number=INC0012345");
+    // Between reading and deleting there is time for somebody else.
+    world.sim.set(|s| s.latency_ms = 50);
+    let other = format!("SELECT subscription <> '{before}' FROM servicenow.stat_capture");
+    let began = std::time::Instant::now();
+    while !world.db.value::<bool>(&other).await {
+        assert!(began.elapsed() < world::PATIENCE, "it gets another id");
+        let edit = world.sim.edit();
+        edit.update("incident", &id, &[("short_description", "again")]).expect("it is there");
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        edit.delete_where(&queue, "").expect("a table");
+    }
+    world.sim.set(|s| s.latency_ms = 0);
+    until_state(&world, "active").await;
+    world.sim.edit().update("incident", &id, &[("short_description", "anew")]).expect("it is there");
+    world.until("SELECT short_description = 'anew' FROM incident WHERE number = 'INC0012345'").await;
+}
+
+/// Many tables cost no more calls than one while nothing happens.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_tables_are_not_asked_for() {
+    let world = captured("queue").await;
+    for n in 0..30 {
+        let table = INCIDENT.replace("FOREIGN TABLE incident", &format!("FOREIGN TABLE incident_{n}"));
+        world.db.run(&table.replace("SERVER acme", "SERVER acme OPTIONS (table 'incident')")).await;
+    }
+    world.until("SELECT count(*) = 31 AND bool_and(phase = 'synced') FROM servicenow.sync_status").await;
+    until_state(&world, "active").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let from = world.sim.requests().len();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    let calls = world.sim.requests().into_iter().skip(from).collect::<Vec<_>>();
+    let looks = calls.iter().filter(|call| call.table.as_deref() == Some(&queue)).count();
+    assert!(looks >= 8, "{looks}");
+    assert!(calls.len() <= looks + looks / 4, "{} calls, {looks} of them looks", calls.len());
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < world::PATIENCE, "this did not come true");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
