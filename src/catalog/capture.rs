@@ -87,7 +87,8 @@ pub fn renew_subscription(server: pg_sys::Oid) {
     let id = subscription_id(server, salt);
     write(
         "UPDATE servicenow.capture
-         SET salt = $2, subscription = $3, queue_table = NULL, rules = '{}', installs = installs + 1
+         SET salt = $2, subscription = $3, queue_table = NULL, rules = '{}', installs = installs + 1,
+             state = 'absent', reason = NULL, complete_at = NULL
          WHERE server = $1",
         &[server.into(), salt.into(), id.as_str().into()],
     );

@@ -61,6 +61,8 @@ impl Reader {
         options: &ServerOptions,
         brake: Arc<Brake>,
     ) -> std::io::Result<Self> {
+        // Until it is known that events come.
+        brake.set(None);
         let tables = specs.keys().copied().collect();
         let cause = plan.cause(&tables);
         let Subscription { id, installed, queue, key, rules, .. } = plan.subscription;

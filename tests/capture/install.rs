@@ -7,7 +7,7 @@ use crate::{INCIDENT, captured, name, rules, until_state};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_installed_once_however_often_it_is_asked_for_and_taken_away_whole() {
-    let world = captured("queue").await;
+    let world = captured().await;
     let name = name(&world).await;
     let before = rules(&world, &name);
     world

@@ -1,9 +1,14 @@
 //! Capture: the instance tells of changes by itself, and what happens when it does not.
 
+mod crash;
 mod install;
 mod queue;
+mod webhook;
+
+use std::time::Duration;
 
 use servicenow_sim::{Dataset, LoggedRequest};
+use world::cluster::Cluster;
 use world::{INTEGRATION, World};
 
 /// Fields that show whether an incident is as it is in the instance.
@@ -11,23 +16,43 @@ const COLUMNS: &[&str] = &["number", "short_description", "state"];
 const INCIDENT: &str = "CREATE FOREIGN TABLE incident (
     sys_id text, number text, short_description text, state bigint, reopen_count bigint) SERVER acme";
 
-/// A world whose worker may make tables and rules, which is polled so seldom that no poll brings anything.
+/// A world whose worker may make tables and rules, and that is polled so seldom that no poll brings anything.
 async fn world(capture: &str) -> World {
-    let world = World::bare(Dataset::Small).await;
+    world_on(Cluster::shared(), capture).await
+}
+
+async fn world_on(cluster: &'static Cluster, capture: &str) -> World {
+    let world = World::on(cluster, Dataset::Small).await;
     world.sim.edit().grant_role(INTEGRATION, "admin").expect("a role");
     world.set_up(&format!(", capture '{capture}'")).await;
     world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '2 s')").await;
     world
 }
 
-/// A world with a filled table whose changes are told of.
-async fn captured(capture: &str) -> World {
-    let world = world(capture).await;
+/// A world with a filled table whose changes are told of by a queue.
+async fn captured() -> World {
+    capture_incidents(world("queue").await).await
+}
+
+async fn capture_incidents(world: World) -> World {
     world.db.run(INCIDENT).await;
     world.sync("incident").await;
     world.db.run("SELECT servicenow.install_capture('acme')").await;
-    until_state(&world, "active").await;
+    until_captured(&world).await;
     world
+}
+
+/// Waits until events come, and the poll is over that brings what changed before.
+async fn until_captured(world: &World) {
+    until_state(world, "active").await;
+    world
+        .until(
+            "SELECT bool_and(s.last_poll_at > c.state_since) FROM servicenow.sync_status s
+             JOIN servicenow.stat_capture c USING (server)",
+        )
+        .await;
+    // That may have been one of the polls before; the one that follows is not far.
+    tokio::time::sleep(Duration::from_millis(500)).await;
 }
 
 /// Waits until capture is said to be in a state.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use world::World;
 
-use crate::{COLUMNS, INCIDENT, captured, lists, name, rules, until_state};
+use crate::{COLUMNS, INCIDENT, captured, lists, name, rules, until_captured, until_state};
 
 /// What the log of changes says of a record.
 async fn logged(world: &World, id: &str) -> String {
@@ -17,7 +17,7 @@ async fn logged(world: &World, id: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_every_kind_arrive_without_a_poll() {
-    let world = captured("queue").await;
+    let world = captured().await;
     let from = world.sim.requests().len();
     let edit = world.sim.edit();
     let id = edit.insert("incident", &[("short_description", "made")]).expect("a record");
@@ -40,7 +40,7 @@ async fn changes_of_every_kind_arrive_without_a_poll() {
 /// What we write ourselves comes back, and costs nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn own_writes_are_not_asked_for() {
-    let world = captured("queue").await;
+    let world = captured().await;
     let from = world.sim.requests().len();
     world.db.run("UPDATE incident SET short_description = 'ours' WHERE number = 'INC0012345'").await;
     let made = world
@@ -62,7 +62,7 @@ async fn own_writes_are_not_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn new_tables_join_and_dropped_ones_leave() {
-    let world = captured("queue").await;
+    let world = captured().await;
     let name = name(&world).await;
     world.db.run("CREATE FOREIGN TABLE problem (sys_id text, short_description text) SERVER acme").await;
     world.sync("problem").await;
@@ -78,7 +78,7 @@ async fn new_tables_join_and_dropped_ones_leave() {
 /// Rules, rows and records that are not as they should be.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_make_no_sense_do_no_harm() {
-    let world = captured("queue").await;
+    let world = captured().await;
     let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
     let edit = world.sim.edit();
     let id = world.find("incident", "number=INC0012345");
@@ -112,7 +112,7 @@ async fn rows_that_make_no_sense_do_no_harm() {
 /// Rules that somebody has switched off, changed or deleted: that is said, and polls bring what they do not tell of.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cache_converges_when_rules_are_switched_off_and_it_is_said() {
-    let world = captured("queue").await;
+    let world = captured().await;
     let name = name(&world).await;
     let (rule, _) = rules(&world, &name).pop().expect("a rule");
     let edit = world.sim.edit();
@@ -130,7 +130,8 @@ async fn the_cache_converges_when_rules_are_switched_off_and_it_is_said() {
     assert_eq!(world.remote("sys_script", &rule, "active").as_deref(), Some("true"));
     until_state(&world, "active").await;
     edit.update("sys_script", &rule, &[("script", "gs.log('mine');")]).expect("it is there");
-    world.db.run("SELECT servicenow.stop_worker(); SELECT servicenow.start_worker()").await;
+    world.stop_worker().await;
+    world.db.run("SELECT servicenow.start_worker()").await;
     until_state(&world, "silent").await;
     let why = world.db.value::<String>("SELECT capture_error FROM servicenow.sync_status").await;
     assert_eq!(
@@ -141,7 +142,7 @@ async fn the_cache_converges_when_rules_are_switched_off_and_it_is_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_nobody_reads_is_bounded_and_caught_up_with() {
-    let world = captured("queue").await;
+    let world = captured().await;
     let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
     world.stop_worker().await;
     let edit = world.sim.edit();
@@ -164,7 +165,7 @@ async fn a_queue_that_nobody_reads_is_bounded_and_caught_up_with() {
 /// A database that was copied has the subscription of the other one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copied_database_gets_a_subscription_of_its_own() {
-    let mut world = captured("queue").await;
+    let mut world = captured().await;
     let before = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
     world.stop_worker().await;
     let (original, copy) = (world.database.clone(), format!("{}_copy", world.database));
@@ -194,7 +195,7 @@ async fn a_copied_database_gets_a_subscription_of_its_own() {
 /// Somebody else takes what is in the queue, as a copy of the whole server would.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_somebody_else_empties_too_is_given_up() {
-    let world = captured("queue").await;
+    let world = captured().await;
     let before = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
     let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
     let id = world.find("incident", "number=INC0012345");
@@ -204,13 +205,13 @@ async fn a_queue_that_somebody_else_empties_too_is_given_up() {
     let began = std::time::Instant::now();
     while !world.db.value::<bool>(&other).await {
         assert!(began.elapsed() < world::PATIENCE, "it gets another id");
-        let edit = world.sim.edit();
-        edit.update("incident", &id, &[("short_description", "again")]).expect("it is there");
+        let (edit, again) = (world.sim.edit(), format!("{:?}", began.elapsed()));
+        edit.update("incident", &id, &[("short_description", &again)]).expect("it is there");
         tokio::time::sleep(Duration::from_millis(40)).await;
         edit.delete_where(&queue, "").expect("a table");
     }
     world.sim.set(|s| s.latency_ms = 0);
-    until_state(&world, "active").await;
+    until_captured(&world).await;
     world.sim.edit().update("incident", &id, &[("short_description", "anew")]).expect("it is there");
     world.until("SELECT short_description = 'anew' FROM incident WHERE number = 'INC0012345'").await;
 }
@@ -218,7 +219,7 @@ async fn a_queue_that_somebody_else_empties_too_is_given_up() {
 /// Many tables cost no more calls than one while nothing happens.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_tables_are_not_asked_for() {
-    let world = captured("queue").await;
+    let world = captured().await;
     for n in 0..30 {
         let table = INCIDENT.replace("FOREIGN TABLE incident", &format!("FOREIGN TABLE incident_{n}"));
         world.db.run(&table.replace("SERVER acme", "SERVER acme OPTIONS (table 'incident')")).await;

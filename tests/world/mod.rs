@@ -205,7 +205,9 @@ impl World {
             if self.db.value::<Option<bool>>(condition).await == Some(true) {
                 return;
             }
-            let status = "SELECT json_agg(s)::text FROM servicenow.sync_status s";
+            let status = "SELECT concat((SELECT json_agg(s) FROM servicenow.sync_status s),
+                                        (SELECT json_agg(c) FROM servicenow.stat_capture c),
+                                        (SELECT json_agg(r) FROM servicenow.recheck r))";
             if began.elapsed() > PATIENCE {
                 let status = self.db.value::<Option<String>>(status).await;
                 let log = self.cluster.log();

@@ -15,6 +15,7 @@ use crate::record::{Options, Writer};
 use crate::replay::Replay;
 use crate::request_log::RequestLog;
 use crate::rules::BusinessRule;
+use crate::script::effect::{Effects, Outbox};
 use crate::store::{Db, RowId};
 use crate::switch::Switches;
 use crate::users::Actor;
@@ -52,6 +53,8 @@ pub(crate) struct Instance {
     pub(crate) replay: Replay,
     /// Edits that are stamped but not visible yet.
     pub(crate) deferred: Mutex<Vec<Deferred>>,
+    /// What scripts have left to be done.
+    pub(crate) outbox: Outbox,
     switches: RwLock<Arc<Switches>>,
     acl: RwLock<Arc<Vec<AclRule>>>,
     rules: RwLock<Arc<Vec<BusinessRule>>>,
@@ -74,6 +77,7 @@ impl Instance {
             gate: Gate::default(),
             replay,
             deferred: Mutex::default(),
+            outbox: Outbox::default(),
             switches: RwLock::default(),
             acl: RwLock::default(),
             rules: RwLock::new(Arc::new(rules)),
@@ -137,8 +141,13 @@ impl Instance {
             options,
             cascade_stamps: self.switches().cascade_stamps,
             seed: self.seed,
+            effects: Effects::default(),
+            depth: 0,
         };
-        write(&mut writer)
+        let result = write(&mut writer);
+        let effects = writer.effects;
+        self.outbox.take(actor, effects);
+        result
     }
 
     /// Carries out what has come due: delayed commits and the pruning of `sys_audit_delete`.

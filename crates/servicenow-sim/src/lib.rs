@@ -33,7 +33,7 @@
 //! # Map of the crate
 //! `simulator` what tests hold; `control` the same over HTTP under `/sim/…`; `http` listeners, pipeline, gate;
 //! `endpoint` paths to handlers; `table_api`, `stats`, `batch`, `ui_meta`, `oauth` the interfaces; `query` encoded
-//! queries; `record` writes, with `rules`, `audit`, `dictionary` acting on them; `acl`, `users`, `auth` who may what;
+//! queries; `record` writes, with `rules`, `script`, `audit`, `dictionary` acting on them; `acl`, `users`, `auth` who may what;
 //! `schema` tables, columns, choices; `store` rows and indexes; `dataset`, `replay` the data; `edit` changes from
 //! inside; `fault`, `switch`, `clock`, `request_log` the test bench.
 #![forbid(unsafe_code)]
@@ -63,6 +63,7 @@ mod replay;
 mod request_log;
 mod rules;
 mod schema;
+mod script;
 mod simulator;
 mod stats;
 mod store;
@@ -85,6 +86,7 @@ pub use record::Refusal;
 pub use replay::ReplayStatus;
 pub use request_log::{Counter, LoggedRequest};
 pub use rules::{BusinessRule, Phase, RuleEffect, RuleFunction, RuleHook};
+pub use script::effect::PostCount;
 pub use simulator::{Builder, Simulator, StartError};
 pub use switch::{Availability, Concurrency, RowQuota, Switches};
 pub use truth::Record;

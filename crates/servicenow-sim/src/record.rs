@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use crate::acl::Operation;
 use crate::rules::{self, BusinessRule, Phase};
 use crate::schema::{Cascade, Kind, TableId};
+use crate::script::effect::Effects;
 use crate::store::{Db, RowId, Val};
 use crate::users::Actor;
 use crate::{audit, calendar, dictionary, ident};
@@ -88,6 +89,10 @@ pub(crate) struct Writer<'a> {
     pub(crate) cascade_stamps: bool,
     /// The seed of ids for new rows.
     pub(crate) seed: u64,
+    /// What is left to be done after the transaction.
+    pub(crate) effects: Effects,
+    /// How many rules this write runs in.
+    pub(crate) depth: usize,
 }
 
 /// A row as it will be stored.
@@ -156,7 +161,7 @@ impl Writer<'_> {
         self.check_unique(&draft, None)?;
         let row = self.db.insert(draft.table, draft.vals.clone());
         if self.options.workflow
-            && let Err(refusal) = rules::run(self, row, Operation::Create, Phase::Before)
+            && let Err(refusal) = rules::run(self, row, Operation::Create, Phase::Before, None)
         {
             self.db.remove(row);
             return Err(refusal);
@@ -167,7 +172,7 @@ impl Writer<'_> {
             return Err(refusal);
         }
         if self.options.workflow {
-            rules::run(self, row, Operation::Create, Phase::After)?;
+            rules::run(self, row, Operation::Create, Phase::After, None)?;
         }
         Ok(row)
     }
@@ -274,7 +279,7 @@ impl Writer<'_> {
         dictionary::before_update(self, row, &draft)?;
         self.db.replace(row, draft.table, draft.vals.clone());
         if self.options.workflow
-            && let Err(refusal) = rules::run(self, row, Operation::Write, Phase::Before)
+            && let Err(refusal) = rules::run(self, row, Operation::Write, Phase::Before, Some(&previous))
         {
             self.db.replace(row, old_class, old);
             return Err(refusal);
@@ -285,7 +290,7 @@ impl Writer<'_> {
         }
         dictionary::after_update(self, row);
         if self.options.workflow {
-            rules::run(self, row, Operation::Write, Phase::After)?;
+            rules::run(self, row, Operation::Write, Phase::After, Some(&previous))?;
         }
         Ok(true)
     }
@@ -372,12 +377,12 @@ impl Writer<'_> {
         let mut doomed = HashSet::new();
         self.check_restrictions(row, &mut doomed)?;
         if self.options.workflow {
-            rules::run(self, row, Operation::Delete, Phase::Before)?;
+            rules::run(self, row, Operation::Delete, Phase::Before, None)?;
         }
         dictionary::before_delete(self, row)?;
         if self.options.workflow {
             audit::record_delete(self, row);
-            rules::run(self, row, Operation::Delete, Phase::After)?;
+            rules::run(self, row, Operation::Delete, Phase::After, None)?;
         }
         let referrers = self.referrers(row);
         let class = self.db.row(row).table;

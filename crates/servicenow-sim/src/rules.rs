@@ -2,7 +2,7 @@
 //!
 //! [`run`] is the one place where business rules act. Rules come from two sources: those that tests add (an effect of
 //! [`RuleEffect`]), and the rows of `sys_script` that abort without a script (`abort_action` with a filter).
-//! Scripts of `sys_script` are stored and not executed yet.
+//! Scripts of `sys_script` run with them ([`crate::script`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,8 +13,9 @@ use crate::acl::Operation;
 use crate::query::compile::UnknownField;
 use crate::query::{Compiled, Query};
 use crate::record::{Draft, Refusal, Writer};
+use crate::schema::TableId;
 use crate::store::{Db, RowId};
-use crate::{calendar, ident};
+use crate::{calendar, ident, script};
 
 /// When a rule runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +97,7 @@ pub(crate) fn run(
     row: RowId,
     operation: Operation,
     phase: Phase,
+    previous: Option<&Draft>,
 ) -> Result<(), Refusal> {
     let mut rules = scripted_aborts(writer.db, row, operation, phase);
     let class = writer.db.row(row).table;
@@ -114,11 +116,7 @@ pub(crate) fn run(
         if !matches(writer, row, &rule.condition) {
             continue;
         }
-        let aborted = || Refusal::Aborted {
-            table: writer.db.schema.table(class).name.to_string(),
-            name: rule.name.clone(),
-            sys_id: sys_id.clone(),
-        };
+        let aborted = || refused(writer, class, &rule.name, &sys_id);
         match &rule.effect {
             RuleEffect::Abort => return Err(aborted()),
             RuleEffect::Set { field, value } => set(writer, row, field, value),
@@ -133,7 +131,16 @@ pub(crate) fn run(
             }
         }
     }
-    Ok(())
+    script::run(writer, row, operation, phase, previous)
+}
+
+/// The refusal of a rule.
+pub(crate) fn refused(writer: &Writer<'_>, class: TableId, name: &str, sys_id: &str) -> Refusal {
+    Refusal::Aborted {
+        table: writer.db.schema.table(class).name.to_string(),
+        name: name.to_owned(),
+        sys_id: sys_id.to_owned(),
+    }
 }
 
 fn matches(writer: &Writer<'_>, row: RowId, condition: &str) -> bool {
@@ -143,7 +150,8 @@ fn matches(writer: &Writer<'_>, row: RowId, condition: &str) -> bool {
         .matches(writer.db, row)
 }
 
-fn set(writer: &mut Writer<'_>, row: RowId, field: &str, value: &str) {
+/// Sets a column of a stored row.
+pub(crate) fn set(writer: &mut Writer<'_>, row: RowId, field: &str, value: &str) {
     let class = writer.db.row(row).table;
     let mut draft = Draft { table: class, vals: writer.db.values(row), notes: Vec::new() };
     draft.set(writer.db, field, value);

@@ -19,6 +19,7 @@ use crate::http::{server, tls};
 use crate::instance::Instance;
 use crate::replay::{self, ReplayStatus};
 use crate::request_log::{Counter, LoggedRequest};
+use crate::script::effect::{self, PostCount};
 use crate::switch::Switches;
 use crate::truth::{self, Record};
 
@@ -136,6 +137,7 @@ impl Builder {
         let (stop, stopped) = watch::channel(false);
         let mut tasks =
             vec![tokio::spawn(server::serve(listener, Arc::clone(&instance), None, stopped.clone()))];
+        tasks.push(tokio::spawn(effect::serve(Arc::clone(&instance), stopped.clone())));
         let (mut https_url, mut ca_pem) = (None, None);
         if self.tls {
             let authority = tls::authority()?;
@@ -241,6 +243,16 @@ impl Simulator {
     /// or user. Rows of a child class carry the child's columns too.
     pub fn truth(&self, table: &str, user: &str) -> Option<Vec<Record>> {
         truth::all(&self.instance, table, user)
+    }
+
+    /// What scripts of Business Rules have logged as errors, or failed with.
+    pub fn script_errors(&self) -> Vec<String> {
+        self.instance.outbox.errors()
+    }
+
+    /// The requests that scripts have made so far.
+    pub fn posts(&self) -> PostCount {
+        self.instance.outbox.count()
     }
 
     /// The virtual clock.

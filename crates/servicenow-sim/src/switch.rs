@@ -81,6 +81,14 @@ pub struct Switches {
     pub cascade_stamps: bool,
     /// Basic authentication needs the role `snc_basic_auth_api_access` (facts §4).
     pub basic_auth_restricted: bool,
+    /// Asynchronous rules run this long after their transaction, in ms.
+    pub async_rule_delay_ms: u64,
+    /// So many in a thousand of the requests that scripts make are lost.
+    pub posts_drop: u32,
+    /// So many in a thousand of them arrive twice.
+    pub posts_duplicate: u32,
+    /// They are late by up to this many ms each, and so come in another order.
+    pub posts_jitter_ms: u64,
     /// The requests kept in the log.
     pub log_capacity: usize,
 }
@@ -107,6 +115,10 @@ impl Default for Switches {
             audit_delete_horizon_s: None,
             cascade_stamps: false,
             basic_auth_restricted: false,
+            async_rule_delay_ms: 100,
+            posts_drop: 0,
+            posts_duplicate: 0,
+            posts_jitter_ms: 0,
             log_capacity: 200_000,
         }
     }

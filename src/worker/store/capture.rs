@@ -15,8 +15,15 @@ use crate::pg;
 
 impl CaptureStore for PgStore {
     async fn note_events(&self, events: Vec<Event>) -> Result<Noted<Table>, StoreError> {
-        match self.ask(None, Work::NoteEvents(events)).await? {
-            Done::Events(noted) => Ok(noted),
+        let mut echoes = 0;
+        if !events.is_empty() {
+            match self.ask(None, Work::NoteEvents(events)).await? {
+                Done::Echoes(count) => echoes = count,
+                _ => return Err(StoreError::Stale),
+            }
+        }
+        match self.ask(None, Work::ToLookUp).await? {
+            Done::ToLookUp(noted) => Ok(Noted { echoes, ..noted }),
             _ => Err(StoreError::Stale),
         }
     }
@@ -33,12 +40,12 @@ impl CaptureStore for PgStore {
     }
 }
 
-/// Has the records of events looked up wherever they are, or should be, and are not in the version told of.
-pub fn note(server: pg_sys::Oid, events: &[Event]) -> Noted<Table> {
+/// Has the records of events looked up wherever they are, or should be, and are not in the version told of. Gives back
+/// how many events said nothing new.
+pub fn note(server: pg_sys::Oid, events: &[Event]) -> u64 {
     let ids: Vec<String> = events.iter().map(|event| event.id.as_str().to_owned()).collect();
     let mut news: HashSet<usize> = HashSet::new();
-    let works: Vec<_> = catalog::work().into_iter().filter(|work| work.server == server).collect();
-    for work in works.iter().filter(|_| !events.is_empty()) {
+    for work in catalog::work().into_iter().filter(|work| work.server == server) {
         let looked = pg::xact::subtransaction(|| {
             let mirror = catalog::mirror(work.foreign_table)?;
             Some((apply::versions(&mirror, ids.iter().map(String::as_str)), mirror))
@@ -60,10 +67,14 @@ pub fn note(server: pg_sys::Oid, events: &[Event]) -> Noted<Table> {
         catalog::leave_events_to_recheck(work.foreign_table, concerned.iter().map(|i| &events[*i]));
         news.extend(concerned);
     }
-    if !ids.is_empty() {
-        catalog::trust(server, &ids);
-    }
-    let mut noted = Noted { looks: Vec::new(), waiting: false, echoes: (events.len() - news.len()) as u64 };
+    catalog::trust(server, &ids);
+    (events.len() - news.len()) as u64
+}
+
+/// What is to be looked up of a server's tables now.
+pub fn to_look_up(server: pg_sys::Oid) -> Noted<Table> {
+    let mut noted = Noted { looks: Vec::new(), waiting: false, echoes: 0 };
+    let works: Vec<_> = catalog::work().into_iter().filter(|work| work.server == server).collect();
     for relation in catalog::with_rechecks(server) {
         let Some(work) = works.iter().find(|work| work.foreign_table == relation) else { continue };
         let looked = pg::xact::subtransaction(|| catalog::mirror(relation).map(|mirror| to_recheck(&mirror)));

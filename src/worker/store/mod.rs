@@ -68,6 +68,7 @@ enum Work {
     Relabel(TableName, Vec<(SysId, String)>),
     NoteMetadata(Result<i64, Stop>),
     NoteEvents(Vec<Event>),
+    ToLookUp,
     NoteCapture(Box<News>),
     RenewSubscription,
 }
@@ -104,6 +105,7 @@ impl Work {
             Work::Relabel(..) => "relabel",
             Work::NoteMetadata(_) => "metadata",
             Work::NoteEvents(_) => "events",
+            Work::ToLookUp => "to_look_up",
             Work::NoteCapture(_) => "capture",
             Work::RenewSubscription => "renew_subscription",
         }
@@ -118,7 +120,8 @@ enum Done {
     Found(Found<Table>),
     ToRecheck(StoredRecords),
     Since(Option<i64>),
-    Events(Noted<Table>),
+    Echoes(u64),
+    ToLookUp(Noted<Table>),
     Missed(u64),
     Noted,
 }
@@ -349,7 +352,8 @@ fn execute(
             metadata::note(server, outcome);
             Ok(Done::Noted)
         }
-        (Work::NoteEvents(events), _) => Ok(Done::Events(capture::note(server, events))),
+        (Work::NoteEvents(events), _) => Ok(Done::Echoes(capture::note(server, events))),
+        (Work::ToLookUp, _) => Ok(Done::ToLookUp(capture::to_look_up(server))),
         (Work::NoteCapture(news), _) => Ok(Done::Missed(catalog::note_capture(server, news))),
         (Work::RenewSubscription, _) => {
             catalog::renew_subscription(server);

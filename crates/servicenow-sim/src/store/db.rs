@@ -1,6 +1,6 @@
 //! The rows of all tables and their indexes.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashMap;
 
@@ -10,6 +10,7 @@ use super::symbol::{Symbols, Val};
 use crate::calendar;
 use crate::schema::choice::Choices;
 use crate::schema::{Column, Schema, TableId};
+use crate::script::{self, ScriptRule};
 
 /// The position of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,6 +67,7 @@ pub(crate) struct Db {
     ids: HashMap<(TableId, Val), RowId>,
     equal: HashMap<(TableId, Arc<str>), HashMap<Val, Postings>>,
     changes: u64,
+    scripts: OnceLock<Arc<Vec<ScriptRule>>>,
 }
 
 impl Db {
@@ -81,6 +83,11 @@ impl Db {
 
     fn touch(&mut self) {
         self.changes += 1;
+    }
+
+    /// The active Business Rules with a script.
+    pub(crate) fn script_rules(&self) -> Arc<Vec<ScriptRule>> {
+        Arc::clone(self.scripts.get_or_init(|| Arc::new(script::active_rules(self))))
     }
 
     /// The indexes of a class.
@@ -260,6 +267,9 @@ impl Db {
         let table = row.table;
         if self.classes.len() < self.schema.len() {
             self.classes.resize_with(self.schema.len(), ClassIndex::default);
+        }
+        if &*self.schema.table(table).name == "sys_script" {
+            self.scripts = OnceLock::new();
         }
         let layout = &self.schema.table(table).layout;
         let sys_id = layout.slot("sys_id").map_or(Val::EMPTY, |s| row.get(s));

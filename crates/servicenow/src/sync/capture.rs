@@ -41,10 +41,13 @@ const LOOKS_PER_POLL: u32 = 5;
 const LONGEST_IDLE: Duration = Duration::from_secs(30);
 /// Requests come one by one: those that come within this time are taken together.
 const GATHER: Duration = Duration::from_millis(10);
-/// Polls as the backstop are so much rarer.
-const BACKSTOP: u32 = 60;
+/// Polls as the backstop of a queue are so much rarer: a queue loses nothing.
+const QUEUE_BACKSTOP: u32 = 60;
 /// And there are no more of them than one in so many looks into the queue, all tables together.
 const LOOKS_PER_BACKSTOP: u32 = 20;
+/// Polls as the backstop of a webhook are so much rarer: a request that fails is not repeated. And there is no more than
+/// one of them in the time between two polls, all tables together.
+const WEBHOOK_BACKSTOP: u32 = 6;
 /// The time between two looks at the rules.
 const RULES_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a change that no event has told of matters.
@@ -432,8 +435,14 @@ where
     /// The pace of polls while events come.
     fn backstop(&self) -> Duration {
         let tables = u32::try_from(self.specs.len()).unwrap_or(u32::MAX);
-        let by_tables = self.idle().saturating_mul(LOOKS_PER_BACKSTOP).saturating_mul(tables);
-        self.setup.poll_interval.saturating_mul(BACKSTOP).max(by_tables)
+        let poll = self.setup.poll_interval;
+        match self.setup.channel {
+            Channel::Queue(_) => {
+                let by_tables = self.idle().saturating_mul(LOOKS_PER_BACKSTOP).saturating_mul(tables);
+                poll.saturating_mul(QUEUE_BACKSTOP).max(by_tables)
+            }
+            Channel::Webhook { .. } => poll.saturating_mul(WEBHOOK_BACKSTOP.max(tables)),
+        }
     }
 
     /// The time between two looks when nothing happens.

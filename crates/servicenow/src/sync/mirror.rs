@@ -82,6 +82,7 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
                 () = mirror.spec.pace.changed() => false,
             }
         };
+        // When polls become rarer there is one more: nobody has told of what changed since the last one.
         if timeout(pause, woken).await == Ok(true) {
             mirror.nudge();
         }

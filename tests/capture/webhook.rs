@@ -1,0 +1,244 @@
+//! Changes arrive by requests to a listener.
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use servicenow_sim::Simulator;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use world::World;
+use world::cluster::Cluster;
+
+use crate::{COLUMNS, capture_incidents, lists, name, rules, until_captured, until_state, world_on};
+
+/// A port that is free at the moment.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+/// A cluster that listens, and where.
+fn listening() -> (&'static Cluster, String) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let settings = format!("servicenow_fdw.listen_address = '{address}'");
+    (Box::leak(Box::new(Cluster::start(&settings))), address)
+}
+
+/// Sends bytes to the listener; gives back the status of its answer, 0 without one.
+async fn send(address: &str, bytes: &[u8]) -> u16 {
+    let mut stream = TcpStream::connect(address).await.expect("somebody listens");
+    // The listener may have seen enough before it has seen all.
+    let _cut_off = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
+    let status = String::from_utf8_lossy(&answer);
+    status.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+}
+
+fn request(path: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let length = body.len();
+    format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}").into_bytes()
+}
+
+/// What a rule of the instance signs: made by the instance's own script.
+struct Signed {
+    path: String,
+    time: String,
+    signature: String,
+    body: String,
+}
+
+/// Has the instance post to the test instead of to the listener, and gives back what it has posted.
+async fn overhear(world: &World, change: impl FnOnce(&Simulator)) -> Signed {
+    let name = name(world).await;
+    let (rule, _) = rules(world, &name).pop().expect("a rule");
+    let script = world.remote("sys_script", &rule, "script").expect("a script");
+    let endpoint =
+        script.split("setEndpoint(\"").nth(1).and_then(|rest| rest.split('"').next()).expect("an address");
+    let path = format!("/{}", endpoint.rsplit('/').next().expect("a path"));
+    let here = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = format!("http://{}{path}", here.local_addr().expect("an address"));
+    let edit = world.sim.edit();
+    edit.update("sys_script", &rule, &[("script", &script.replace(endpoint, &address))])
+        .expect("it is there");
+    change(&world.sim);
+    let (mut stream, _) = here.accept().await.expect("the instance posts");
+    let mut bytes = vec![0; 64 << 10];
+    let mut length = 0;
+    let text = loop {
+        length += stream.read(&mut bytes[length..]).await.expect("a request");
+        let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        if text.contains("\r\n\r\n") && text.trim_end().ends_with('}') {
+            break text;
+        }
+    };
+    stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n").await.expect("it listens");
+    edit.update("sys_script", &rule, &[("script", &script)]).expect("it is there");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a body");
+    let header = |name: &str| {
+        let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(&format!("{name}:")));
+        line.and_then(|line| line.split_once(':')).expect("a header").1.trim().to_owned()
+    };
+    Signed {
+        path,
+        time: header("x-servicenow-fdw-time"),
+        signature: header("x-servicenow-fdw-signature"),
+        body: body.to_owned(),
+    }
+}
+
+impl Signed {
+    fn request(&self) -> Vec<u8> {
+        self.with(&self.time, &self.signature, &self.body)
+    }
+
+    fn with(&self, time: &str, signature: &str, body: &str) -> Vec<u8> {
+        let headers = [("X-Servicenow-Fdw-Time", time), ("X-Servicenow-Fdw-Signature", signature)];
+        request(&self.path, &headers, body)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_every_kind_arrive_at_once() {
+    let (cluster, _) = listening();
+    let world = world_on(cluster, "webhook").await;
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '30 s')").await;
+    let world = capture_incidents(world).await;
+    let from = world.sim.requests().len();
+    let edit = world.sim.edit();
+    let id = edit.insert("incident", &[("short_description", "made")]).expect("a record");
+    world.until(&format!("SELECT EXISTS (SELECT FROM incident WHERE sys_id = '{id}')")).await;
+    edit.update("incident", &id, &[("short_description", "changed")]).expect("it is there");
+    world.until(&format!("SELECT short_description = 'changed' FROM incident WHERE sys_id = '{id}'")).await;
+    edit.delete("incident", &id).expect("it is there");
+    world.until(&format!("SELECT NOT EXISTS (SELECT FROM incident WHERE sys_id = '{id}')")).await;
+    let sources =
+        format!("SELECT bool_and(source = 'capture') FROM servicenow._sync_cdc WHERE sys_id = '{id}'");
+    assert!(world.db.value::<bool>(&sources).await);
+    let polls = lists(&world, "incident", from);
+    let is_poll = |query: &str| query.contains("sys_updated_on");
+    assert!(!polls.iter().any(|list| list.parameter("sysparm_query").is_some_and(is_poll)));
+    world.until("SELECT events = 3 AND lag < '5 s' AND refused = 0 FROM servicenow.stat_capture").await;
+    // What we write ourselves comes back, and costs nothing.
+    let from = world.sim.requests().len();
+    world.db.run("UPDATE incident SET short_description = 'ours' WHERE number = 'INC0012345'").await;
+    world.until("SELECT events = 4 FROM servicenow.stat_capture").await;
+    world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
+    assert!(lists(&world, "incident", from).is_empty());
+    world.until_like_the_instance("incident", COLUMNS).await;
+    assert_eq!(world.sim.script_errors(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_from_a_rule_is_refused_and_counted() {
+    let (cluster, address) = listening();
+    let world = capture_incidents(world_on(cluster, "webhook").await).await;
+    let id = world.find("incident", "number=INC0012345");
+    let real = overhear(&world, |sim| {
+        sim.edit().update("incident", &id, &[("short_description", "overheard")]).expect("it is there");
+    })
+    .await;
+    let refused = "SELECT refused FROM servicenow.stat_capture";
+    let before = world.db.value::<i64>(refused).await;
+    let forged = real.body.replace(&id, "00000000000000000000000000000000");
+    let old = (real.time.parse::<i64>().expect("a number") - 3_600_000).to_string();
+    let long = format!("{}{}", real.body, " ".repeat(1 << 20));
+    let wrong: [(u16, Vec<u8>); 8] = [
+        (401, request(&real.path, &[], &real.body)),
+        (401, real.with(&real.time, &real.signature, &forged)),
+        (401, real.with(&old, &real.signature, &real.body)),
+        (401, real.with(&real.time, "bm9uc2Vuc2U=", &real.body)),
+        (401, real.with("soon", &real.signature, &real.body)),
+        (401, real.with(&real.time, &real.signature, "")),
+        (413, real.with(&real.time, &real.signature, &long)),
+        (405, format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", real.path).into_bytes()),
+    ];
+    let count = wrong.len() as i64;
+    for (status, bytes) in wrong {
+        assert_eq!(
+            send(&address, &bytes).await,
+            status,
+            "{}",
+            String::from_utf8_lossy(&bytes[..200.min(bytes.len())])
+        );
+    }
+    world.until(&format!("SELECT refused = {before} + {count} FROM servicenow.stat_capture")).await;
+    // Those that are for nobody.
+    for path in ["/", "/nobody", "/000000000000", "/../../etc/passwd", "/%2e%2e"] {
+        assert_eq!(send(&address, &request(path, &[], "{}")).await, 404, "{path}");
+    }
+    // The real one is believed, once.
+    assert_eq!(send(&address, &real.request()).await, 202);
+    assert_eq!(send(&address, &real.request()).await, 409);
+    world.until("SELECT short_description = 'overheard' FROM incident WHERE number = 'INC0012345'").await;
+    // Nonsense, and somebody who is slow.
+    for bytes in [&b"\x16\x03\x01 nonsense\r\n\r\n"[..], b"POST / HTTP/9.9\r\n\r\n", &vec![b'a'; 100_000]] {
+        assert!(matches!(send(&address, bytes).await, 0 | 400 | 431 | 505));
+    }
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(&address).await.expect("somebody listens");
+        stream.write_all(b"POST /").await.expect("it listens");
+        slow.push(stream);
+    }
+    world.sim.edit().update("incident", &id, &[("short_description", "meanwhile")]).expect("it is there");
+    world.until("SELECT short_description = 'meanwhile' FROM incident WHERE number = 'INC0012345'").await;
+    let began = Instant::now();
+    for mut stream in slow {
+        let mut rest = Vec::new();
+        let closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
+        assert!(closed.is_ok(), "it does not wait for ever");
+    }
+    assert!(began.elapsed() < Duration::from_secs(20));
+}
+
+/// One worker listens for the whole cluster, and another one when that has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_share_the_listener() {
+    let (cluster, _) = listening();
+    let one = capture_incidents(world_on(cluster, "webhook").await).await;
+    let other = capture_incidents(world_on(cluster, "webhook").await).await;
+    let arrives = async |world: &World, text: &str| {
+        let id = world.find("incident", "number=INC0012345");
+        world.sim.edit().update("incident", &id, &[("short_description", text)]).expect("it is there");
+        world
+            .until(&format!("SELECT short_description = '{text}' FROM incident WHERE sys_id = '{id}'"))
+            .await;
+    };
+    arrives(&one, "to the one").await;
+    arrives(&other, "to the other").await;
+    one.stop_worker().await;
+    // Somebody else takes the address over.
+    until_captured(&other).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    arrives(&other, "after that").await;
+    one.db.run("SELECT servicenow.start_worker()").await;
+    until_state(&one, "active").await;
+    arrives(&one, "and back again").await;
+}
+
+/// Lost, doubled and late events, while much is changed: the cache converges, and it is said that events are missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cache_converges_whatever_happens_to_events() {
+    let (cluster, _) = listening();
+    let world = world_on(cluster, "webhook").await;
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '500 ms')").await;
+    let world = capture_incidents(world).await;
+    world.sim.set(|s| (s.posts_drop, s.posts_duplicate, s.posts_jitter_ms) = (200, 300, 300));
+    let edit = world.sim.edit();
+    let ids = edit.find("incident", "").expect("a query");
+    for round in 0..10 {
+        for id in ids.iter().step_by(3) {
+            let text = format!("round {round}");
+            // Unless it was deleted.
+            edit.update("incident", id, &[("short_description", &text)]).ok();
+        }
+        edit.insert("incident", &[("short_description", "new")]).expect("a record");
+        edit.delete("incident", &ids[ids.len() - 2 - 3 * round]).ok();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    until_state(&world, "silent").await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+    assert!(world.sim.posts().dropped > 0);
+    assert_eq!(world.sim.script_errors(), Vec::<String>::new());
+}
