@@ -1,9 +1,10 @@
 //! The project's figures. Each is a ratio of two things measured side by side in one run, because absolute
 //! numbers say more about the machine than about the extension. Arguments choose sections:
-//! `backfill`, `loaders`, `memory`, `idle`, `reconcile`, `writes`, `reads`.
+//! `backfill`, `loaders`, `memory`, `idle`, `reconcile`, `capture`, `writes`, `reads`.
 #![allow(clippy::print_stdout)]
 
 mod backfill;
+mod capture;
 mod fill;
 mod idle;
 mod loaders;
@@ -50,6 +51,9 @@ async fn main() {
     }
     if is_wanted("reconcile") {
         reconcile::measure(&cluster).await;
+    }
+    if is_wanted("capture") {
+        capture::measure().await;
     }
     if is_wanted("writes") {
         writes::measure(&cluster).await;
