@@ -162,8 +162,9 @@ async fn burst(cluster: &Cluster, way: &str) {
     }
     let absorbed = began.elapsed().as_secs_f64();
     println!(
-        "  {way:<8} burst of {played} changes made in {made:.1} s, all here after {absorbed:.1} s: {:.0} changes/s; \
+        "  {way:<8} burst of {played} changes made in {made:.1} s, {} events, all here after {absorbed:.1} s: {:.0} changes/s; \
          private memory {} -> {} MiB",
+        bench.db.value::<i64>("SELECT events FROM servicenow.stat_capture").await,
         played as f64 / absorbed,
         before / 1024,
         most / 1024

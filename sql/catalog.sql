@@ -42,6 +42,8 @@ CREATE TABLE servicenow.sync_table (
     scrub_position  text,
     scrub_read      bigint,
     scrub_total     bigint,
+    -- Records asked for at a time, as far as that is fewer than usual.
+    page_size       integer,
     last_error      text,
     last_error_at   timestamptz
 ) WITH (fillfactor = 70);
@@ -106,7 +108,11 @@ CREATE TABLE servicenow.sync_server (
     -- From when on changes of the dictionary, of choices and of names of referenced records have not been read.
     metadata_watermark bigint,
     metadata_error    text,
-    metadata_error_at timestamptz
+    metadata_error_at timestamptz,
+    -- How the worker calls at the moment: calls at a time, until when none are made, and how many there may be in the hour.
+    concurrency       integer,
+    held_until        timestamptz,
+    calls_left        integer
 );
 
 -- Subscriptions to changes, one row per server whose option capture is not poll. The key is a secret: whoever has it can
@@ -177,6 +183,14 @@ CREATE TABLE servicenow.request_stat (
     endpoint        text NOT NULL,
     counters        jsonb NOT NULL,
     PRIMARY KEY (server, endpoint)
+) WITH (fillfactor = 50);
+
+-- Calls of the last hour, by the minute: max_calls_per_hour is about them, whoever makes them.
+CREATE TABLE servicenow.call_count (
+    server          oid NOT NULL,
+    minute          timestamptz NOT NULL,
+    calls           integer NOT NULL,
+    PRIMARY KEY (server, minute)
 ) WITH (fillfactor = 50);
 
 -- What has changed in ServiceNow's dictionary since its description above was read for the first time.

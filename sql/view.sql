@@ -42,7 +42,11 @@ SELECT s.srvname AS server,
        e.capture,
        e.capture_state,
        e.capture_lag,
-       e.capture_error
+       e.capture_error,
+       t.page_size,
+       v.concurrency,
+       CASE WHEN v.held_until > clock_timestamp() THEN v.held_until END AS held_until,
+       v.calls_left
 FROM servicenow.sync_table t
      JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
      JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver

@@ -68,6 +68,9 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
     let client = new_client(&options, login, STATEMENT).unwrap_or_else(|e| {
         raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
     });
+    if options.max_calls_per_hour.is_some() {
+        client.note_past_calls(&catalog::past_calls(server));
+    }
     let connection = Connection { client, oid: server, user, server: description.name, is_workers };
     CONNECTIONS.with_borrow_mut(|known| known.insert((server, user), connection.clone()));
     connection

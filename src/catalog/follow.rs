@@ -144,6 +144,12 @@ pub fn tidy() {
         &[],
     );
     write(
+        "DELETE FROM servicenow.call_count c
+         WHERE minute < now() - interval '1 hour 1 minute'
+            OR NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s WHERE s.oid = c.server)",
+        &[],
+    );
+    write(
         "DELETE FROM servicenow.request_stat r
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s WHERE s.oid = r.server)",
         &[],

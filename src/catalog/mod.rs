@@ -51,7 +51,7 @@ pub use notice::notify;
 pub use progress::{
     Progress, enable_worker, is_in_the_way, lock_holder, locked_objects, progress, worker_enabled,
 };
-pub use request_stat::add_request_stats;
+pub use request_stat::{Manners, add_request_stats, past_calls, show_manners, show_page_size};
 pub use rows::{
     Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent,
     leave_to_recheck, outlook, rechecked, remember_absent, to_recheck,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgrx::pg_sys;
+use servicenow::client::page_size::PageSize;
 use servicenow::client::stats::Stats;
 use servicenow::dictionary::TableDef;
 use servicenow::sync::deletes::{self, Deletes};
@@ -20,7 +21,7 @@ use super::mailbox::Letter;
 use super::store::{PgStore, Request, Table, note_failure};
 use crate::cache::ddl;
 use crate::capture::new_key;
-use crate::catalog;
+use crate::catalog::{self, Manners};
 use crate::connection::{HttpClient, WORKER, new_client, sync_user};
 use crate::failpoint;
 use crate::option::{self, CaptureMode, Login, ServerOptions};
@@ -46,7 +47,9 @@ struct Server {
     options: ServerOptions,
     login: Login,
     client: HttpClient,
-    mirrors: HashMap<Table, Task>,
+    mirrors: HashMap<Table, MirrorTask>,
+    /// What was last said of how it is called.
+    shown: Option<Manners>,
     /// The readers of deletions and of metadata, and the tables they were started for.
     readers: Option<(HashSet<Table>, [Task; 2])>,
     /// The reader of events, if there are any.
@@ -59,6 +62,14 @@ struct Server {
 struct Task {
     handle: AbortOnDrop,
     nudge: Arc<Notify>,
+}
+
+/// A running mirror, and what is said of it.
+struct MirrorTask {
+    task: Task,
+    page_size: Arc<PageSize>,
+    /// What was last said of that.
+    shown: u32,
 }
 
 impl Task {
@@ -75,6 +86,7 @@ struct Plan {
     options: ServerOptions,
     login: Login,
     capture: Option<capture::Plan>,
+    past_calls: Vec<(Duration, u32)>,
     tables: Vec<PlannedTable>,
     /// Tables that could not be looked at just now; what runs for them goes on.
     unclear: HashSet<Table>,
@@ -96,11 +108,12 @@ impl Tasks {
 
     /// Starts what should run and does not, stops what should not and does.
     pub fn reconcile(&mut self) -> std::io::Result<()> {
+        // A client that is made anew is told of all calls before.
+        self.count(Vec::new());
         let Ok(plans) = pg::xact::transaction(plans) else {
             catalog::keep_work_changed(); // tried again at the next tick
             return Ok(());
         };
-        self.count(Vec::new());
         self.servers.retain(|server, _| plans.contains_key(server));
         for (oid, plan) in plans {
             let same = |server: &Server| (&server.options, &server.login) == (&plan.options, &plan.login);
@@ -110,8 +123,17 @@ impl Tasks {
                     Ok(client) => {
                         let (options, login) = (plan.options.clone(), plan.login.clone());
                         let (mirrors, brake) = (HashMap::new(), Arc::new(Brake::default()));
-                        let server =
-                            Server { options, login, client, mirrors, readers: None, capture: None, brake };
+                        let server = Server {
+                            options,
+                            login,
+                            client,
+                            mirrors,
+                            shown: None,
+                            readers: None,
+                            capture: None,
+                            brake,
+                        };
+                        server.client.note_past_calls(&plan.past_calls);
                         self.servers.insert(oid, server);
                     }
                     Err(e) => {
@@ -155,13 +177,21 @@ impl Tasks {
         if written.is_ok() {
             self.uncounted.clear();
         }
+        for (oid, server) in &mut self.servers {
+            server.show(*oid);
+        }
     }
 
     /// Whether anything that should run does not run any more.
     pub fn have_ended(&self) -> bool {
         self.servers.values().any(|server| {
             let readers = server.readers.iter().flat_map(|(_, tasks)| tasks);
-            server.mirrors.values().chain(readers).any(|task| task.handle.is_finished())
+            server
+                .mirrors
+                .values()
+                .map(|mirror| &mirror.task)
+                .chain(readers)
+                .any(|task| task.handle.is_finished())
                 || server.capture.as_ref().is_some_and(capture::Reader::has_ended)
         })
     }
@@ -170,9 +200,9 @@ impl Tasks {
     pub fn nudge(&self, relations: &[pg_sys::Oid]) {
         for server in self.servers.values() {
             let mut concerned = false;
-            for (table, task) in &server.mirrors {
+            for (table, mirror) in &server.mirrors {
                 if relations.contains(&table.relation) {
-                    task.nudge.notify_one();
+                    mirror.task.nudge.notify_one();
                     concerned = true;
                 }
             }
@@ -184,10 +214,38 @@ impl Tasks {
 }
 
 impl Server {
+    /// Says how the instance is called now, if that is news.
+    fn show(&mut self, server: pg_sys::Oid) {
+        let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        let held = self.client.held_for();
+        let manners = Manners {
+            concurrency: number(self.client.concurrency()),
+            held_for: (!held.is_zero()).then(|| held.as_secs() as i64 + 1),
+            calls_left: self
+                .client
+                .budget()
+                .map(|left| number(left.per_hour.saturating_sub(left.used) as usize)),
+        };
+        if self.shown != Some(manners)
+            && pg::xact::transaction(|| catalog::show_manners(server, manners)).is_ok()
+        {
+            self.shown = Some(manners);
+        }
+        let most = self.options.page_size;
+        for (table, mirror) in &mut self.mirrors {
+            let size = mirror.page_size.current();
+            let shown =
+                || catalog::show_page_size(table.relation, (size < most).then_some(number(size as usize)));
+            if size != mirror.shown && pg::xact::transaction(shown).is_ok() {
+                mirror.shown = size;
+            }
+        }
+    }
+
     fn reconcile(&mut self, store: &Arc<PgStore>, plan: Plan) -> std::io::Result<()> {
         let planned = plan.tables.iter().map(|planned| planned.table);
         let wanted: HashSet<Table> = planned.chain(plan.unclear.iter().copied()).collect();
-        self.mirrors.retain(|table, task| wanted.contains(table) && !task.handle.is_finished());
+        self.mirrors.retain(|table, mirror| wanted.contains(table) && !mirror.task.handle.is_finished());
         let specs: HashMap<Table, Spec> =
             plan.tables.iter().map(|planned| (planned.table, planned.spec.clone())).collect();
         for PlannedTable { table, spec, position, upkeep, known } in plan.tables {
@@ -195,7 +253,9 @@ impl Server {
                 let (client, store) = (self.client.clone(), store.clone());
                 let spec = Spec { pace: self.brake.pace(spec.pace.own()), ..spec };
                 let mirror = Mirror::new(client, store, table, spec, position, upkeep, known.as_ref());
-                self.mirrors.insert(table, Task::start(|nudge| mirror::run(mirror, nudge))?);
+                let page_size = mirror.page_size();
+                let task = Task::start(|nudge| mirror::run(mirror, nudge))?;
+                self.mirrors.insert(table, MirrorTask { task, shown: page_size.current(), page_size });
             }
         }
         let is_current = |(tables, tasks): &(HashSet<Table>, [Task; 2])| {
@@ -278,7 +338,8 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
             catalog::keep_work_changed(); // somebody is changing one of its tables at this very moment
         }
         let capture = capture_plan(server, &options);
-        Ok(Plan { options, login, capture, tables: Vec::new(), unclear: HashSet::new() })
+        let past_calls = catalog::past_calls(server);
+        Ok(Plan { options, login, capture, past_calls, tables: Vec::new(), unclear: HashSet::new() })
     };
     pg::xact::subtransaction(read).unwrap_or_else(|caught| Err(caught.message))
 }

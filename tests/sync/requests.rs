@@ -1,5 +1,6 @@
 //! What calls are made, and that they are counted.
 
+use servicenow_sim::{Cut, Effect, Fault, RowQuota};
 use world::World;
 
 use crate::INCIDENT;
@@ -41,4 +42,49 @@ async fn a_budget_of_calls_is_kept_and_writes_come_first() {
     world.db.run("UPDATE incident SET reopen_count = 1 WHERE number = 'INC0012345'").await;
     let id = world.find("incident", "number=INC0012345");
     assert_eq!(world.remote("incident", &id, "reopen_count").as_deref(), Some("1"));
+}
+
+/// The hour goes on when the worker begins anew, when options change, and in new sessions.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_of_calls_outlasts_the_worker() {
+    let world = World::with(servicenow_sim::Dataset::Small, ", max_calls_per_hour '80'").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world.until("SELECT calls_left < 15 FROM servicenow.sync_status").await;
+    world.stop_worker().await;
+    world.db.run("SELECT servicenow.start_worker()").await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    world.db.run("ALTER SERVER acme OPTIONS (ADD page_size '500')").await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let made = world.sim.requests().iter().filter(|r| r.endpoint != "oauth_token").count();
+    assert!(made <= 80, "{made} calls");
+    let session = world.session().await;
+    let mut refused = None;
+    for n in 0..20 {
+        let update = format!("UPDATE incident SET reopen_count = {n} WHERE number = 'INC0012345'");
+        if let Err(e) = session.client().batch_execute(&update).await {
+            refused = e.as_db_error().map(|e| e.code().code().to_owned());
+            break;
+        }
+    }
+    assert_eq!(refused.as_deref(), Some("53400"), "what is left of the hour is used up");
+}
+
+/// What the instance asks for can be seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn how_the_instance_is_called_is_shown() {
+    let world = World::with(servicenow_sim::Dataset::Incidents(2_000), ", page_size '400'").await;
+    world.sim.set(|s| s.row_quota = Some(RowQuota { rows: 120, cut: Cut::Error }));
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world
+        .until(
+            "SELECT page_size <= 120 AND concurrency = 8 AND held_until IS NULL FROM servicenow.sync_status",
+        )
+        .await;
+    world.sim.set(|s| s.row_quota = None);
+    world
+        .sim
+        .fault(Fault::new(Effect::RateLimited { headers: true, retry_after: Some(5), json: true }).times(3));
+    world.until("SELECT held_until > clock_timestamp() FROM servicenow.sync_status").await;
 }

@@ -12,7 +12,7 @@ use crate::schema::{Cascade, Kind, TableId};
 use crate::script::effect::Effects;
 use crate::store::{Db, RowId, Val};
 use crate::users::Actor;
-use crate::{audit, calendar, dictionary, ident};
+use crate::{audit, calendar, dictionary, ident, script};
 
 /// Why a write was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,11 +65,13 @@ pub struct Options {
     pub workflow: bool,
     /// Stamp even when nothing changed.
     pub force: bool,
+    /// Without a workflow: run the scripts of after rules all the same. What else the workflow does is in the values already.
+    pub scripts: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { auto_sys_fields: true, workflow: true, force: false }
+        Self { auto_sys_fields: true, workflow: true, force: false, scripts: false }
     }
 }
 
@@ -291,6 +293,8 @@ impl Writer<'_> {
         dictionary::after_update(self, row);
         if self.options.workflow {
             rules::run(self, row, Operation::Write, Phase::After, Some(&previous))?;
+        } else if self.options.scripts {
+            script::run(self, row, Operation::Write, Phase::After, Some(&previous))?;
         }
         Ok(true)
     }

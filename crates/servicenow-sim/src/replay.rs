@@ -105,7 +105,8 @@ fn apply(instance: &Instance, db: &mut Db, event: &Event) -> bool {
         .zip(event.values.iter().map(|&v| db.symbols.text(v)))
         .collect();
     let actor = Actor { user_name: db.symbols.text(event.user), ..Actor::system() };
-    let options = Options { auto_sys_fields: true, workflow: false, force: true };
+    // The log has what a workflow made of the values.
+    let options = Options { auto_sys_fields: true, workflow: false, force: true, scripts: true };
     let change = Change::Update(db.symbols.text(event.incident), fields);
     let Some(Change::Update(_, fields)) = edit::defer(instance, "incident", change, options, &actor) else {
         return true;

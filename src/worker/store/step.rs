@@ -100,7 +100,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
         }
         Step::Complete { watermark } => complete(&mirror, *watermark),
         Step::Hidden { range, count } => catalog::remember_hidden(relation, range, *count),
-        Step::Reconciled { at, .. } => {
+        Step::Reconciled { at } => {
             write(
                 "UPDATE servicenow.sync_table
                  SET last_reconcile_at = $2,

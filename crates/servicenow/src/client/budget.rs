@@ -57,7 +57,9 @@ impl Budget {
     pub(super) fn new(per_hour: u32, now: Instant) -> Self {
         let per_hour = per_hour.max(1);
         let reserve = (per_hour / 10).max(1).min(per_hour - 1);
-        Self { per_hour, reserve, start: now, grains: VecDeque::new(), used: 0, last_background: None }
+        // Calls of the hour before may be told of.
+        let start = now.checked_sub(WINDOW).unwrap_or(now);
+        Self { per_hour, reserve, start, grains: VecDeque::new(), used: 0, last_background: None }
     }
 
     /// May a call be made now?
@@ -103,6 +105,18 @@ impl Budget {
         match self.grains.back_mut() {
             Some((youngest, count)) if *youngest >= grain => *count = count.saturating_add(calls),
             _ => self.grains.push_back((grain, calls)),
+        }
+    }
+
+    /// Takes note of calls of the last hour that were made before this budget was: how long ago, and how many, in any
+    /// order.
+    pub(super) fn note_past(&mut self, past: &[(Duration, u32)], now: Instant) {
+        let mut past: Vec<(Instant, u32)> =
+            past.iter().filter_map(|(ago, calls)| Some((now.checked_sub(*ago)?, *calls))).collect();
+        past.sort_unstable();
+        let start = self.start;
+        for (at, calls) in past.into_iter().filter(|(at, _)| *at >= start) {
+            self.note(calls, at);
         }
     }
 
@@ -237,6 +251,18 @@ mod tests {
             6 => urgency.prop_map(Step::Take),
             1 => (0u32..5).prop_map(Step::Elsewhere),
         ]
+    }
+
+    #[test]
+    fn calls_from_before_count_until_they_are_an_hour_old() {
+        let now = Instant::now();
+        let mut budget = Budget::new(10, now);
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        budget.note_past(&[(minutes(1), 3), (minutes(50), 7), (minutes(70), 100)], now);
+        assert_eq!(budget.remaining(now).used, 10);
+        assert!(matches!(budget.ask(Urgency::Statement, now), Answer::UsedUp(_)));
+        assert_eq!(budget.remaining(now + minutes(11)).used, 3);
+        assert_eq!(budget.remaining(now + minutes(61)).used, 0);
     }
 
     proptest! {

@@ -195,6 +195,17 @@ impl<T: Transport> Client<T> {
         self.with_budget(|budget, now| budget.note(calls, now));
     }
 
+    /// Takes calls from the budget that were made in the last hour, before this client: how long ago, and how many.
+    pub fn note_past_calls(&self, past: &[(Duration, u32)]) {
+        self.with_budget(|budget, now| budget.note_past(past, now));
+    }
+
+    /// How long no call is made because the instance has asked for that, or could not bear more.
+    pub fn held_for(&self) -> Duration {
+        let until = self.hold().until();
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+    }
+
     /// What this client has counted since it was last asked, to be added to what is kept.
     pub fn take_stats(&self) -> Stats {
         self.inner.recorder.take()

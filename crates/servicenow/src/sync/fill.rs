@@ -1,6 +1,6 @@
 //! Reading a whole table: ranges of `sys_id`s side by side, each with a position the store keeps.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
 use futures_util::future::try_join;
@@ -137,25 +137,34 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     pub(super) async fn fill(&mut self, refill: bool, open: Vec<OpenRange>) -> Result<(), Stop> {
         let left = Mutex::new(open.clone());
         let hands = Semaphore::new(self.spec.parallel.max(LEAST_HANDS));
-        let (this, hands_ref, left_ref) = (&*self, &hands, &left);
-        let filled = iter(open.into_iter().map(Ok::<_, Stop>))
-            .try_for_each_concurrent(self.spec.parallel.max(1), |range| {
-                this.fill_range(refill, range, left_ref, hands_ref)
+        let failure = OnceLock::new();
+        let (this, hands_ref, left_ref, failure_ref) = (&*self, &hands, &left, &failure);
+        // A range that fails is the end of the fill for now; the others keep what they have asked for.
+        iter(open)
+            .for_each_concurrent(self.spec.parallel.max(1), |range| async move {
+                if failure_ref.get().is_none()
+                    && let Err(stop) = this.fill_range(refill, range, left_ref, hands_ref, failure_ref).await
+                {
+                    // The first one is told.
+                    let _another = failure_ref.set(stop);
+                }
             })
             .await;
+        let filled = failure.into_inner().map_or(Ok(()), Err);
         if let Position::Filling { open, .. } = &mut self.position {
             *open = left.into_inner().expect("no panic while it is held");
         }
         filled
     }
 
-    /// Fills one range. The next page is fetched while the one before it is being stored, if a hand is free.
+    /// Fills one range, as long as no other one has failed. The next page is fetched while the one before it is being stored, if a hand is free.
     async fn fill_range(
         &self,
         refill: bool,
         open: OpenRange,
         left: &Mutex<Vec<OpenRange>>,
         hands: &Semaphore,
+        failure: &OnceLock<Stop>,
     ) -> Result<(), Stop> {
         let OpenRange { number, range, after } = open;
         let mut sweep = Sweep::new(range.clone(), after.clone());
@@ -186,6 +195,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 Ok(())
             };
             next = match progress {
+                Progress::More if failure.get().is_some() => return keep.await,
                 Progress::Done => {
                     keep.await?;
                     None

@@ -136,7 +136,7 @@ impl Memory {
                     self.hidden.push((range, count));
                 }
             }
-            Step::Reconciled { at, .. } => self.upkeep.reconciled = Some(at),
+            Step::Reconciled { at } => self.upkeep.reconciled = Some(at),
             Step::Scrubbed { rows, position } => {
                 self.keep(&rows, &StoredRecords::new());
                 self.upkeep.scrub = Some(position);

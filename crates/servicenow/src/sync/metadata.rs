@@ -10,6 +10,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::stream::{StreamExt, iter};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -34,6 +35,8 @@ use crate::value::{Kind, Show, SysId, TableName, date_time};
 const DESCRIBE_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Records asked for at a time.
 const PAGE: u32 = 1_000;
+/// Tables whose names are read side by side.
+const TABLES_AT_A_TIME: usize = 4;
 /// Labels handed to the store at a time: each time it may have to look through whole tables.
 const LABELS_AT_A_TIME: usize = 20_000;
 /// Labels remembered, so that a record that changes often and keeps its name is not looked for every time.
@@ -72,7 +75,6 @@ pub struct Metadata<T, S> {
     /// Tables that cannot be asked for what has changed in them.
     opaque: HashSet<TableName>,
     labels: HashMap<(TableName, SysId), String>,
-    page_size: PageSize,
 }
 
 impl<T: Transport, S: MetadataStore> Metadata<T, S> {
@@ -86,7 +88,6 @@ impl<T: Transport, S: MetadataStore> Metadata<T, S> {
             described: None,
             opaque: HashSet::new(),
             labels: HashMap::new(),
-            page_size: PageSize::new(PAGE),
         }
     }
 
@@ -100,11 +101,7 @@ impl<T: Transport, S: MetadataStore> Metadata<T, S> {
             self.describe().await?;
         }
         if let Some(since) = since {
-            for (table, field) in self.references.clone() {
-                if !self.opaque.contains(&table) {
-                    self.read_labels(&table, &field, since).await?;
-                }
-            }
+            self.read_labels(since).await?;
         }
         Ok(served.unwrap_or_else(|| local_seconds(at)))
     }
@@ -150,51 +147,42 @@ impl<T: Transport, S: MetadataStore> Metadata<T, S> {
         Ok(())
     }
 
-    /// Tells the store how records of a table are called that have changed.
-    async fn read_labels(&mut self, table: &TableName, field: &str, since: i64) -> Result<(), Stop> {
-        let label = Column { field: field.to_owned(), show: Show::Label, kind: Kind::Text };
-        let layout = Arc::new(Layout::new(vec![label]));
-        let from = since - OVERLAP;
-        let mut tail = Tail::new("sys_updated_on", from);
-        let mut news = Vec::new();
-        loop {
-            let listed = shrinking(&self.page_size, async |limit| {
-                let (query, offset) = tail.page(&Query::all(), limit)?;
-                let layout = &layout;
-                self.client.list(List { table, query: &query, layout, limit, offset, count: true }).await
-            });
-            let (page, limit) = match listed.await {
-                Ok(listed) => listed,
-                Err(Error::Refused { .. } | Error::NoTable(_) | Error::Rejected { .. }) => {
-                    self.opaque.insert(table.clone());
-                    return Ok(());
+    /// Tells the store how records are called that have changed. Tables are read side by side: one that is slow or fails
+    /// does not keep the others' news back.
+    async fn read_labels(&mut self, since: i64) -> Result<(), Stop> {
+        let tables = self.references.iter().filter(|(table, _)| !self.opaque.contains(*table));
+        let reads: Vec<_> = tables
+            .map(|(table, field)| {
+                let (client, table, field) = (self.client.clone(), table.clone(), field.clone());
+                async move {
+                    let labels = labels_since(&client, &table, &field, since).await;
+                    (table, labels)
                 }
-                Err(e) => return Err(e.into()),
-            };
-            let rows = &page.rows;
-            let stamp = |row| rows.version(row).updated_on;
-            if (0..rows.len()).any(|row| stamp(row).is_none_or(|stamp| stamp < from)) {
-                // The instance dropped the condition: the table has no such field, and gives everything it has.
-                self.opaque.insert(table.clone());
-                return Ok(());
+            })
+            .collect();
+        let mut reads = iter(reads).buffer_unordered(TABLES_AT_A_TIME);
+        let mut failure = None;
+        while let Some((table, labels)) = reads.next().await {
+            match labels {
+                Ok(Some(labels)) => self.tell_news(&table, labels).await?,
+                Ok(None) => drop(self.opaque.insert(table)),
+                Err(e) => drop(failure.get_or_insert(e)),
             }
-            for row in (0..rows.len()).filter(|row| rows.is_shown(*row, 0)) {
-                let key = (table.clone(), SysId::new(rows.id(row)));
-                let label = rows.text(row, 0).to_owned();
-                if self.labels.get(&key) != Some(&label) {
-                    news.push((key.1.clone(), label.clone()));
-                    self.remember(key, label);
-                }
+        }
+        failure.map_or(Ok(()), |e| Err(e.into()))
+    }
+
+    /// Tells the store of those labels that are not known to be told.
+    async fn tell_news(&mut self, table: &TableName, labels: Vec<(SysId, String)>) -> Result<(), Stop> {
+        let mut news = Vec::new();
+        for (id, label) in labels {
+            let key = (table.clone(), id);
+            if self.labels.get(&key) != Some(&label) {
+                news.push((key.1.clone(), label.clone()));
+                self.remember(key, label);
             }
             if news.len() >= LABELS_AT_A_TIME {
                 self.tell(table, &mut news).await?;
-            }
-            let last =
-                rows.len().checked_sub(1).and_then(|row| Some((stamp(row)?, SysId::new(rows.id(row)))));
-            if tail.advance(&SeenInTime { rows: rows.len(), last, total: page.total }, limit)
-                == Progress::Done
-            {
-                break;
             }
         }
         self.tell(table, &mut news).await
@@ -217,6 +205,44 @@ impl<T: Transport, S: MetadataStore> Metadata<T, S> {
             self.labels.clear();
         }
         Ok(told?)
+    }
+}
+
+/// How records of a table are called that have changed since a second; `None` if the table cannot be asked for that.
+async fn labels_since<T: Transport>(
+    client: &Client<T>,
+    table: &TableName,
+    field: &str,
+    since: i64,
+) -> crate::Result<Option<Vec<(SysId, String)>>> {
+    let label = Column { field: field.to_owned(), show: Show::Label, kind: Kind::Text };
+    let (layout, page_size) = (Arc::new(Layout::new(vec![label])), PageSize::new(PAGE));
+    let from = since - OVERLAP;
+    let mut tail = Tail::new("sys_updated_on", from);
+    let mut labels = Vec::new();
+    loop {
+        let listed = shrinking(&page_size, async |limit| {
+            let (query, offset) = tail.page(&Query::all(), limit)?;
+            let layout = &layout;
+            client.list(List { table, query: &query, layout, limit, offset, count: true }).await
+        });
+        let (page, limit) = match listed.await {
+            Ok(listed) => listed,
+            Err(Error::Refused { .. } | Error::NoTable(_) | Error::Rejected { .. }) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let rows = &page.rows;
+        let stamp = |row| rows.version(row).updated_on;
+        if (0..rows.len()).any(|row| stamp(row).is_none_or(|stamp| stamp < from)) {
+            // The instance dropped the condition: the table has no such field, and gives everything it has.
+            return Ok(None);
+        }
+        let shown = (0..rows.len()).filter(|row| rows.is_shown(*row, 0));
+        labels.extend(shown.map(|row| (SysId::new(rows.id(row)), rows.text(row, 0).to_owned())));
+        let last = rows.len().checked_sub(1).and_then(|row| Some((stamp(row)?, SysId::new(rows.id(row)))));
+        if tail.advance(&SeenInTime { rows: rows.len(), last, total: page.total }, limit) == Progress::Done {
+            return Ok(Some(labels));
+        }
     }
 }
 

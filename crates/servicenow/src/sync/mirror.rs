@@ -95,7 +95,7 @@ pub struct Mirror<T, S: Store> {
     pub(super) store: Arc<S>,
     pub(super) table: S::Table,
     pub(super) spec: Spec,
-    pub(super) page_size: PageSize,
+    pub(super) page_size: Arc<PageSize>,
     pub(super) position: Position,
     pub(super) upkeep: Upkeep,
     /// What the dictionary says that matters here; `None` if it has to be read.
@@ -137,7 +137,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             client,
             store,
             table,
-            page_size: PageSize::new(spec.page_size),
+            page_size: Arc::new(PageSize::new(spec.page_size)),
             spec,
             position,
             upkeep,
@@ -149,6 +149,11 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             just_filled: false,
             mass_since: None,
         }
+    }
+
+    /// How many records are asked for at a time.
+    pub fn page_size(&self) -> Arc<PageSize> {
+        self.page_size.clone()
     }
 
     /// The position reached.
@@ -183,7 +188,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 if has_updated_on {
                     return Ok(Duration::ZERO);
                 }
-                // There is nothing to poll by: the fill itself is the poll.
+                // There is nothing to poll by: the fill itself is the poll, and the comparison.
+                self.apply(Step::Reconciled { at }).await?;
                 self.apply(Step::Polled { watermark, at }).await?;
                 Ok(FULL_READ_INTERVAL.max(self.spec.pace.own()))
             }

@@ -178,8 +178,6 @@ pub enum Step {
     Reconciled {
         /// When it began, by the local clock.
         at: SystemTime,
-        /// How many records the instance counts, hidden ones included.
-        total: u64,
     },
     /// Rows of the full re-reading, and its position after them. They replace older versions and the same one.
     Scrubbed {
@@ -219,7 +217,7 @@ impl fmt::Debug for Step {
             Step::Doubted(ids) => write!(f, "Doubted({} records)", ids.len()),
             Step::Polled { watermark, .. } => write!(f, "Polled({watermark})"),
             Step::Hidden { range, count } => write!(f, "Hidden({count} in {range:?})"),
-            Step::Reconciled { total, .. } => write!(f, "Reconciled({total})"),
+            Step::Reconciled { .. } => write!(f, "Reconciled"),
             Step::Scrubbed { rows, position } => write!(f, "Scrubbed({rows:?}, {position:?})"),
             Step::Failed(stop) => write!(f, "Failed({stop})"),
         }

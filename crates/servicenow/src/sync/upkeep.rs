@@ -235,8 +235,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 self.begin(true).await?;
                 self.refilled_for_counts = true;
             }
-            Question::Done(total) => {
-                self.apply(Step::Reconciled { at: counting.began, total }).await?;
+            Question::Done(_) => {
+                self.apply(Step::Reconciled { at: counting.began }).await?;
                 self.upkeep.reconciled = Some(counting.began);
                 self.refilled_for_counts = false;
                 return Ok(true);

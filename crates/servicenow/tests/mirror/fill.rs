@@ -331,3 +331,25 @@ async fn children_are_mirrored_with_their_parent() {
     classes.dedup();
     assert!(classes.len() > 3, "{classes:?}");
 }
+
+/// What others have asked for when one fails is kept: it need not be asked for again.
+#[tokio::test]
+async fn a_range_that_fails_does_not_cost_the_others_their_pages() {
+    let world = World::with(Dataset::Incidents(4_000), "incident", &["number"]).await.in_pages_of(50);
+    begun(&world, 4, false);
+    let mut mirror = world.mirror();
+    world.sim.set(|s| s.latency_ms = 20);
+    // The ninth page fails at once, the others take a while.
+    let refused = Effect::Status { status: 403, html: false };
+    world.sim.fault(Fault::new(refused).table("incident").after(8).times(1));
+    mirror.advance().await.expect_err("it fails");
+    let asked = world
+        .lists()
+        .into_iter()
+        .filter(|list| list.status == 200 && list.parameter("sysparm_query").is_some());
+    let answered = asked.count();
+    assert!(answered >= 8, "{answered}");
+    assert_eq!(world.stored().len(), 50 * answered, "every page that was answered is kept");
+    fill(&mut mirror).await.expect("it goes on");
+    world.assert_alike();
+}
