@@ -10,7 +10,7 @@ use pgrx::{Internal, PgSqlErrorCode as Sql};
 use crate::error::{error, raise};
 use crate::option::{self, Context};
 use crate::wait::Wait;
-use crate::{cache, capture, catalog, import, pg, verify, wait, worker};
+use crate::{cache, capture, catalog, check, import, pg, verify, wait, worker};
 
 /// The handler of the foreign-data wrapper.
 #[pg_extern(sql = "
@@ -220,6 +220,23 @@ REVOKE ALL ON FUNCTION servicenow.capture_script(regclass) FROM PUBLIC;
 fn capture_script(foreign_table: pg_sys::Oid) -> String {
     pg::session::refuse_during_recovery(c"capture_script()");
     capture::script(foreign_table)
+}
+
+/// Checks whether a server can be reached, logged in to and read, as the worker sees it.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.check_server(
+    server name, OUT \"check\" text, OUT ok boolean, OUT detail text, OUT hint text) RETURNS SETOF record
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'check_server_wrapper';
+REVOKE ALL ON FUNCTION servicenow.check_server(name) FROM PUBLIC;
+")]
+fn check_server(
+    server: &CStr,
+) -> TableIterator<
+    'static,
+    (name!(check, String), name!(ok, bool), name!(detail, String), name!(hint, Option<String>)),
+> {
+    let findings = check::check(&server.to_string_lossy());
+    TableIterator::new(findings.into_iter().map(|f| (f.check, f.ok, f.detail, f.hint)))
 }
 
 /// Adds columns for the fields that a foreign table does not show; gives back how many.

@@ -113,6 +113,11 @@ impl Connection {
         &self.server
     }
 
+    /// Host and port of the instance.
+    pub fn host(&self) -> String {
+        self.client.host()
+    }
+
     /// Server and role.
     pub fn login(&self) -> (pg_sys::Oid, pg_sys::Oid) {
         (self.oid, self.user)

@@ -9,6 +9,7 @@
 //!   waiting until they may
 //! - [`worker`]: the background process that keeps caches up to date
 //! - [`capture`]: having instances tell of changes by themselves
+//! - [`check`]: whether a server can be used, and what to do where not
 //! - [`verify`]: the proof that a cache is complete
 //! - [`failpoint`]: where tests have processes die
 //! - [`catalog`]: the extension's own tables, and the mirror behind a foreign table
@@ -25,6 +26,7 @@ mod api;
 mod cache;
 mod capture;
 mod catalog;
+mod check;
 mod connection;
 #[allow(unsafe_code)]
 mod entry;

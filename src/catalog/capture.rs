@@ -53,14 +53,19 @@ pub fn subscription(server: pg_sys::Oid, key: &Secret) -> Option<Subscription> {
             &[server.into(), id.as_str().into(), salt.into(), key.reveal().into()],
         );
     }
+    known_subscription(server)
+}
+
+/// A server's subscription, if it has one.
+pub fn known_subscription(server: pg_sys::Oid) -> Option<Subscription> {
     read(
-        "SELECT installed, installs, queue_table, signing_key, rules FROM servicenow.capture WHERE server = $1",
+        "SELECT installed, installs, queue_table, signing_key, rules, subscription FROM servicenow.capture WHERE server = $1",
         &[server.into()],
         |mut rows| {
             let row = rows.next()?;
             let rules: Vec<String> = get(&row, 5).unwrap_or_default();
             Some(Subscription {
-                id,
+                id: SubscriptionId::parse(&get::<String>(&row, 6)?)?,
                 installed: get(&row, 1).unwrap_or(false),
                 installs: get(&row, 2).unwrap_or_default(),
                 queue: get::<String>(&row, 3).and_then(|name| TableName::new(name).ok()),

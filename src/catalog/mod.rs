@@ -37,8 +37,8 @@ use crate::pg::expand::Template;
 use crate::pg::session::AsOwner;
 
 pub use capture::{
-    SUSPECTS, Subscription, installed, leave_events_to_recheck, note_capture, renew_subscription,
-    subscription, suspect, trust, with_rechecks,
+    SUSPECTS, Subscription, installed, known_subscription, leave_events_to_recheck, note_capture,
+    renew_subscription, subscription, suspect, trust, with_rechecks,
 };
 pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
 pub use dictionary::{definition, keep_definition, kept_definition, remember_definition};

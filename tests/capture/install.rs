@@ -88,3 +88,41 @@ async fn it_can_be_installed_by_hand() {
     world.db.run("SELECT servicenow.install_capture('acme')").await;
     world.sim.edit().revoke_role(INTEGRATION, "admin").expect("a role");
 }
+
+/// What `check_server` finds: check, whether it is fine, and detail.
+async fn findings(world: &World) -> Vec<(String, bool, String)> {
+    let rows = world.db.rows("SELECT \"check\", ok, detail, hint FROM servicenow.check_server('acme')").await;
+    for row in &rows {
+        assert_eq!(
+            row.get::<_, bool>(1),
+            row.get::<_, Option<String>>(3).is_none(),
+            "what is wrong has a hint"
+        );
+    }
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_says_what_is_wrong_and_what_to_do() {
+    let world = captured().await;
+    let all = findings(&world).await;
+    assert!(all.iter().all(|(_, ok, _)| *ok), "{all:?}");
+    let wrong = async || {
+        let all = findings(&world).await;
+        all.into_iter().find(|(_, ok, _)| !ok).map(|(check, _, detail)| (check, detail))
+    };
+    world.sim.edit().revoke_role(INTEGRATION, "admin").expect("a role");
+    let (check, _) = wrong().await.expect("it may not see rules");
+    assert_eq!(check, "capture");
+    world.sim.edit().grant_role(INTEGRATION, "admin").expect("a role");
+    world.db.run("SELECT servicenow.uninstall_capture('acme')").await;
+    assert_eq!(wrong().await.expect("nothing is there").0, "capture");
+    world.sim.clock().step(chrono::TimeDelta::hours(1));
+    let (check, detail) = wrong().await.expect("the clock is wrong");
+    assert_eq!(check, "clock", "{detail}");
+    world.sim.set(|s| s.availability = servicenow_sim::Availability::Unreachable);
+    let (check, detail) = wrong().await.expect("nobody answers");
+    assert_eq!(check, "login", "{detail}");
+    world.db.run("DROP USER MAPPING FOR PUBLIC SERVER acme").await;
+    assert_eq!(wrong().await.expect("there is no mapping").0, "user mapping");
+}

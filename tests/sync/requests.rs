@@ -50,17 +50,18 @@ async fn a_budget_of_calls_outlasts_the_worker() {
     let world = World::with(servicenow_sim::Dataset::Small, ", max_calls_per_hour '80'").await;
     world.db.run(INCIDENT).await;
     world.sync("incident").await;
-    world.until("SELECT calls_left < 15 FROM servicenow.sync_status").await;
+    // From half of the budget on the worker takes its time.
+    world.until("SELECT calls_left < 45 FROM servicenow.sync_status").await;
     world.stop_worker().await;
     world.db.run("SELECT servicenow.start_worker()").await;
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     world.db.run("ALTER SERVER acme OPTIONS (ADD page_size '500')").await;
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     let made = world.sim.requests().iter().filter(|r| r.endpoint != "oauth_token").count();
-    assert!(made <= 80, "{made} calls");
+    assert!(made <= 55, "{made} calls");
     let session = world.session().await;
     let mut refused = None;
-    for n in 0..20 {
+    for n in 0..80 {
         let update = format!("UPDATE incident SET reopen_count = {n} WHERE number = 'INC0012345'");
         if let Err(e) = session.client().batch_execute(&update).await {
             refused = e.as_db_error().map(|e| e.code().code().to_owned());
@@ -79,7 +80,7 @@ async fn how_the_instance_is_called_is_shown() {
     world.sync("incident").await;
     world
         .until(
-            "SELECT page_size <= 120 AND concurrency = 8 AND held_until IS NULL FROM servicenow.sync_status",
+            "SELECT page_size <= 120 AND concurrency BETWEEN 1 AND 8 AND held_until IS NULL FROM servicenow.sync_status",
         )
         .await;
     world.sim.set(|s| s.row_quota = None);
