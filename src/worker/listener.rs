@@ -15,7 +15,7 @@ use axum::body::to_bytes;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1 as to_worker;
 use hyper::server::conn::http1 as from_instance;
 use hyper::service::service_fn;
@@ -115,6 +115,10 @@ async fn admit(desk: &Desk, request: Request) -> StatusCode {
         return StatusCode::METHOD_NOT_ALLOWED;
     }
     let (head, body) = request.into_parts();
+    // What says itself that it is too large is not waited for.
+    if body.size_hint().lower() > BODY_LIMIT as u64 {
+        return StatusCode::PAYLOAD_TOO_LARGE;
+    }
     let Ok(body) = to_bytes(body, BODY_LIMIT).await else { return StatusCode::PAYLOAD_TOO_LARGE };
     let [time, signature] = [TIME_HEADER, SIGNATURE_HEADER].map(|name| header(&head.headers, name));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -216,6 +216,27 @@ async fn a_queue_that_somebody_else_empties_too_is_given_up() {
     world.until("SELECT short_description = 'anew' FROM incident WHERE number = 'INC0012345'").await;
 }
 
+/// Much is changed at once: everything arrives, what is changed again and again is asked for seldom.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_is_absorbed() {
+    let world = captured().await;
+    let from = world.sim.requests().len();
+    let ids = world.sim.edit().find("incident", "").expect("a query");
+    for round in 0..60 {
+        for id in &ids {
+            let text = format!("round {round}");
+            world.sim.edit().update("incident", id, &[("short_description", &text)]).expect("it is there");
+        }
+    }
+    world.until_like_the_instance("incident", COLUMNS).await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    until(|| world.sim.edit().find(&queue, "").expect("a table").is_empty()).await;
+    world.until(&format!("SELECT events = {} FROM servicenow.stat_capture", 60 * ids.len())).await;
+    let looks = lists(&world, "incident", from).len();
+    assert!(looks < 3 * ids.len(), "{looks} looks for {} changes", 60 * ids.len());
+    until_state(&world, "active").await;
+}
+
 /// Many tables cost no more calls than one while nothing happens.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_tables_are_not_asked_for() {

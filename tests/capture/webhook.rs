@@ -124,7 +124,9 @@ async fn changes_of_every_kind_arrive_at_once() {
     world.db.run("UPDATE incident SET short_description = 'ours' WHERE number = 'INC0012345'").await;
     world.until("SELECT events = 4 FROM servicenow.stat_capture").await;
     world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
-    assert!(lists(&world, "incident", from).is_empty());
+    let asked: Vec<_> =
+        lists(&world, "incident", from).into_iter().map(|list| format!("{:?}", list.query)).collect();
+    assert_eq!(asked, Vec::<String>::new());
     world.until_like_the_instance("incident", COLUMNS).await;
     assert_eq!(world.sim.script_errors(), Vec::<String>::new());
 }
@@ -142,7 +144,9 @@ async fn what_is_not_from_a_rule_is_refused_and_counted() {
     let before = world.db.value::<i64>(refused).await;
     let forged = real.body.replace(&id, "00000000000000000000000000000000");
     let old = (real.time.parse::<i64>().expect("a number") - 3_600_000).to_string();
-    let long = format!("{}{}", real.body, " ".repeat(1 << 20));
+    let announced = real.request();
+    let announced = String::from_utf8_lossy(&announced).replace("Content-Length: ", "Content-Length: 9999");
+    let announced = announced.split_inclusive("\r\n\r\n").next().expect("a head").as_bytes().to_vec();
     let wrong: [(u16, Vec<u8>); 8] = [
         (401, request(&real.path, &[], &real.body)),
         (401, real.with(&real.time, &real.signature, &forged)),
@@ -150,7 +154,7 @@ async fn what_is_not_from_a_rule_is_refused_and_counted() {
         (401, real.with(&real.time, "bm9uc2Vuc2U=", &real.body)),
         (401, real.with("soon", &real.signature, &real.body)),
         (401, real.with(&real.time, &real.signature, "")),
-        (413, real.with(&real.time, &real.signature, &long)),
+        (413, announced),
         (405, format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", real.path).into_bytes()),
     ];
     let count = wrong.len() as i64;
@@ -190,6 +194,60 @@ async fn what_is_not_from_a_rule_is_refused_and_counted() {
         assert!(closed.is_ok(), "it does not wait for ever");
     }
     assert!(began.elapsed() < Duration::from_secs(20));
+}
+
+/// With a certificate the listener speaks TLS and nothing else; without one it stays at home.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_listener_speaks_tls() {
+    let (directory, port) =
+        (std::env::temp_dir().join(format!("snfdw-tls-{}", std::process::id())), free_port());
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| directory.join(name).display().to_string());
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+        .args(["-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(&key, readable).expect("it is ours");
+    let settings = format!(
+        "servicenow_fdw.listen_address = 'localhost:{port}'
+         servicenow_fdw.listen_cert_file = '{certificate}'
+         servicenow_fdw.listen_key_file = '{key}'"
+    );
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start(&settings)));
+    let world = capture_incidents(world_on(cluster, "webhook").await).await;
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.edit().update("incident", &id, &[("short_description", "over TLS")]).expect("it is there");
+    world.until(&format!("SELECT short_description = 'over TLS' FROM incident WHERE sys_id = '{id}'")).await;
+    world.until("SELECT events = 1 FROM servicenow.stat_capture").await;
+    assert_eq!(
+        send(&format!("localhost:{port}"), &request("/", &[], "{}")).await,
+        0,
+        "plain http is not understood"
+    );
+    cluster.configure(&format!(
+        "servicenow_fdw.listen_address = '0.0.0.0:{port}'\nservicenow_fdw.listen_cert_file = ''"
+    ));
+    let began = Instant::now();
+    while !cluster.log().contains("are needed but for a loopback address") {
+        assert!(began.elapsed() < world::PATIENCE, "it is said");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "nobody listens");
+    std::fs::remove_dir_all(&directory).expect("it is ours");
 }
 
 /// One worker listens for the whole cluster, and another one when that has gone.

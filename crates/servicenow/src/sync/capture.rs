@@ -50,6 +50,8 @@ const LOOKS_PER_BACKSTOP: u32 = 20;
 const WEBHOOK_BACKSTOP: u32 = 6;
 /// The time between two looks at the rules.
 const RULES_INTERVAL: Duration = Duration::from_secs(60);
+/// The time between two looks for a queue that is not there.
+const ABSENCE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a change that no event has told of matters.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long a table may take to show records; then the next look goes on with them.
@@ -219,7 +221,11 @@ where
         while let Some(look) = self.looking.try_join_next() {
             self.end(look);
         }
-        if self.inspected.is_none_or(|at| at.elapsed() >= RULES_INTERVAL) {
+        let interval = match self.setup.channel {
+            Channel::Queue(None) => ABSENCE_INTERVAL,
+            _ => RULES_INTERVAL,
+        };
+        if self.inspected.is_none_or(|at| at.elapsed() >= interval) {
             self.look_after_rules().await?;
             self.inspected = Some(Instant::now());
         }
