@@ -83,8 +83,11 @@ CREATE TABLE servicenow.recheck (
     updated_on      bigint,
     mod_count       bigint,
     -- The instance has told that it is gone: no row is enough, too.
-    gone            boolean NOT NULL DEFAULT false
+    gone            boolean NOT NULL DEFAULT false,
+    -- A look that began before does not settle it.
+    at              timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+CREATE INDEX ON servicenow.recheck (foreign_table, sys_id);
 
 -- Records that are gone since a short while: deleted by a user's statement, or looked up by the worker and not there. A page
 -- that was asked for before and comes now may still show them. A crash may forget them, as no page outlives it.
@@ -125,6 +128,8 @@ CREATE TABLE servicenow.capture (
     -- Made by install_capture(), and how often anything was made or taken away by hand.
     installed       boolean NOT NULL DEFAULT false,
     installs        integer NOT NULL DEFAULT 0,
+    -- The data directory it was installed from: a copy of it must not touch what is the original's.
+    place           text,
     queue_table     text,
     signing_key     text NOT NULL,
     -- The remote tables that were given a rule.

@@ -12,7 +12,7 @@ FROM (SELECT s.oid AS server,
       FROM pg_catalog.pg_foreign_server s) o
      LEFT JOIN servicenow.capture c USING (server);
 
-CREATE VIEW servicenow.sync_status AS
+CREATE VIEW servicenow.sync_status WITH (security_barrier) AS
 SELECT s.srvname AS server,
        t.foreign_table::regclass AS foreign_table,
        t.cache_table::regclass AS cache_table,
@@ -64,7 +64,7 @@ COMMENT ON VIEW servicenow.sync_status IS 'how far each foreign table''s cache i
 
 GRANT SELECT ON servicenow.sync_status TO PUBLIC;
 
-CREATE VIEW servicenow.stat_capture AS
+CREATE VIEW servicenow.stat_capture WITH (security_barrier) AS
 SELECT s.srvname AS server,
        e.capture,
        c.subscription,
@@ -88,7 +88,7 @@ COMMENT ON VIEW servicenow.stat_capture IS 'what instances have told of changes 
 
 GRANT SELECT ON servicenow.stat_capture TO PUBLIC;
 
-CREATE VIEW servicenow.schema_drift AS
+CREATE VIEW servicenow.schema_drift WITH (security_barrier) AS
 SELECT s.srvname AS server,
        t.foreign_table::regclass AS foreign_table,
        d.field,
@@ -110,7 +110,7 @@ COMMENT ON VIEW servicenow.schema_drift IS 'how ServiceNow''s fields differ by n
 
 GRANT SELECT ON servicenow.schema_drift TO PUBLIC;
 
-CREATE VIEW servicenow.stat_requests AS
+CREATE VIEW servicenow.stat_requests WITH (security_barrier) AS
 SELECT s.srvname AS server,
        r.endpoint,
        (r.counters ->> 'calls')::bigint AS calls,

@@ -55,17 +55,37 @@ pub fn install(name: &str) {
         Ok(made.await)
     });
     match installed {
-        Ok((way, inspection)) => {
+        Ok(Made { way, inspection, given, refused }) => {
+            for failure in &refused {
+                let doing = Doing { server: &target.name, what: &failure.step, writing: false };
+                let report = report(&failure.error, doing);
+                let message =
+                    format!("could not {} on server \"{}\": {}", failure.step, target.name, report.message());
+                error(Sql::ERRCODE_INSUFFICIENT_PRIVILEGE, message)
+                    .set_hint("The table is polled as before.")
+                    .report(PgLogLevel::WARNING);
+            }
             let queue = match &way {
                 Way::Queue(queue) => Some(queue),
                 Way::Webhook { .. } => None,
             };
-            catalog::installed(target.server, true, queue, &tables);
+            catalog::installed(target.server, true, queue, &given, &target.stored.key);
             catalog::announce(pg_sys::InvalidOid);
-            say_what_is_there(&target, &way, &inspection, tables.len());
+            say_what_is_there(&target, &way, &inspection, given.len());
         }
         Err(failure) => raise(explain(&target, &connection, &failure, &tables)),
     }
+}
+
+/// What was made, or was there.
+struct Made {
+    way: Way,
+    /// How the rules were before.
+    inspection: Inspection,
+    /// Tables that have a rule now.
+    given: BTreeSet<TableName>,
+    /// What was refused.
+    refused: Vec<Failure>,
 }
 
 /// Makes what is missing, and mends what is not as it should be.
@@ -74,7 +94,7 @@ async fn make(
     id: &capture::SubscriptionId,
     webhook: Option<Way>,
     tables: &BTreeSet<TableName>,
-) -> Result<(Way, Inspection), Failure> {
+) -> Result<Made, Failure> {
     let failed = |step: &str| {
         let step = step.to_owned();
         move |error| Failure { step, error }
@@ -91,8 +111,21 @@ async fn make(
         client.inspect_rules(&subscription, tables).await.map_err(failed("read the Business Rules"))?;
     // Whoever does not see rules is told so by the instance when they make one.
     let blind = inspection.is_blind.then_some(tables).into_iter().flatten();
+    let (mut given, mut refused) = (tables.clone(), Vec::new());
     for table in inspection.missing.iter().chain(blind) {
-        client.make_rule(&subscription, table).await?;
+        if let Err(failure) = client.make_rule(&subscription, table).await {
+            if !failure.is_about_rights() {
+                return Err(failure);
+            }
+            given.remove(table);
+            refused.push(failure);
+        }
+    }
+    // One table may be out of bounds; if all are, rights are missing.
+    if given.is_empty()
+        && let Some(failure) = refused.pop()
+    {
+        return Err(failure);
     }
     for (rule, table, _) in &inspection.altered {
         client.mend_rule(&subscription, table, rule).await?;
@@ -100,7 +133,7 @@ async fn make(
     for rule in &inspection.surplus {
         client.remove_rule(rule).await?;
     }
-    Ok((subscription.way, inspection))
+    Ok(Made { way: subscription.way, inspection, given, refused })
 }
 
 /// Takes away what was made in the instance for a server of this database.
@@ -113,7 +146,8 @@ pub fn uninstall(name: &str) {
     });
     match removed {
         Ok(rules) => {
-            catalog::installed(target.server, false, None, &BTreeSet::new());
+            // Whoever has seen the old key cannot use it any more.
+            catalog::installed(target.server, false, None, &BTreeSet::new(), &new_key());
             catalog::announce(pg_sys::InvalidOid);
             error(
                 Sql::ERRCODE_SUCCESSFUL_COMPLETION,
@@ -159,6 +193,15 @@ pub fn new_key() -> Secret {
         raise(error(Sql::ERRCODE_SYSTEM_ERROR, format!("could not get random bytes: {e}")));
     }
     capture::webhook::key(bytes)
+}
+
+/// A random number to tell a subscription from those before.
+pub fn new_salt() -> i32 {
+    let mut bytes = [0; 4];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => i32::from_be_bytes(bytes),
+        Err(e) => raise(error(Sql::ERRCODE_SYSTEM_ERROR, format!("could not get random bytes: {e}"))),
+    }
 }
 
 /// The remote tables of a server's foreign tables.

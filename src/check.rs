@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::capture::install::Inspection;
 use servicenow::capture::{Subscription, Way};
 use servicenow::client::table_api::List;
@@ -14,7 +14,7 @@ use servicenow::{Error, Result};
 
 use crate::catalog;
 use crate::connection::{Connection, HttpClient, workers_connection};
-use crate::error::{Doing, report};
+use crate::error::{Doing, error, raise, report};
 use crate::option::{CaptureMode, ServerOptions};
 use crate::pg;
 use crate::worker::capture::endpoint;
@@ -48,6 +48,10 @@ impl Finding {
 /// Checks a server as the worker sees it. What depends on something that is wrong is left out.
 pub fn check(name: &str) -> Vec<Finding> {
     let server = pg::catalog::server_by_name(name);
+    if !pg::session::owns_server(server) {
+        let message = format!("must be owner of foreign server {name}");
+        raise(error(Sql::ERRCODE_INSUFFICIENT_PRIVILEGE, message));
+    }
     let mut findings = Vec::new();
     let connection = match pg::xact::subtransaction(|| workers_connection(server)) {
         Ok(connection) => connection,

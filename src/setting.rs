@@ -144,9 +144,11 @@ pub fn listen_address() -> Option<String> {
     text(&LISTEN_ADDRESS)
 }
 
-/// The listener's certificate and key, if it has both.
+/// The listener's certificate and key, if it is to have any. One without the other cannot be read.
 pub fn listen_certificate() -> Option<(PathBuf, PathBuf)> {
-    Some((text(&LISTEN_CERT_FILE)?.into(), text(&LISTEN_KEY_FILE)?.into()))
+    let (certificate, key) = (text(&LISTEN_CERT_FILE), text(&LISTEN_KEY_FILE));
+    let is_wanted = certificate.is_some() || key.is_some();
+    is_wanted.then(|| (certificate.unwrap_or_default().into(), key.unwrap_or_default().into()))
 }
 
 fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::sync::compare::Comparison;
 use servicenow::sync::range::Range;
 use servicenow::sync::verify::{Inspected, inspect};
@@ -10,6 +10,7 @@ use servicenow::sync::verify::{Inspected, inspect};
 use crate::cache::apply;
 use crate::catalog::{self, Mirror};
 use crate::connection::{Connection, workers_connection};
+use crate::error::{error, raise};
 use crate::pg;
 
 /// Records compared at a time, about.
@@ -39,6 +40,10 @@ pub struct Verified {
 /// Compares a whole table, range by range.
 pub fn verify(relation: pg_sys::Oid) -> impl Iterator<Item = Verified> {
     let mirror = catalog::mirror_or_error(relation);
+    if !pg::session::may_select_some_of(relation) {
+        let message = format!("permission denied for foreign table {}", catalog::qualified(relation));
+        raise(error(Sql::ERRCODE_INSUFFICIENT_PRIVILEGE, message));
+    }
     let connection = workers_connection(mirror.server);
     let what = format!("count the records of table \"{}\"", mirror.table);
     let (table, query) = (mirror.table.clone(), mirror.query.clone());

@@ -2,6 +2,7 @@
 //! `servicenow.capture` and `suspect`.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
 use pgrx::pg_sys;
@@ -59,8 +60,9 @@ pub fn subscription(server: pg_sys::Oid, key: &Secret) -> Option<Subscription> {
 /// A server's subscription, if it has one.
 pub fn known_subscription(server: pg_sys::Oid) -> Option<Subscription> {
     read(
-        "SELECT installed, installs, queue_table, signing_key, rules, subscription FROM servicenow.capture WHERE server = $1",
-        &[server.into()],
+        "SELECT installed AND place IS NOT DISTINCT FROM $2, installs, queue_table, signing_key, rules, subscription
+         FROM servicenow.capture WHERE server = $1",
+        &[server.into(), place().into()],
         |mut rows| {
             let row = rows.next()?;
             let rules: Vec<String> = get(&row, 5).unwrap_or_default();
@@ -76,26 +78,28 @@ pub fn known_subscription(server: pg_sys::Oid) -> Option<Subscription> {
     )
 }
 
+/// What tells this data directory from a copy.
+fn place() -> Option<String> {
+    let directory = std::fs::metadata(".").ok()?;
+    Some(format!("{}:{}", directory.dev(), directory.ino()))
+}
+
 fn subscription_id(server: pg_sys::Oid, salt: i32) -> SubscriptionId {
     let system = pg::worker::system_identifier().to_string();
     let (database, server) = (pg::worker::database().to_u32().to_string(), server.to_u32().to_string());
     SubscriptionId::of(&[&system, &database, &server, &salt.to_string()])
 }
 
-/// A server's subscription gets another id. What the old one has in the instance is left to whoever shares it.
-pub fn renew_subscription(server: pg_sys::Oid) {
-    let salt =
-        read("SELECT salt + 1 FROM servicenow.capture WHERE server = $1", &[server.into()], |mut rows| {
-            rows.next().and_then(|row| get::<i32>(&row, 1))
-        });
-    let Some(salt) = salt else { return };
+/// A server's subscription gets another id, at random as those who share it do the same, and another key. What the old
+/// one has in the instance is left to whoever shares it.
+pub fn renew_subscription(server: pg_sys::Oid, salt: i32, key: &Secret) {
     let id = subscription_id(server, salt);
     write(
         "UPDATE servicenow.capture
-         SET salt = $2, subscription = $3, queue_table = NULL, rules = '{}', installs = installs + 1,
+         SET salt = $2, subscription = $3, signing_key = $4, queue_table = NULL, rules = '{}', installs = installs + 1,
              state = 'absent', reason = NULL, complete_at = NULL
          WHERE server = $1",
-        &[server.into(), salt.into(), id.as_str().into()],
+        &[server.into(), salt.into(), id.as_str().into(), key.reveal().into()],
     );
     let name = pg::catalog::server(server).name;
     pg::worker::log(&format!(
@@ -109,13 +113,21 @@ pub fn installed(
     installed: bool,
     queue: Option<&TableName>,
     rules: &BTreeSet<TableName>,
+    key: &Secret,
 ) {
     write(
         "UPDATE servicenow.capture
-         SET installed = $2, queue_table = $3, rules = $4, installs = installs + 1, state = 'absent', reason = NULL,
+         SET installed = $2, queue_table = $3, rules = $4, signing_key = $5, place = $6, installs = installs + 1, state = 'absent', reason = NULL,
              complete_at = NULL
          WHERE server = $1",
-        &[server.into(), installed.into(), queue.map(TableName::as_str).into(), names(rules).into()],
+        &[
+            server.into(),
+            installed.into(),
+            queue.map(TableName::as_str).into(),
+            names(rules).into(),
+            key.reveal().into(),
+            place().into(),
+        ],
     );
 }
 
@@ -186,10 +198,21 @@ pub fn suspect(server: pg_sys::Oid, relation: pg_sys::Oid, ids: &[String]) {
         write(
             "INSERT INTO servicenow.suspect (server, foreign_table, sys_id)
              SELECT $1, $2, id FROM unnest($3::text[]) id
-             WHERE EXISTS (SELECT FROM servicenow.capture WHERE server = $1 AND state = 'active')",
+             WHERE EXISTS (SELECT FROM servicenow.capture WHERE server = $1 AND state = 'active')
+               AND NOT EXISTS (SELECT FROM servicenow.recheck r WHERE r.foreign_table = $2 AND r.sys_id = id)",
             &[server.into(), relation.into(), ids.to_vec().into()],
         );
     }
+}
+
+/// A server's changes are not told of, or nobody listens.
+pub fn capture_is_off(server: pg_sys::Oid) {
+    write(
+        "UPDATE servicenow.capture SET state = 'absent', reason = NULL, complete_at = NULL
+         WHERE server = $1 AND state <> 'absent'",
+        &[server.into()],
+    );
+    write("DELETE FROM servicenow.suspect WHERE server = $1", &[server.into()]);
 }
 
 /// Events have told of these records.
@@ -214,7 +237,9 @@ pub fn leave_events_to_recheck<'e>(relation: pg_sys::Oid, events: impl Iterator<
     if !ids.is_empty() {
         write(
             "INSERT INTO servicenow.recheck (foreign_table, sys_id, updated_on, mod_count, gone)
-             SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[])",
+             SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[])
+             EXCEPT SELECT foreign_table, sys_id, updated_on, mod_count, gone FROM servicenow.recheck
+             WHERE foreign_table = $1 AND sys_id = ANY ($2)",
             &[relation.into(), ids.into(), times.into(), counts.into(), gone.into()],
         );
     }

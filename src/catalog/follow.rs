@@ -139,6 +139,11 @@ pub fn tidy() {
         &[],
     );
     write(
+        "DELETE FROM servicenow.suspect c
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_table t WHERE t.ftrelid = c.foreign_table)",
+        &[],
+    );
+    write(
         "DELETE FROM servicenow.capture c
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s WHERE s.oid = c.server)",
         &[],
@@ -187,6 +192,13 @@ pub fn note_source(server: pg_sys::Oid, instance: &str, login: &str) {
     }
     if !moved && !seen_by_other {
         return;
+    }
+    if moved {
+        write(
+            "UPDATE servicenow.capture SET installed = false, queue_table = NULL, rules = '{}', installs = installs + 1
+             WHERE server = $1",
+            &[server.into()],
+        );
     }
     for relation in tables_of(server) {
         if moved {

@@ -2,12 +2,12 @@
 //! of transactions.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use pgrx::pg_sys;
 use servicenow::page::Version;
 
-use super::{get, read, write};
+use super::{get, read, timestamp, write};
 use crate::pg;
 
 /// Counts rows that a statement added to or took from a cache.
@@ -89,12 +89,15 @@ pub enum Told {
     Gone,
 }
 
-/// Records to be looked up, each once.
+/// Records thought of at a time.
+const RECHECKS: i64 = 5_000;
+
+/// Records to be looked up, each once; some of them if there are very many.
 pub fn to_recheck(relation: pg_sys::Oid) -> Vec<Recheck> {
     read(
         "SELECT sys_id, bool_and(gone), CASE WHEN bool_and(mod_count IS NOT NULL) THEN max(updated_on) END, max(mod_count)
-         FROM servicenow.recheck WHERE foreign_table = $1 GROUP BY sys_id",
-        &[relation.into()],
+         FROM servicenow.recheck WHERE foreign_table = $1 GROUP BY sys_id LIMIT $2",
+        &[relation.into(), RECHECKS.into()],
         |rows| {
             rows.filter_map(|row| {
                 let version = || Some(Version { updated_on: Some(get(&row, 3)?), mod_count: Some(get(&row, 4)?) });
@@ -109,12 +112,21 @@ pub fn to_recheck(relation: pg_sys::Oid) -> Vec<Recheck> {
     )
 }
 
-/// Records have been looked up.
-pub fn rechecked(relation: pg_sys::Oid, ids: Vec<&str>) {
+/// Records have been looked up, at a moment; what was asked for after that stays.
+pub fn rechecked(relation: pg_sys::Oid, ids: Vec<&str>, at: SystemTime) {
     write(
-        "DELETE FROM servicenow.recheck WHERE foreign_table = $1 AND sys_id = ANY ($2)",
-        &[relation.into(), ids.into()],
+        "DELETE FROM servicenow.recheck WHERE foreign_table = $1 AND sys_id = ANY ($2) AND at <= $3",
+        &[relation.into(), ids.into(), timestamp(at).into()],
     );
+}
+
+/// Those of these records that have gone since a moment.
+pub fn gone_since(relation: pg_sys::Oid, ids: Vec<&str>, at: SystemTime) -> HashSet<String> {
+    read(
+        "SELECT sys_id FROM servicenow.absent WHERE foreign_table = $1 AND sys_id = ANY ($2) AND at > $3",
+        &[relation.into(), ids.into(), timestamp(at).into()],
+        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+    )
 }
 
 /// How long it is remembered that a record is gone: no page is on its way for longer.

@@ -41,7 +41,7 @@ struct Cause {
 pub struct Reader {
     cause: Cause,
     task: AbortOnDrop,
-    _receiver: Option<Receiver>,
+    webhook: Option<(Receiver, Arc<Inbox>)>,
 }
 
 impl Plan {
@@ -66,17 +66,17 @@ impl Reader {
         let tables = specs.keys().copied().collect();
         let cause = plan.cause(&tables);
         let Subscription { id, installed, queue, key, rules, .. } = plan.subscription;
-        let (channel, receiver) = match plan.endpoint {
+        let (channel, webhook) = match plan.endpoint {
             None => (Channel::Queue(queue), None),
             Some(endpoint) => {
                 let inbox = Arc::new(Inbox::default());
                 let receiver = Receiver::start(&id, &key, inbox.clone())?;
-                (Channel::Webhook { inbox, endpoint, key }, Some(receiver))
+                (Channel::Webhook { inbox: inbox.clone(), endpoint, key }, Some((receiver, inbox)))
             }
         };
         let setup = Setup { id, channel, installed, rules, poll_interval: options.poll_interval };
         let capture = Capture::new(client, store, specs, setup, brake);
-        Ok(Self { cause, task: io::spawn(capture::run(capture), THREADS)?, _receiver: receiver })
+        Ok(Self { cause, task: io::spawn(capture::run(capture), THREADS)?, webhook })
     }
 
     /// Whether it still reads what the plan wants of these tables.
@@ -86,7 +86,14 @@ impl Reader {
 
     /// Whether it has come to its end: its subscription is another one now.
     pub fn has_ended(&self) -> bool {
-        self.task.is_finished()
+        self.task.is_finished() || self.webhook.as_ref().is_some_and(|(receiver, _)| receiver.has_ended())
+    }
+
+    /// Says why nobody listens for webhooks, or that somebody does.
+    pub fn tell_trouble(&self, trouble: Option<&str>) {
+        if let Some((_, inbox)) = &self.webhook {
+            inbox.set_trouble(trouble);
+        }
     }
 }
 
@@ -95,12 +102,10 @@ pub fn endpoint(options: &ServerOptions, id: &SubscriptionId) -> Option<Url> {
     if options.capture != CaptureMode::Webhook {
         return None;
     }
-    let base = match &options.webhook_url {
-        Some(url) => url.as_str().to_owned(),
-        None => {
-            let address = setting::listen_address()?;
-            format!("{}://{address}", if setting::listen_certificate().is_some() { "https" } else { "http" })
-        }
-    };
-    Url::parse(&format!("{}/{id}", base.trim_end_matches('/'))).ok()
+    let address = setting::listen_address()?;
+    let scheme = if setting::listen_certificate().is_some() { "https" } else { "http" };
+    let own = || Url::parse(&format!("{scheme}://{address}")).ok();
+    let mut url = options.webhook_url.clone().or_else(own)?;
+    url.path_segments_mut().ok()?.pop_if_empty().push(id.as_str());
+    Some(url)
 }

@@ -35,6 +35,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::tasks::THREADS;
+use crate::catalog;
 use crate::pg;
 use crate::pg::io::{self, AbortOnDrop};
 use crate::setting;
@@ -47,6 +48,8 @@ const CONNECTIONS: usize = 256;
 const HEAD_LIMIT: usize = 16 << 10;
 /// How long a request may take to come, and a connection may be without one.
 const LONGEST_REQUEST: Duration = Duration::from_secs(10);
+/// How long a connection may last, whatever it does.
+const LONGEST_CONNECTION: Duration = Duration::from_secs(60);
 /// How long an answer may take.
 const LONGEST_ANSWER: Duration = Duration::from_secs(15);
 /// The pause before an address is asked for again that somebody else has.
@@ -57,7 +60,7 @@ const COUNT_INTERVAL: Duration = Duration::from_secs(60);
 /// A subscription's end: takes requests in, as long as it is not dropped.
 pub struct Receiver {
     path: PathBuf,
-    _task: AbortOnDrop,
+    task: AbortOnDrop,
 }
 
 /// What a receiver knows.
@@ -84,7 +87,12 @@ impl Receiver {
                 let _ended = axum::serve(listener, app).await;
             }
         };
-        Ok(Self { path, _task: io::spawn(serving, THREADS)? })
+        Ok(Self { path, task: io::spawn(serving, THREADS)? })
+    }
+
+    /// Whether it takes nothing in any more.
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
     }
 }
 
@@ -152,8 +160,22 @@ pub struct Front {
     counted: Option<Instant>,
 }
 
-/// Address, certificate and key.
-type Settings = (String, Option<(PathBuf, PathBuf)>);
+/// What it takes to listen: other files under the same names are noticed, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Settings {
+    address: String,
+    certificate: Option<(PathBuf, PathBuf)>,
+    written: [Option<SystemTime>; 2],
+}
+
+impl Settings {
+    fn now() -> Option<Self> {
+        let (address, certificate) = (setting::listen_address()?, setting::listen_certificate());
+        let written = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified()).ok();
+        let written = certificate.as_ref().map_or([None; 2], |(chain, key)| [written(chain), written(key)]);
+        Some(Self { address, certificate, written })
+    }
+}
 
 #[derive(Default)]
 struct Shared {
@@ -164,15 +186,18 @@ struct Shared {
 impl Front {
     /// Listens where the settings say now, and logs what is in the way.
     pub fn follow_settings(&mut self) {
-        let settings = setting::listen_address().map(|address| (address, setting::listen_certificate()));
-        if settings != self.settings {
+        let settings = Settings::now();
+        let is_over = settings.is_some() && self.task.as_ref().is_none_or(AbortOnDrop::is_finished);
+        if settings != self.settings || is_over {
             self.task = None;
+            // Where rules post to may be another address now.
+            catalog::keep_work_changed();
             self.settings.clone_from(&settings);
             if let Some(settings) = settings {
                 self.task = io::spawn(listen(settings, self.shared.clone()), THREADS).ok();
             }
         }
-        let trouble = self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trouble = self.trouble();
         if trouble != self.said {
             if let Some(trouble) = &trouble {
                 pg::worker::log(&format!("servicenow_fdw: {trouble}"));
@@ -191,21 +216,37 @@ impl Front {
     }
 }
 
-async fn listen((address, certificate): Settings, shared: Arc<Shared>) {
+impl Front {
+    /// Why nobody listens, if that is known.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn listen(Settings { address, certificate, .. }: Settings, shared: Arc<Shared>) {
     loop {
         let trouble = match bind(&address, certificate.as_ref()).await {
             Ok((listener, tls)) => {
+                // As long as this is held, another worker that finds the address in use knows by whom.
+                let _sign = sign();
                 *shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 serve(listener, tls, &shared).await;
                 None
             }
-            // Another worker has it, most likely, and hands on what is for this one.
-            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => None,
+            // Another worker has it, and hands on what is for this one.
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && sign().is_none() => None,
             Err(e) => Some(format!("could not listen on \"{address}\": {e}")),
         };
         *shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         sleep(PAUSE).await;
     }
+}
+
+/// Locks the file that says that a worker of this cluster listens; `None` if another one has it.
+fn sign() -> Option<std::fs::File> {
+    std::fs::create_dir_all(DIRECTORY).ok()?;
+    let file = std::fs::File::create(Path::new(DIRECTORY).join("listening")).ok()?;
+    file.try_lock().ok().map(|()| file)
 }
 
 async fn bind(
@@ -287,12 +328,12 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, 
             Ok::<_, std::convert::Infallible>(answer)
         }
     });
-    let _broken = from_instance::Builder::new()
+    let conversation = from_instance::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(LONGEST_REQUEST)
         .max_buf_size(HEAD_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .serve_connection(TokioIo::new(stream), service);
+    let _over = timeout(LONGEST_CONNECTION, conversation).await;
 }
 
 /// Has the worker answer whose subscription a request is for; `None` if there is none.

@@ -121,6 +121,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
         }
         pg::worker::reload_configuration_if_asked();
         front.follow_settings();
+        tasks.tell_trouble(front.trouble().as_deref());
         if pg::worker::database_is_wanted() {
             return Ok(("the database is to be dropped, renamed or copied", End::ForNow));
         }

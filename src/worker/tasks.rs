@@ -196,6 +196,14 @@ impl Tasks {
         })
     }
 
+    /// Says why nobody listens for webhooks, or that somebody does.
+    pub fn tell_trouble(&self, trouble: Option<&str>) {
+        self.servers
+            .values()
+            .filter_map(|server| server.capture.as_ref())
+            .for_each(|capture| capture.tell_trouble(trouble));
+    }
+
     /// Has the mirrors of these tables, and the deletions of their servers, read now.
     pub fn nudge(&self, relations: &[pg_sys::Oid]) {
         for server in self.servers.values() {
@@ -272,6 +280,10 @@ impl Server {
             let deletes = Task::start(|nudge| deletes::run(deletes, pace, nudge))?;
             self.readers = Some((wanted.clone(), [deletes, metadata]));
         }
+        if self.capture.as_ref().is_some_and(capture::Reader::has_ended) {
+            self.capture = None;
+            self.brake.set(None);
+        }
         match plan.capture {
             None => {
                 self.capture = None;
@@ -283,8 +295,13 @@ impl Server {
                     // The old one is gone before the new one listens.
                     self.capture = None;
                     let (client, store, brake) = (self.client.clone(), store.clone(), self.brake.clone());
-                    let reader = capture::Reader::start(capture, client, store, specs, &self.options, brake)?;
-                    self.capture = Some(reader);
+                    match capture::Reader::start(capture, client, store, specs, &self.options, brake) {
+                        Ok(reader) => self.capture = Some(reader),
+                        Err(e) => {
+                            pg::worker::log(&format!("could not begin to take events in: {e}"));
+                            catalog::keep_work_changed(); // tried again at the next tick
+                        }
+                    }
                 }
             }
         }
@@ -346,8 +363,13 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
 
 /// What should be read of a server's events; without a table's lock that somebody has it is looked at again.
 fn capture_plan(server: pg_sys::Oid, options: &ServerOptions) -> Option<capture::Plan> {
+    let off = || {
+        // Tried again with the next plan.
+        let _locked = pg::xact::subtransaction(|| catalog::capture_is_off(server));
+        None
+    };
     if options.capture == CaptureMode::Poll {
-        return None;
+        return off();
     }
     let key = new_key();
     let Ok(subscription) = pg::xact::subtransaction(|| catalog::subscription(server, &key)) else {
@@ -357,7 +379,7 @@ fn capture_plan(server: pg_sys::Oid, options: &ServerOptions) -> Option<capture:
     let subscription = subscription?;
     let endpoint = capture::endpoint(options, &subscription.id);
     if options.capture == CaptureMode::Webhook && endpoint.is_none() {
-        return None; // nobody listens
+        return off(); // nobody listens
     }
     Some(capture::Plan { subscription, endpoint })
 }

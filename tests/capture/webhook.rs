@@ -239,7 +239,7 @@ async fn the_listener_speaks_tls() {
         "plain http is not understood"
     );
     cluster.configure(&format!(
-        "servicenow_fdw.listen_address = '0.0.0.0:{port}'\nservicenow_fdw.listen_cert_file = ''"
+        "servicenow_fdw.listen_address = '0.0.0.0:{port}'\nservicenow_fdw.listen_cert_file = ''\nservicenow_fdw.listen_key_file = ''"
     ));
     let began = Instant::now();
     while !cluster.log().contains("are needed but for a loopback address") {

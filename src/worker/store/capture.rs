@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use pgrx::pg_sys;
-use servicenow::capture::event::Event;
+use servicenow::capture::event::{Event, Operation};
 use servicenow::page::Version;
 use servicenow::sync::capture::{CaptureStore, News, Noted};
 use servicenow::sync::store::StoreError;
@@ -50,6 +50,16 @@ pub fn note(server: pg_sys::Oid, events: &[Event]) -> u64 {
             let mirror = catalog::mirror(work.foreign_table)?;
             Some((apply::versions(&mirror, ids.iter().map(String::as_str)), mirror))
         });
+        if let Ok(Some((there, mirror))) = &looked {
+            // A look that is under way may still show it.
+            let gone = events.iter().filter(|event| {
+                event.operation == Operation::Delete
+                    && event.table == mirror.table
+                    && !there.contains_key(event.id.as_str())
+            });
+            let gone: Vec<String> = gone.map(|event| event.id.as_str().to_owned()).collect();
+            catalog::remember_absent(work.foreign_table, &gone);
+        }
         let concerned: Vec<usize> = match &looked {
             Ok(Some((there, mirror))) => {
                 let concerns = |event: &Event| {

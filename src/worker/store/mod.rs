@@ -1,7 +1,7 @@
 //! The store behind the mirrors: requests from Tokio threads, carried out by the main thread.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::capture::event::{self, Event};
@@ -16,6 +16,7 @@ use servicenow::value::{SysId, TableName};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::apply;
+use crate::capture::{new_key, new_salt};
 use crate::catalog::{self, Mirror, Recheck, Told, timestamp, write};
 use crate::failpoint;
 use crate::pg;
@@ -352,11 +353,15 @@ fn execute(
             metadata::note(server, outcome);
             Ok(Done::Noted)
         }
-        (Work::NoteEvents(events), _) => Ok(Done::Echoes(capture::note(server, events))),
+        (Work::NoteEvents(events), _) => {
+            // The instance forgets them when they are noted.
+            pg::xact::commit_for_good();
+            Ok(Done::Echoes(capture::note(server, events)))
+        }
         (Work::ToLookUp, _) => Ok(Done::ToLookUp(capture::to_look_up(server))),
         (Work::NoteCapture(news), _) => Ok(Done::Missed(catalog::note_capture(server, news))),
         (Work::RenewSubscription, _) => {
-            catalog::renew_subscription(server);
+            catalog::renew_subscription(server, new_salt(), &new_key());
             catalog::keep_work_changed();
             Ok(Done::Noted)
         }
@@ -391,7 +396,8 @@ fn to_recheck(mirror: &Mirror) -> ToRecheck {
     };
     let settled: Vec<Recheck> = wanted.extract_if(.., |record| is_settled(record)).collect();
     if !settled.is_empty() {
-        catalog::rechecked(mirror.foreign_table, settled.iter().map(|record| record.id.as_str()).collect());
+        let ids = settled.iter().map(|record| record.id.as_str()).collect();
+        catalog::rechecked(mirror.foreign_table, ids, SystemTime::now());
     }
     let free = apply::lock_free(mirror, there.keys().map(String::as_str));
     // One that is not in the cache is looked up too, unless it is being added at this very moment.

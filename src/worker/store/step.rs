@@ -134,15 +134,21 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
                 ],
             );
         }
-        Step::Rechecked { looked_up, present, origin } => {
+        Step::Rechecked { looked_up, present, origin, at } => {
             let source = match origin {
                 Origin::Fill => Source::Backfill,
                 Origin::Poll => Source::Poll,
                 Origin::Capture => Source::Capture,
                 Origin::Upkeep => Source::Reconcile,
             };
-            let outcome = put(&mirror, present, Replace::Unchanged(looked_up), from(source), careful);
             let there: HashSet<&str> = present.ids().collect();
+            // What was deleted during the look may still have been shown by it.
+            let gone = catalog::gone_since(relation, present.ids().collect(), *at);
+            let mut shown = Rows::new(present.layout().clone());
+            let stays = |row: &usize| !gone.contains(present.id(*row));
+            (0..present.len()).filter(stays).for_each(|row| shown.push(present, row));
+            let present = &shown;
+            let outcome = put(&mirror, present, Replace::Unchanged(looked_up), from(source), careful);
             let looked_up = looked_up.iter().map(|(id, version)| (id.as_str(), *version));
             let absent: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
             let mut writer = CacheWriter::open(&mirror, Triggers::Own, from(source));
@@ -151,7 +157,8 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             catalog::forget_absent(relation, present.ids().collect());
             let absent: Vec<String> = absent.iter().map(|(id, _)| (*id).to_owned()).collect();
             catalog::remember_absent(relation, &absent);
-            catalog::rechecked(relation, looked_up.map(|(id, _)| id).collect());
+            catalog::rechecked(relation, looked_up.map(|(id, _)| id).collect(), *at);
+            catalog::leave_to_recheck(relation, &gone.into_iter().collect::<Vec<_>>());
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             catalog::leave_to_recheck(relation, &kept);
             changed(relation, present, &outcome, deleted);

@@ -38,9 +38,24 @@ struct Waiting {
     seen: u64,
     refused: u64,
     overflowed: bool,
+    trouble: Option<String>,
 }
 
 impl Inbox {
+    /// Says why nothing can come, or that it can.
+    pub fn set_trouble(&self, trouble: Option<&str>) {
+        self.with(|waiting| {
+            if waiting.trouble.as_deref() != trouble {
+                waiting.trouble = trouble.map(str::to_owned);
+            }
+        });
+    }
+
+    /// Why nothing can come.
+    pub fn trouble(&self) -> Option<String> {
+        self.with(|waiting| waiting.trouble.clone())
+    }
+
     /// Takes an event in; `false` if there is no room.
     pub fn offer(&self, event: Event) -> bool {
         let is_taken = self.with(|waiting| {
@@ -65,15 +80,17 @@ impl Inbox {
         is_taken
     }
 
-    /// Counts a request that was not believed.
+    /// Counts a request that was not believed; nobody is woken for it.
     pub fn refuse(&self) {
         self.with(|waiting| waiting.refused += 1);
-        self.bell.notify_one();
     }
 
     /// Everything that waits, the oldest first.
     pub fn take(&self) -> Taken {
-        let Waiting { events, seen, refused, overflowed } = self.with(mem::take);
+        let Waiting { events, seen, refused, overflowed, .. } = self.with(|waiting| {
+            let trouble = waiting.trouble.clone();
+            mem::replace(waiting, Waiting { trouble, ..Waiting::default() })
+        });
         let mut events: Vec<Event> = events.into_values().collect();
         events.sort_by_key(|event| event.at);
         Taken { events, seen, refused, overflowed }

@@ -23,8 +23,13 @@ pub fn rule(subscription: &Subscription, table: &TableName) -> String {
         Way::Webhook { endpoint, key } => post(endpoint.as_str(), key.reveal(), table),
     };
     let name = quoted(&subscription.id.name());
+    // Scripts may change a record without counting that: then its version says nothing.
+    let counted = "    function counted() {
+        return !previous || String(previous.getValue('sys_mod_count')) !== String(current.getValue('sys_mod_count')) ||
+            String(current.operation()) !== 'update';
+    }\n";
     format!(
-        "(function executeRule(current, previous /*null when async*/) {{\n    try {{\n{body}    }} catch (e) {{\n        \
+        "(function executeRule(current, previous /*null when async*/) {{\n{counted}    try {{\n{body}    }} catch (e) {{\n        \
          gs.error({name} + ': ' + e);\n    }}\n}})(current, previous);\n"
     )
 }
@@ -38,7 +43,7 @@ fn into_queue(queue: &TableName, table: &TableName) -> String {
         event.setValue('{TABLE}', {table});
         event.setValue('{RECORD}', current.getUniqueValue());
         event.setValue('{OPERATION}', current.operation());
-        event.setValue('{MOD_COUNT}', current.getValue('sys_mod_count'));
+        if (counted()) {{ event.setValue('{MOD_COUNT}', current.getValue('sys_mod_count')); }}
         event.setValue('{UPDATED_ON}', current.getValue('sys_updated_on'));
         event.setValue('{SEQUENCE}', String(new GlideDateTime().getNumericValue()));
         event.insert();
@@ -59,7 +64,7 @@ fn post(endpoint: &str, key: &str, table: &TableName) -> String {
             table: {table},
             record: String(current.getUniqueValue()),
             operation: String(current.operation()),
-            mod_count: String(current.getValue('sys_mod_count')),
+            mod_count: counted() ? String(current.getValue('sys_mod_count')) : '',
             updated_on: String(current.getValue('sys_updated_on'))
         }});
         var signer = typeof CertificateEncryption === 'undefined' ?

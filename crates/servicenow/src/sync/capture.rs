@@ -22,8 +22,7 @@ use super::mirror::Spec;
 use super::pace::Brake;
 use super::recheck::recheck;
 use super::store::{Origin, Store, StoreError, StoredRecords};
-use super::{Stop, pause_after};
-use crate::Error;
+use super::{Stop, local_seconds, pause_after};
 use crate::capture::event::{Event, coalesce};
 use crate::capture::inbox::Inbox;
 use crate::capture::queue::PAGE;
@@ -31,6 +30,7 @@ use crate::capture::{Subscription, SubscriptionId, Way};
 use crate::client::Client;
 use crate::client::auth::Secret;
 use crate::client::transport::Transport;
+use crate::error::{Error, Refusal, Words};
 use crate::value::TableName;
 
 /// The time between two looks after there was something, or while something could not be settled.
@@ -48,6 +48,8 @@ const LOOKS_PER_BACKSTOP: u32 = 20;
 /// Polls as the backstop of a webhook are so much rarer: a request that fails is not repeated. And there is no more than
 /// one of them in the time between two polls, all tables together.
 const WEBHOOK_BACKSTOP: u32 = 6;
+/// However many tables there are, polls are no rarer than this because of that.
+const LONGEST_BACKSTOP: Duration = Duration::from_secs(600);
 /// The time between two looks at the rules.
 const RULES_INTERVAL: Duration = Duration::from_secs(60);
 /// The time between two looks for a queue that is not there.
@@ -62,8 +64,10 @@ const IDS_AT_A_TIME: usize = 200;
 const NEWS_INTERVAL: Duration = Duration::from_secs(5);
 /// In a webhook, an event may be under way so long.
 const DELIVERY: Duration = Duration::from_secs(10);
-/// Somebody else empties the queue, if its rows were gone before so often.
+/// Somebody else empties the queue, if rows were gone before in so many looks in a row,
 const SHARED: u32 = 3;
+/// and they were no older than this.
+const NEW: Duration = Duration::from_secs(86_400);
 
 /// What has become of events.
 #[derive(Clone, Debug)]
@@ -168,6 +172,8 @@ pub struct Capture<T, S: Store> {
     brake: Arc<Brake>,
     /// Something is left to be looked up.
     waiting: bool,
+    /// Something is, and waits for a look that is under way.
+    skipped: bool,
     /// What is being looked up, and of which tables.
     looking: JoinSet<Look<S::Table>>,
     busy: HashSet<S::Table>,
@@ -203,6 +209,7 @@ where
             setup,
             brake,
             waiting: true,
+            skipped: false,
             looking: JoinSet::new(),
             busy: HashSet::new(),
             resting: HashMap::new(),
@@ -226,8 +233,14 @@ where
             _ => RULES_INTERVAL,
         };
         if self.inspected.is_none_or(|at| at.elapsed() >= interval) {
-            self.look_after_rules().await?;
-            self.inspected = Some(Instant::now());
+            match self.look_after_rules().await {
+                Ok(()) => self.inspected = Some(Instant::now()),
+                // Events may come all the same.
+                Err(Stop::Remote(e)) => {
+                    self.fault = Some(format!("could not look at the Business Rules: {e}"))
+                }
+                Err(stop) => return Err(stop),
+            }
         }
         let is_active = match &self.setup.channel {
             Channel::Queue(None) => {
@@ -244,15 +257,27 @@ where
     async fn read_queue(&mut self, queue: TableName) -> Result<bool, Stop> {
         let at = SystemTime::now();
         let page = self.client.read_queue(&queue, PAGE).await?;
+        if page.rows.is_empty() && page.total > 0 {
+            let message =
+                format!("the {} rows of queue table \"{queue}\" are hidden from this user", page.total);
+            let words = Words { message, detail: None };
+            return Err(Error::Refused { refusal: Refusal::Acl, words }.into());
+        }
         let is_all = page.rows.len() as u64 >= page.total;
         let is_active = !page.rows.is_empty();
-        let seen = page.events.len();
+        let (seen, newest, at_clock) =
+            (page.events.len(), page.events.iter().map(|event| event.at).max(), at);
         let looks = self.note(page.events, seen as u64).await?;
         self.start(looks);
         // They are noted, and looked up meanwhile: whoever comes next finds them in the store.
-        if self.client.delete_queued(&queue, page.rows).await? > 0 {
-            self.strangers += 1;
-        }
+        let gone = self.client.delete_queued(&queue, page.rows).await?;
+        // The rule itself deletes what is old.
+        let is_new = newest.is_some_and(|at| at > local_seconds(at_clock) * 1_000 - NEW.as_millis() as i64);
+        self.strangers = match gone {
+            0 if is_active => 0,
+            1.. if is_new => self.strangers + 1,
+            _ => self.strangers,
+        };
         if self.strangers >= SHARED {
             self.store.renew_subscription().await?;
             return Err(StoreError::Stale.into());
@@ -266,10 +291,9 @@ where
     async fn read_inbox(&mut self, inbox: Arc<Inbox>) -> Result<bool, Stop> {
         let at = SystemTime::now();
         let taken = inbox.take();
+        // What could not be noted is found by polls.
+        let missed = self.missed.replace((Instant::now(), 0));
         self.news.refused += taken.refused;
-        if taken.overflowed {
-            self.missed = Some((Instant::now(), 0));
-        }
         let is_active = taken.seen > 0;
         for some in taken.events.chunks(PAGE as usize) {
             let looks = self.note(some.to_vec(), some.len() as u64).await?;
@@ -278,6 +302,9 @@ where
         if taken.events.is_empty() {
             let looks = self.note(Vec::new(), 0).await?;
             self.start(looks);
+        }
+        if !taken.overflowed {
+            self.missed = missed;
         }
         let more = taken.seen.saturating_sub(taken.events.len() as u64);
         (self.news.events, self.news.coalesced) = (self.news.events + more, self.news.coalesced + more);
@@ -290,6 +317,16 @@ where
         if events.is_empty() && !self.waiting {
             return Ok(Looks::default());
         }
+        let wanted = self.specs.values().map(|spec| &spec.table);
+        let told: BTreeSet<TableName> =
+            wanted.filter(|table| events.iter().any(|event| event.table == **table)).cloned().collect();
+        if !told.is_subset(&self.setup.rules) {
+            // Whoever does not see rules knows of them by what they tell.
+            self.setup.rules.extend(told);
+            self.news.rules = Some(self.setup.rules.clone());
+            self.inspected = None;
+        }
+        self.skipped = false;
         let events = coalesce(events);
         let oldest = events.iter().map(|event| event.at).filter(|at| *at > 0).min();
         let left = events.len() as u64;
@@ -307,7 +344,7 @@ where
         for (table, stored) in looks.records {
             let rests = self.resting.get(&table).is_some_and(|(until, _)| *until > Instant::now());
             let Some(spec) = self.specs.get(&table).filter(|_| !rests && self.busy.insert(table)) else {
-                self.waiting = true;
+                (self.waiting, self.skipped) = (true, true);
                 continue;
             };
             let (client, store, spec, oldest) =
@@ -341,6 +378,8 @@ where
             return;
         }
         self.resting.remove(&look.table);
+        // Some may not have been settled by it.
+        self.waiting = true;
         if let Some(oldest) = look.oldest.and_then(|at| u64::try_from(at).ok()) {
             let at = SystemTime::UNIX_EPOCH + Duration::from_millis(oldest);
             let lag = SystemTime::now().duration_since(at).unwrap_or_default();
@@ -389,7 +428,15 @@ where
             self.setup.rules.retain(|table| tables.contains(table));
             self.news.rules = Some(self.setup.rules.clone());
         }
-        if let Some(table) = found.missing.first() {
+        if found.is_blind {
+            found.missing =
+                tables.iter().filter(|table| !self.setup.rules.contains(*table)).cloned().collect();
+        }
+        if let Some(table) = found.missing.first().filter(|_| found.is_blind) {
+            self.fault = Some(format!(
+                "no event has come from table \"{table}\", and this user may not see whether it has a Business Rule"
+            ));
+        } else if let Some(table) = found.missing.first() {
             self.fault = Some(format!("table \"{table}\" has no Business Rule \"{}\"", self.setup.id.name()));
         }
         if let Some((_, table, field)) = found.altered.first() {
@@ -408,10 +455,15 @@ where
         if matches!(self.setup.channel, Channel::Queue(None)) {
             return self.fault.clone().map_or(State::Absent, State::Failed);
         }
+        if let Channel::Webhook { inbox, .. } = &self.setup.channel
+            && let Some(trouble) = inbox.trouble()
+        {
+            return State::Silent(trouble);
+        }
         let recent = self.missed.filter(|(at, _)| at.elapsed() < SILENCE);
         match (&self.fault, recent) {
             (Some(fault), _) => State::Silent(fault.clone()),
-            (None, Some((_, 0))) => State::Silent("more events came than could be kept".to_owned()),
+            (None, Some((_, 0))) => State::Silent("events came that could not be kept".to_owned()),
             (None, Some((_, count))) => {
                 State::Silent(format!("polling has found {count} changes that no event had told of"))
             }
@@ -424,7 +476,9 @@ where
         let state = self.state();
         let before = std::mem::replace(&mut self.news.state, state);
         let is_due = self.told.is_none_or(|at| at.elapsed() >= NEWS_INTERVAL);
-        let is_new = self.news.events + self.news.refused > 0 || self.news.rules.is_some();
+        // Others leave records to be looked up, too.
+        self.waiting |= is_due;
+        let is_new = self.news.events > 0 || self.news.rules.is_some();
         if is_due || is_new || before != self.news.state {
             let missed = self.store.note_capture(self.news.clone()).await?;
             let state = self.news.state.clone();
@@ -445,9 +499,11 @@ where
         match self.setup.channel {
             Channel::Queue(_) => {
                 let by_tables = self.idle().saturating_mul(LOOKS_PER_BACKSTOP).saturating_mul(tables);
-                poll.saturating_mul(QUEUE_BACKSTOP).max(by_tables)
+                poll.saturating_mul(QUEUE_BACKSTOP).max(by_tables.min(LONGEST_BACKSTOP))
             }
-            Channel::Webhook { .. } => poll.saturating_mul(WEBHOOK_BACKSTOP.max(tables)),
+            Channel::Webhook { .. } => {
+                poll.saturating_mul(WEBHOOK_BACKSTOP).max(poll.saturating_mul(tables).min(LONGEST_BACKSTOP))
+            }
         }
     }
 
@@ -472,7 +528,7 @@ where
                 }
                 Some(look) = self.looking.join_next() => {
                     self.end(look);
-                    if self.waiting && self.resting.is_empty() {
+                    if self.skipped && self.resting.is_empty() {
                         return;
                     }
                 }
@@ -532,7 +588,9 @@ where
             Err(stop) => {
                 failures += 1;
                 capture.fail(stop).await;
-                pause_after(failures)
+                // Whoever posts meanwhile does not cut this short.
+                sleep(pause_after(failures)).await;
+                continue;
             }
         };
         capture.rest(pause).await;

@@ -1,5 +1,7 @@
 //! Looking records up one by one, and believing what the instance shows of them.
 
+use std::time::SystemTime;
+
 use super::Stop;
 use super::mirror::Spec;
 use super::store::{Origin, Step, Store, StoredRecords};
@@ -19,9 +21,10 @@ pub(super) async fn recheck<T: Transport, S: Store>(
     origin: Origin,
 ) -> Result<(), Stop> {
     for batch in stored.chunks(IDS_AT_A_TIME) {
+        let at = SystemTime::now();
         let ids = batch.iter().map(|(id, _)| id).collect();
         let present = client.look_among(&spec.table, &spec.query, ids, &spec.layout).await?;
-        let step = Step::Rechecked { looked_up: batch.to_vec(), present, origin };
+        let step = Step::Rechecked { looked_up: batch.to_vec(), present, origin, at };
         store.apply(table, step).await?;
     }
     Ok(())

@@ -156,6 +156,8 @@ pub enum Step {
         present: Rows,
         /// Why they were looked up.
         origin: Origin,
+        /// When the look began, by the local clock: what was asked for, or deleted, after that is not settled by it.
+        at: SystemTime,
     },
     /// These records have to be looked up, and could not be just now: [`Store::to_recheck`] tells of them.
     Doubted(Vec<SysId>),
