@@ -122,10 +122,12 @@ fn file_to_sync() -> Result<Option<File>, (PathBuf, io::Error)> {
 }
 
 /// Notes what came of writes: the versions that records have after them, none for those that were deleted; and those that
-/// the instance has refused. Without this an undoing has to be more careful.
+/// the instance has refused. Without this a write may be one that has not been carried out yet.
 pub fn settled(answered: Vec<(SysId, Version)>, refused: Vec<SysId>) {
-    for note in [Note::Answered(answered), Note::Refused(refused)] {
-        let _an_undoing_is_more_careful = append(&note, false);
+    let answered = (!answered.is_empty()).then_some(Note::Answered(answered));
+    let refused = (!refused.is_empty()).then_some(Note::Refused(refused));
+    for note in answered.into_iter().chain(refused) {
+        let _a_recovery_is_more_careful = append(&note, false);
     }
 }
 

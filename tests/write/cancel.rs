@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use servicenow_sim::{Effect, Fault};
+use servicenow_sim::{Dataset, Effect, Fault};
 use world::{PATIENCE, Session, World};
 
-use crate::{KNOWN, incidents};
+use crate::KNOWN;
 
 const COLUMNS: &[&str] = &["number", "short_description", "state_value=state", "impact_value=impact"];
 /// How long an interrupted statement may go on.
@@ -80,6 +80,13 @@ enum How {
     Timeout,
 }
 
+/// A world in which it does not take long until no call can be alive.
+async fn impatient() -> World {
+    let world = World::with(Dataset::Small, ", request_timeout '5s'").await;
+    world.import(&["incident"]).await;
+    world
+}
+
 /// How often a session was warned.
 fn warnings(world: &World, pid: i32) -> usize {
     let (of, text) = (format!("[{pid}]"), "is unknown: it was interrupted");
@@ -149,7 +156,7 @@ async fn interrupted(world: &World, wait: &Wait, how: How) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_is_cancelled_ends_at_once_wherever_it_waits() {
-    let world = incidents().await;
+    let world = impatient().await;
     for wait in waits() {
         interrupted(&world, &wait, How::Cancel).await;
     }
@@ -158,7 +165,7 @@ async fn a_statement_that_is_cancelled_ends_at_once_wherever_it_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_takes_too_long_ends_wherever_it_waits() {
-    let world = incidents().await;
+    let world = impatient().await;
     for wait in waits() {
         interrupted(&world, &wait, How::Timeout).await;
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use servicenow_sim::{Dataset, Effect, Fault};
 use world::World;
 
 use crate::{KNOWN, incidents, known};
@@ -254,4 +255,46 @@ async fn a_login_that_is_gone_keeps_nothing_from_being_looked_at() {
         .await;
     world.until_like_the_instance("incident", COLUMNS).await;
     assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("ours"));
+}
+
+/// The instance is slow: it comes to a write only after the session has gone and the record was looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_is_carried_out_after_everybody_has_gone_is_found_and_undone() {
+    let world = World::with(Dataset::Small, ", request_timeout '6s'").await;
+    world.import(&["incident", "problem"]).await;
+    world
+        .db
+        .run("ALTER SERVER acme OPTIONS (SET poll_interval '1h'); ALTER FOREIGN TABLE incident OPTIONS (ADD on_rollback 'compensate')")
+        .await;
+    for table in ["incident", "problem"] {
+        world.sync(table).await;
+    }
+    for (table, is_undone) in [("incident", true), ("problem", false)] {
+        let id: String = world.db.value(&format!("SELECT min(sys_id) FROM {table}")).await;
+        let before = world.remote(table, &id, "short_description");
+        let session = world.session().await;
+        let pid: i32 = session.value("SELECT pg_backend_pid()").await;
+        let late = Fault::new(Effect::Delay { ms: 4_000 }).method("PATCH").table(table);
+        let fault = world.sim.fault(late);
+        let cancel = async {
+            while world.sim.fault_count(fault) == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            world.db.run(&format!("SELECT pg_cancel_backend({pid})")).await;
+        };
+        let update = format!("UPDATE {table} SET short_description = 'late' WHERE sys_id = '{id}'");
+        let (error, ()) = tokio::join!(session.error(&update), cancel);
+        assert_eq!(error.code().code(), "57014", "{}", error.message());
+        assert_eq!(world.remote(table, &id, "short_description"), before, "it has not been carried out yet");
+        let pending = format!(
+            "SELECT sum(pending_writes) = 0 FROM servicenow.sync_status WHERE foreign_table = '{table}'::regclass"
+        );
+        world.until(&pending).await;
+        let sent = world.writes().iter().filter(|write| write.table.as_deref() == Some(table)).count();
+        let late = Some("late".to_owned());
+        let expected = if is_undone { (before, 2) } else { (late, 1) };
+        assert_eq!((world.remote(table, &id, "short_description"), sent), expected, "{table}");
+        world.until_like_the_instance(table, &["number", "short_description"]).await;
+        world.sim.remove_fault(fault);
+    }
 }

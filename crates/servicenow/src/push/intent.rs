@@ -67,7 +67,8 @@ pub struct Images {
 pub enum Note {
     /// These writes are about to be sent.
     Intended(Vec<Intent>),
-    /// These have been carried out, with the version after each; none for a deletion.
+    /// What became of these is known: they were carried out, with the version after each, none for a deletion. Where
+    /// nothing is to be undone no version matters, and the instance may as well have refused them.
     Answered(Vec<(SysId, Version)>),
     /// The instance has refused these; nothing is left of them to be undone or looked at. This is not for writes
     /// without an answer.
