@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::push::codec::decode;
 use servicenow::push::decision::Calls;
-use servicenow::push::intent::{OpenWrite, open_writes};
+use servicenow::push::intent::{Note, OpenWrite, open_writes};
 use servicenow::push::undo::{Outcome, Report, undo};
 use servicenow::value::{SysId, TableName};
 
@@ -29,6 +29,7 @@ use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
 use crate::pg::xact::Caught;
 use crate::push::intent::{UNFINISHED, directory};
+use crate::push::place::place;
 
 /// The pause before an undoing that failed is tried again.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -55,6 +56,8 @@ struct Left {
     _lock: File,
     /// What is to be undone, the last written first, server by server and role by role.
     undoing: Vec<Undoing>,
+    /// Writes that nobody undoes although their tables want it, and why.
+    untouched: Vec<(OpenWrite, &'static str)>,
     /// Records to be looked at when that is over.
     records: HashMap<pg_sys::Oid, Vec<String>>,
     /// Calls without an answer may arrive until then, if there are any.
@@ -121,6 +124,7 @@ impl Recovery {
             failpoint::reach("recovery.noted");
             match noted {
                 Ok(()) if fs::remove_file(path).is_ok() => {
+                    left.untouched.iter().for_each(|(write, why)| tell(write, why));
                     concerned.extend(left.records.keys());
                     TAKEN_OVER.with_borrow_mut(|taken| taken.remove(path));
                     false
@@ -156,8 +160,8 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    let writes = match decode(&bytes) {
-        Ok(decoded) => open_writes(decoded.notes),
+    let notes = match decode(&bytes) {
+        Ok(decoded) => decoded.notes,
         Err(e) => {
             pg::worker::log(&format!("could not read file \"{}\": {e}", path.display()));
             let mut aside = path.as_os_str().to_owned();
@@ -166,10 +170,15 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
             return Ok(None);
         }
     };
+    let here = place(&file)?;
+    let is_copy = !notes.iter().any(|note| matches!(note, Note::Begun(there) if *there == here));
+    let writes = open_writes(notes);
     let is_old = !file.metadata()?.modified().is_ok_and(|at| at > began);
     let lasts = |write: &OpenWrite| write.intent.undo.is_some() || !is_old;
     let number = |write: &OpenWrite| (write.intent.xid, write.intent.timeline);
-    let numbers: HashSet<(u64, u32)> = writes.iter().filter(|w| lasts(w)).map(number).collect();
+    // In a copy, what became of transactions is not what became of them in the original.
+    let numbers = writes.iter().filter(|write| lasts(write) && !is_copy).map(number);
+    let numbers: HashSet<(u64, u32)> = numbers.collect();
     let mut outlooks = HashMap::new();
     for number in numbers {
         match pg::xact::transaction(|| catalog::outlook(number.0, number.1)) {
@@ -181,7 +190,7 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
     let outlook = |write: &OpenWrite| outlooks.get(&number(write)).copied().unwrap_or(Outlook::Unknown);
     let mut records: HashMap<pg_sys::Oid, Vec<String>> = HashMap::new();
     let mut undoing: Vec<Vec<OpenWrite>> = Vec::new();
-    let mut longest = None;
+    let (mut untouched, mut longest) = (Vec::new(), None);
     for write in writes.into_iter().filter(|write| outlook(write) != Outlook::Committed) {
         let intent = &write.intent;
         let relation = pg_sys::Oid::from(intent.foreign_table);
@@ -189,7 +198,11 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
         if write.answered.is_none() {
             longest = longest.max(Some(longest_call(intent.server)));
         }
-        if intent.undo.is_none() || outlook(&write) != Outlook::RolledBack {
+        if intent.undo.is_none() {
+            continue;
+        }
+        if outlook(&write) != Outlook::RolledBack {
+            untouched.push((write, if is_copy { COPIED } else { NOT_KNOWN }));
             continue;
         }
         let login = |write: &OpenWrite| (write.intent.server, write.intent.role);
@@ -202,8 +215,15 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
     let calls_end = longest.map(|longest| Instant::now() + longest);
     let due = |writes| Undoing { writes: Arc::new(writes), state: State::Due(Instant::now()), calls_end };
     let undoing = undoing.into_iter().rev().map(due).collect();
-    Ok(Some(Left { _lock: file, undoing, records, calls_end }))
+    Ok(Some(Left { _lock: file, undoing, untouched, records, calls_end }))
 }
+
+/// Why a write is not undone of which the original of this server may know more.
+const COPIED: &str =
+    "the note of the write was copied from another place, where the transaction may have been committed";
+/// Why a write is not undone whose transaction nothing is known of.
+const NOT_KNOWN: &str =
+    "the note of the write is of another timeline or too old, and the transaction may have been committed";
 
 /// How long a call to a server may take.
 fn longest_call(server: u32) -> Duration {
@@ -341,11 +361,11 @@ impl Undoing {
 fn tell(write: &OpenWrite, why: &str) {
     let intent = &write.intent;
     let (id, table) = (intent.sys_id.as_str(), &intent.table);
-    pg::worker::log(&format!(
-        "record \"{id}\" of table \"{table}\" was not restored after a rollback: {why}"
-    ));
+    let text = format!("record \"{id}\" of table \"{table}\" was not restored after a rollback: {why}");
+    pg::worker::log(&text);
     let _only_news = pg::xact::transaction(|| {
         if let Some(mirror) = catalog::mirror(intent.foreign_table.into()) {
+            catalog::note_not_undone(mirror.foreign_table, &text);
             let news = serde_json::json!({"sys_id": id, "reason": why});
             catalog::notify("undo_failed", &mirror, news);
         }
