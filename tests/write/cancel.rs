@@ -40,8 +40,7 @@ fn waits() -> Vec<Wait> {
     let limited = Effect::RateLimited { headers: true, retry_after: Some(20), json: true };
     let batch = |effect| Fault::new(effect).method("POST").path("/batch");
     vec![
-        // Whether anything was sent is not known here, and the login is part of the write.
-        Wait { is_write: true, ..wait("the login", Fault::new(Effect::Hang).path("oauth_token"), &update) },
+        wait("the login", Fault::new(Effect::Hang).path("oauth_token"), &update),
         wait(
             "a label",
             hang("GET").table("sys_user"),
@@ -64,7 +63,8 @@ fn waits() -> Vec<Wait> {
             )
         },
         Wait { is_write: true, ..wait("a batch", batch(Effect::HangAfter), many) },
-        Wait { is_write: true, ..wait("a pause", Fault::new(limited).method("PATCH"), &update) },
+        // It was turned away, and waits to be sent again.
+        wait("a pause", Fault::new(limited).method("PATCH"), &update),
         Wait {
             before: "BEGIN",
             is_write: true,
