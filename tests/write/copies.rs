@@ -1,5 +1,6 @@
 //! Copies of a data directory: they must not take back what the original has committed.
 
+use std::io::Write;
 use std::path::Path;
 
 use servicenow_sim::Dataset;
@@ -30,6 +31,7 @@ async fn recover(world: World, copy: Cluster) -> World {
     copy.control(&["start"]);
     let db = connect(copy, &world.database).await;
     let copy = World { cluster: copy, db, ..world };
+    copy.until("SELECT NOT pg_is_in_recovery()").await;
     copy.db.run("SELECT servicenow.start_worker()").await;
     copy.sync("incident").await;
     copy.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
@@ -82,6 +84,29 @@ async fn a_directory_that_was_moved_on_its_disk_is_no_copy() {
     let moved = world.cluster.copied(Path::new("/bin/mv"), &[&data]);
     let moved = recover(world, moved).await;
     assert_ne!(moved.remote("incident", &id, "short_description").as_deref(), Some("ours"));
+}
+
+/// Another timeline begins where a server was restored to a point in time: the numbers of transactions mean others there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_timeline_has_left_is_not_undone_and_that_is_said() {
+    let (world, session) = writing().await;
+    let id = known(&world);
+    world.cluster.control(&["-m", "immediate", "stop"]);
+    drop(session);
+    let data = world.cluster.data().display().to_string();
+    let restored = world.cluster.copied(Path::new("/bin/mv"), &[&data]);
+    std::fs::write(restored.data().join("recovery.signal"), "").expect("a file");
+    let settings = std::fs::OpenOptions::new().append(true).open(restored.data().join("postgresql.conf"));
+    writeln!(settings.expect("a file"), "restore_command = '/bin/false'").expect("a line");
+    let sent = world.writes().len();
+    let restored = recover(world, restored).await;
+    let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
+    restored.db.run("CHECKPOINT").await;
+    assert_eq!(restored.db.value::<i32>(timeline).await, 2);
+    assert_eq!(restored.remote("incident", &id, "short_description").as_deref(), Some("ours"));
+    assert_eq!(restored.writes().len(), sent);
+    let error: String = restored.db.value("SELECT last_error FROM servicenow.sync_status").await;
+    assert!(error.contains(&id) && error.contains("is of another timeline"), "{error}");
 }
 
 /// The files below a directory.
