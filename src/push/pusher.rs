@@ -165,7 +165,7 @@ impl Pusher {
         let fates = self.connection.write(&what, write, unsent);
         let fates = fates.unwrap_or_else(|e| self.fail(&e, &what));
         failpoint::reach("push.answered");
-        label::forget_names(&self.mirror.table);
+        label::forget_names(self.mirror.server, &self.mirror.table);
         self.note_fates(&items, &fates);
         let many = before > 0 || count > 1;
         if items.iter().any(|(_, item)| !item.task.sent().is_empty()) {
