@@ -144,6 +144,8 @@ struct Answered<R> {
     latency: Duration,
     /// The login it was made with.
     login: HeaderValue,
+    /// Its number at the gate.
+    call: u64,
 }
 
 impl<T: Transport> Client<T> {
@@ -370,6 +372,7 @@ impl<T: Transport> Client<T> {
         if answer.as_ref().is_err_and(Error::was_not_carried_out) {
             traces.inspect(|traces| traces.take_back());
         }
+        let number = permit.number();
         // The next call need not wait for this one's answer to be decoded.
         self.leave(permit, answered, answer.as_ref().err());
         let result = answer.and_then(|response| {
@@ -381,7 +384,7 @@ impl<T: Transport> Client<T> {
             self.inner.login.note(true);
         }
         match result {
-            Ok(result) => Ok(Answered { result, latency, login: header }),
+            Ok(result) => Ok(Answered { result, latency, login: header, call: number }),
             Err(e) => Err((e, Some(header))),
         }
     }
@@ -392,8 +395,18 @@ impl<T: Transport> Client<T> {
             self.heed(wait);
         }
         let outcome = if error.is_some_and(is_overload) { Some(Outcome::Overloaded) } else { answered };
-        // Nothing else has come back for a while: then every call waits, not only those that failed.
-        if let Some(setbacks @ 2..) = outcome.and_then(|outcome| permit.report(outcome)) {
+        self.slow_down(outcome.and_then(|outcome| permit.report(outcome)));
+    }
+
+    /// A call was answered, and the answer says that a part of it was turned away.
+    fn was_too_much(&self, call: u64) {
+        self.slow_down(self.inner.gate.report(call, Outcome::Overloaded));
+    }
+
+    /// The limit was halved, so often since the last answer. If nothing else has come back for a while, every call waits, not
+    /// only those that failed.
+    fn slow_down(&self, setbacks: Option<u32>) {
+        if let Some(setbacks @ 2..) = setbacks {
             let longest = longest_pause(self.inner.patience.urgency);
             self.hold().ours = Some(Instant::now() + retry::backoff(setbacks, chance()).min(longest));
         }
