@@ -187,6 +187,7 @@ impl Journal {
         let bytes = [head, frame].concat();
         self.file.write_all(&bytes)?;
         if sync && pg::io::syncs_files() {
+            failpoint::reach("push.syncing");
             self.file.sync_data()?;
         }
         self.length += bytes.len() as u64;

@@ -319,7 +319,9 @@ impl Undoing {
             Some(end) if Instant::now() < end => Calls::MayArrive,
             _ => Calls::AreOver,
         };
+        let trap = failpoint::trap("recovery.undoing");
         let run = async move {
+            trap();
             let reports = undo(&client, &writes, calls).await;
             if let Ok(mut place) = place.lock() {
                 *place = Some(reports);

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use servicenow_sim::{Dataset, Effect, Fault};
 use world::World;
+use world::cluster::{Cluster, signal};
+use world::death::{arm, until_struck};
 
 use crate::{KNOWN, incidents, known};
 
@@ -297,4 +299,73 @@ async fn a_write_that_is_carried_out_after_everybody_has_gone_is_found_and_undon
         world.until_like_the_instance(table, &["number", "short_description"]).await;
         world.sim.remove_fault(fault);
     }
+}
+
+/// A world on a cluster of its own, with more settings.
+async fn alone(settings: &str) -> World {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start(settings)));
+    let world = World::on(cluster, Dataset::Small).await;
+    world.set_up("").await;
+    world.import(&["incident"]).await;
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undoing_that_fails_by_a_bug_is_tried_again() {
+    let world = alone("").await;
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD on_rollback 'compensate')").await;
+    world.sync("incident").await;
+    let id = known(&world);
+    let before = world.remote("incident", &id, "short_description");
+    arm(&world, "recovery.undoing:panic").await;
+    world
+        .db
+        .run(&format!("BEGIN; UPDATE incident SET short_description = 'ours' WHERE {KNOWN}; ROLLBACK"))
+        .await;
+    until_struck(&world, "recovery.undoing", 0).await;
+    world.cluster.configure("");
+    until_settled(&world).await;
+    assert_eq!(world.remote("incident", &id, "short_description"), before);
+    let line = "could not undo writes to table \"incident\", trying again: the task failed unexpectedly";
+    assert!(world.cluster.log().contains(line), "it is in the log");
+}
+
+/// What polls do not see, and what is to be undone, is on disk before the instance hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_and_what_is_to_be_undone_are_synced_before_they_are_sent() {
+    let world = alone("fsync = on").await;
+    let delete = format!("DELETE FROM incident WHERE {KNOWN}");
+    let update = format!("UPDATE incident SET impact_value = 3 WHERE {KNOWN}");
+    let session = world.session().await;
+    session.run("LOAD 'servicenow_fdw'; SET servicenow_fdw.failpoint = 'push.syncing:error'").await;
+    assert!(session.error(&delete).await.message().contains("push.syncing"));
+    assert!(world.writes().is_empty());
+    session.run(&update).await;
+    assert_eq!(world.writes().len(), 1, "it is synced meanwhile");
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD on_rollback 'compensate')").await;
+    world.sync("incident").await;
+    let update = update.replace("= 3", "= 2");
+    assert!(session.error(&update).await.message().contains("push.syncing"));
+    assert_eq!(world.writes().len(), 1);
+    session.run(&format!("RESET servicenow_fdw.failpoint; {update}; {delete}")).await;
+    assert_eq!(world.writes().len(), 3);
+}
+
+/// What the instance has accepted is not lost with the server, whatever the session thinks of its own work.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_has_written_is_committed_synchronously() {
+    let world = alone("").await;
+    world.stop_worker().await;
+    world.db.run("CREATE TABLE local (text text); SET synchronous_commit = off").await;
+    // Nobody else is to write the log.
+    let writer: i32 =
+        world.db.value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'").await;
+    signal(writer as u32, "-STOP");
+    let unwritten = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn())::float8";
+    let fill = "INSERT INTO local SELECT string_agg(md5(n::text), '') FROM generate_series(1, 40) n";
+    world.db.run(fill).await;
+    assert!(world.db.value::<f64>(unwritten).await > 1_000.0, "others are committed as they want");
+    world.db.run(&format!("BEGIN; {fill}; UPDATE incident SET impact_value = 3 WHERE {KNOWN}; COMMIT")).await;
+    assert!(world.db.value::<f64>(unwritten).await < 1_000.0);
+    signal(writer as u32, "-CONT");
 }
