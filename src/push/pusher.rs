@@ -360,7 +360,16 @@ impl Pusher {
     /// A row as the cache has it, locked; `None` if it is no more.
     pub fn look_up(&mut self, id: &str) -> Option<Written> {
         let values = self.cache.lock(id)?;
-        Some(self.written(None, |position| values[position].clone()))
+        let system = self.cache.locked_system();
+        Some(self.written(Some(system), |position| values[position].clone()))
+    }
+
+    /// The system columns of a row, as the cache has it if it has one.
+    pub fn system_of(&mut self, id: &str) -> SystemColumns {
+        match self.cache.lock(id) {
+            Some(_) => self.cache.locked_system(),
+            None => SystemColumns::NOWHERE,
+        }
     }
 
     /// The version the cache has of a record, if it is wanted.

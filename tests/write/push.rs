@@ -213,3 +213,23 @@ async fn a_table_with_writes_that_wait_is_neither_altered_nor_dropped() {
         .await;
     assert!(world.writes().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_returns_system_columns() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    let columns = "ctid::text, tableoid::regclass::text, xmin::text, cmin::text";
+    let read = async |sql: String| -> Vec<String> {
+        let rows = world.db.rows(&sql).await;
+        (0..4).map(|column| rows[0].get::<_, Option<String>>(column).unwrap_or_default()).collect()
+    };
+    let there = read(format!("SELECT {columns} FROM incident WHERE {KNOWN}")).await;
+    world.db.run("SET servicenow_fdw.push = 'dry_run'").await;
+    let update = format!("UPDATE incident SET impact_value = 3 WHERE {KNOWN} RETURNING {columns}");
+    assert_eq!(read(update).await, there);
+    assert_eq!(read(format!("DELETE FROM incident WHERE {KNOWN} RETURNING {columns}")).await, there);
+    let insert = format!("INSERT INTO incident (short_description) VALUES ('x') RETURNING {columns}");
+    let made = read(insert).await;
+    assert_eq!(made[1], "incident", "{made:?}");
+    assert!(world.writes().is_empty());
+}
