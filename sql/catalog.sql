@@ -45,7 +45,10 @@ CREATE TABLE servicenow.sync_table (
     -- Records asked for at a time, as far as that is fewer than usual.
     page_size       integer,
     last_error      text,
-    last_error_at   timestamptz
+    last_error_at   timestamptz,
+    -- What was not undone after a rollback, and why; until everything is read again.
+    undo_error      text,
+    undo_error_at   timestamptz
 ) WITH (fillfactor = 70);
 
 -- The ranges of sys_id that a fill has not completed.

@@ -34,10 +34,11 @@ SELECT s.srvname AS server,
        t.last_poll_at,
        t.last_reconcile_at,
        coalesce(w.writes, 0) AS pending_writes,
-       coalesce(t.last_error, v.last_error, v.metadata_error) AS last_error,
+       coalesce(t.last_error, v.last_error, v.metadata_error, t.undo_error) AS last_error,
        CASE WHEN t.last_error IS NOT NULL THEN t.last_error_at
             WHEN v.last_error IS NOT NULL THEN v.last_error_at
-            ELSE v.metadata_error_at
+            WHEN v.metadata_error IS NOT NULL THEN v.metadata_error_at
+            ELSE t.undo_error_at
        END AS last_error_at,
        e.capture,
        e.capture_state,

@@ -9,6 +9,7 @@ use pgrx::{Internal, PgSqlErrorCode as Sql};
 
 use crate::error::{error, raise};
 use crate::option::{self, Context};
+use crate::push::queue;
 use crate::wait::Wait;
 use crate::{cache, capture, catalog, check, import, pg, verify, wait, worker};
 
@@ -60,6 +61,7 @@ fn _follow_foreign_table(relation: pg_sys::Oid, command: &str) {
     if pg::catalog::foreign_table(relation, catalog::WRAPPER).is_none() {
         return;
     }
+    queue::refuse_if_in_use(relation, "ALTER FOREIGN TABLE");
     cache::ddl::follow(relation);
     if command == "IMPORT FOREIGN SCHEMA" {
         import::comment(relation);
@@ -86,6 +88,7 @@ fn _follow_server(server: pg_sys::Oid) {
 #[pg_extern]
 fn _forget_foreign_table(relation: pg_sys::Oid) {
     if pg::catalog::relation_kind(relation).is_none() {
+        queue::refuse_if_in_use(relation, "DROP FOREIGN TABLE");
         cache::ddl::forget(relation);
         worker::wake_at_commit();
     }

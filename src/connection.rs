@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
-use servicenow::client::{Client, Instance};
+use servicenow::client::{Client, Instance, Traces};
 
 use crate::catalog;
 use crate::error::{Doing, error, raise, report, unknown_outcome};
@@ -135,31 +136,35 @@ impl Connection {
         F: Future<Output = servicenow::Result<R>> + Send + 'static,
         R: Send + 'static,
     {
-        match self.try_call(what, writing, call) {
-            Ok(result) => result,
-            Err(e) => raise(report(&e, Doing { server: &self.server, what, writing })),
-        }
+        let running = call(self.client.clone());
+        let answer = self.told(pg::io::block_on(running));
+        answer.unwrap_or_else(|e| raise(report(&e, Doing { server: &self.server, what, writing })))
     }
 
-    /// As [`Self::call`], but gives the client's failure back.
-    pub fn try_call<F, R>(
+    /// As [`Self::call`], of calls that write; gives the client's failure back. If the wait is interrupted, there is a WARNING
+    /// that the outcome is unknown, or `unsent` is called: nothing has left, as when it waited for the login or for
+    /// as long as the instance had asked it to, and nothing will.
+    pub fn write<F, R>(
         &self,
         what: &str,
-        writing: bool,
         call: impl FnOnce(HttpClient) -> F,
+        unsent: impl FnOnce(),
     ) -> servicenow::Result<R>
     where
         F: Future<Output = servicenow::Result<R>> + Send + 'static,
         R: Send + 'static,
     {
-        let running = call(self.client.clone());
-        let answer = match writing {
-            false => pg::io::block_on(running),
-            true => pg::xact::when_interrupted(
-                || pg::io::block_on(running),
-                || unknown_outcome(what, &self.server, "it was interrupted").report(PgLogLevel::WARNING),
-            ),
+        let traces = Arc::new(Traces::default());
+        let running = call(self.client.tracing(traces.clone()));
+        let interrupted = || match traces.withdraw() {
+            true => unknown_outcome(what, &self.server, "it was interrupted").report(PgLogLevel::WARNING),
+            false => unsent(),
         };
+        self.told(pg::xact::when_interrupted(|| pg::io::block_on(running), interrupted))
+    }
+
+    /// Tells the worker of the calls that were made.
+    fn told<R>(&self, answer: Result<servicenow::Result<R>, pg::io::IoError>) -> servicenow::Result<R> {
         mailbox::tell(self.oid, self.client.take_stats());
         match answer {
             Ok(answer) => answer,

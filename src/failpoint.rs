@@ -20,6 +20,8 @@
 //!   answered; `push.kept`: the answers are in the cache; `push.committing`, `push.committed`: before and after the
 //!   end of a transaction that has written. At the last one an ERROR would be the end of the
 //!   server.
+//! - `push.syncing`: a note is written, and is about to be synced before anything is sent; if files are synced at all
+//! - `recovery.undoing`: the task that undoes begins, and panics
 //! - `recovery.begin`, `recovery.undone`, `recovery.noted`: the worker has found what a session has left behind; has undone what
 //!   there was to be undone; has noted the records to be looked at, and not removed the file
 
@@ -30,8 +32,15 @@ use std::fmt::Display;
 #[inline(always)]
 pub fn reach(_place: impl Display) {}
 
+/// See the one of debug builds.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn trap(_place: impl Display) -> impl FnOnce() + Send {
+    || {}
+}
+
 #[cfg(debug_assertions)]
-pub use armed::{define, reach};
+pub use armed::{define, reach, trap};
 
 /// There is no setting.
 #[cfg(not(debug_assertions))]
@@ -93,5 +102,14 @@ mod armed {
                 pg::worker::kill_at_once()
             }
         }
+    }
+
+    /// As [`reach`], for a place on another thread, where nothing but a panic can happen: whether it does is looked up here.
+    pub fn trap(place: impl Display) -> impl FnOnce() + Send {
+        let is_armed = action(&place).is_some();
+        if is_armed {
+            pg::worker::log(&format!("failpoint \"{place}\": panicking"));
+        }
+        move || assert!(!is_armed, "a failpoint was reached")
     }
 }

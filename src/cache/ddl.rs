@@ -187,10 +187,13 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
             ));
         }
         if attribute.generated {
-            raise(error(
-                Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
-                format!("column \"{}\" of foreign table \"{name}\" cannot be generated", attribute.name),
-            ));
+            raise(
+                error(
+                    Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
+                    format!("column \"{}\" of foreign table \"{name}\" cannot be generated", attribute.name),
+                )
+                .set_hint("Compute the value in a view over the foreign table."),
+            );
         }
         if !pg::catalog::is_plain_type(attribute.type_oid) {
             // The cache is filled by a superuser, who must not run what a user wrote into a domain's check.

@@ -53,6 +53,25 @@ pub fn kept_definition(server: pg_sys::Oid, table: &TableName) -> Option<TableDe
     kept.and_then(|json| serde_json::from_value(json.0).ok())
 }
 
+/// Whether anything mirrored shows names of a table's records: by a reference to the table, to one that it extends, or to one
+/// that extends it, as far as that is known.
+pub fn is_referred_to(server: pg_sys::Oid, table: &TableName) -> bool {
+    read(
+        "WITH named AS (
+             SELECT DISTINCT f -> 'reference' ->> 'table' AS name
+             FROM servicenow.dictionary d, jsonb_array_elements(d.definition -> 'fields') f
+             WHERE d.server = $1 AND jsonb_typeof(f -> 'reference') = 'object')
+         SELECT EXISTS (
+             SELECT FROM named n
+             WHERE n.name = $2
+                OR EXISTS (SELECT FROM servicenow.dictionary d
+                           WHERE d.server = $1 AND (d.remote_table = $2 AND d.definition -> 'chain' ? n.name
+                                                    OR d.remote_table = n.name AND d.definition -> 'chain' ? $2)))",
+        &[server.into(), table.as_str().into()],
+        |mut rows| rows.next().and_then(|row| get(&row, 1)).unwrap_or(false),
+    )
+}
+
 /// Has this session remember what it has read in the dictionary.
 pub fn remember_definition(server: pg_sys::Oid, def: TableDef) -> Rc<TableDef> {
     keep(server, def, SystemTime::now())

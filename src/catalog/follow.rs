@@ -106,7 +106,8 @@ fn begin_fill(relation: pg_sys::Oid, whole: bool) {
         "UPDATE servicenow.sync_table
          SET phase = 'pending', refill = fill_ended_at IS NOT NULL OR refill OR rows > 0,
              fill_columns = CASE WHEN NOT $2 THEN fill_columns END,
-             generation = generation + 1, last_error = NULL, last_error_at = NULL
+             generation = generation + 1, last_error = NULL, last_error_at = NULL,
+             undo_error = NULL, undo_error_at = NULL
          WHERE foreign_table = $1",
         &[relation.into(), whole.into()],
     );

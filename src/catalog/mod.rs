@@ -41,7 +41,7 @@ pub use capture::{
     note_capture, renew_subscription, subscription, suspect, trust, with_rechecks,
 };
 pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
-pub use dictionary::{definition, keep_definition, kept_definition, remember_definition};
+pub use dictionary::{definition, is_referred_to, keep_definition, kept_definition, remember_definition};
 pub use drift::{Drift, DriftKind, note_drift, settle_drift};
 pub use follow::{
     Follow, Refill, delete_followed, followed, insert_followed, note_source, orphans, read_columns_again,
@@ -54,7 +54,7 @@ pub use progress::{
 pub use request_stat::{Manners, add_request_stats, past_calls, show_manners, show_page_size};
 pub use rows::{
     Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent,
-    gone_since, leave_to_recheck, outlook, rechecked, remember_absent, to_recheck,
+    gone_since, leave_to_recheck, note_not_undone, outlook, rechecked, remember_absent, to_recheck,
 };
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};

@@ -129,6 +129,15 @@ pub fn gone_since(relation: pg_sys::Oid, ids: Vec<&str>, at: SystemTime) -> Hash
     )
 }
 
+/// Keeps for `sync_status` that something was not undone after a rollback.
+pub fn note_not_undone(relation: pg_sys::Oid, text: &str) {
+    write(
+        "UPDATE servicenow.sync_table SET undo_error = $2, undo_error_at = clock_timestamp()
+         WHERE foreign_table = $1",
+        &[relation.into(), text.into()],
+    );
+}
+
 /// How long it is remembered that a record is gone: no page is on its way for longer.
 const ABSENT_FOR: Duration = Duration::from_secs(600);
 

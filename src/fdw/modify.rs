@@ -178,7 +178,8 @@ impl Writer {
                 match row {
                     Some(row) => {
                         let values = self.foretold(&item, row);
-                        Some(self.pusher.written(None, |position| values[position].clone()))
+                        let system = self.pusher.system_of(item.id.as_str());
+                        Some(self.pusher.written(Some(system), |position| values[position].clone()))
                     }
                     None => self.pusher.look_up(item.id.as_str()),
                 }

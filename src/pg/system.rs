@@ -37,6 +37,17 @@ pub struct SystemColumns {
 }
 
 impl SystemColumns {
+    /// Those of a row that is not stored anywhere.
+    pub const NOWHERE: Self = Self {
+        ctid: pg_sys::ItemPointerData {
+            ip_blkid: pg_sys::BlockIdData { bi_hi: u16::MAX, bi_lo: u16::MAX },
+            ip_posid: 0,
+        },
+        xmin: pg_sys::InvalidTransactionId,
+        command: 0,
+        xmax: pg_sys::InvalidTransactionId,
+    };
+
     /// Those of a row of the cache.
     ///
     /// # Safety

@@ -37,18 +37,17 @@ impl Pusher {
         intent::note(&self.mirror, self.role(), intents)
     }
 
-    /// Notes what came of it, as far as it helps to undo it.
+    /// Notes what came of it. What nothing is noted of may still be carried out.
     pub(super) fn note_fates(&self, items: &[(usize, Item)], fates: &[Fate]) {
-        if !self.mirror.compensate {
-            return;
-        }
         let (mut answered, mut refused) = (Vec::new(), Vec::new());
         for ((_, item), fate) in items.iter().zip(fates) {
             match fate {
                 Fate::Done(rows) if rows.is_empty() => answered.push((item.id.clone(), Version::default())),
                 Fate::Done(rows) => answered.push((item.id.clone(), rows.version(0))),
                 Fate::Failed(e) if e.leaves_outcome_unknown() => {}
-                Fate::Failed(_) | Fate::NotSent => refused.push(item.id.clone()),
+                Fate::Failed(_) | Fate::NotSent if self.mirror.compensate => refused.push(item.id.clone()),
+                // The record is looked at nevertheless: it may have been refused because it is gone.
+                Fate::Failed(_) | Fate::NotSent => answered.push((item.id.clone(), Version::default())),
             }
         }
         intent::settled(answered, refused);

@@ -5,6 +5,10 @@
 //! file that can be locked is nobody's any more. Notes are appended and synced before the write is sent, and removed when the
 //! transaction has committed. Whatever is left is the worker's ([`crate::worker::recovery`]); each note bears the number
 //! of its (sub)transaction, so that there is no doubt what became of it.
+//!
+//! A copy of the data directory must not undo what is committed in the original. So the files are called as temporary ones
+//! are, which base backups leave out (`sendDir` in basebackup.c; the tools beside pg_basebackup do the same), and each says
+//! where it is ([`super::place`]), by which any other copy is told.
 
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File, OpenOptions};
@@ -18,6 +22,7 @@ use servicenow::push::codec::{HEADER, encode};
 use servicenow::push::intent::{Images, Intent, Note, Op};
 use servicenow::value::SysId;
 
+use super::place::place;
 use crate::catalog::Mirror;
 use crate::error::{error, raise};
 use crate::failpoint;
@@ -25,6 +30,9 @@ use crate::pg;
 
 /// The directory of all databases, relative to the data directory, where every process of the server works.
 const DIRECTORY: &str = "servicenow_fdw";
+/// What the names of files begin with: `PG_TEMP_FILE_PREFIX` of storage/fd.h. Postgres removes temporary files at its start,
+/// but not from here (`RemovePgTempFiles`).
+const PREFIX: &str = "pgsql_tmp";
 /// Files that are being made and are not locked yet.
 pub const UNFINISHED: &str = "new";
 
@@ -47,6 +55,8 @@ pub struct Entry<'e> {
 struct Journal {
     path: PathBuf,
     file: File,
+    /// What the file begins with.
+    head: Vec<u8>,
     length: u64,
 }
 
@@ -122,10 +132,12 @@ fn file_to_sync() -> Result<Option<File>, (PathBuf, io::Error)> {
 }
 
 /// Notes what came of writes: the versions that records have after them, none for those that were deleted; and those that
-/// the instance has refused. Without this an undoing has to be more careful.
+/// the instance has refused. Without this a write may be one that has not been carried out yet.
 pub fn settled(answered: Vec<(SysId, Version)>, refused: Vec<SysId>) {
-    for note in [Note::Answered(answered), Note::Refused(refused)] {
-        let _an_undoing_is_more_careful = append(&note, false);
+    let answered = (!answered.is_empty()).then_some(Note::Answered(answered));
+    let refused = (!refused.is_empty()).then_some(Note::Refused(refused));
+    for note in answered.into_iter().chain(refused) {
+        let _a_recovery_is_more_careful = append(&note, false);
     }
 }
 
@@ -157,24 +169,28 @@ impl Journal {
         }
         // Nobody else makes files with this process's number; one before may have left some.
         let pid = std::process::id();
-        let mut names = (0..).map(|n| directory.join(format!("{pid}.{n}")));
-        let path = names.find(|path| !path.exists()).unwrap_or_else(|| directory.join("last"));
+        let mut names = (0..).map(|n| directory.join(format!("{PREFIX}.{pid}.{n}")));
+        let path = names.find(|path| !path.exists()).unwrap_or_else(|| directory.join(PREFIX));
         let unfinished = path.with_extension(UNFINISHED);
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&unfinished)?;
         file.set_len(0)?;
         file.try_lock()?;
         fs::rename(&unfinished, &path)?;
         sync_directory(&directory)?;
-        Ok(Self { path, file, length: 0 })
+        let mut head = HEADER.to_vec();
+        encode(&Note::Begun(place(&file)?), &mut head);
+        Ok(Self { path, file, head, length: 0 })
     }
 
     fn append(&mut self, frame: &[u8], sync: bool) -> io::Result<()> {
-        let header: &[u8] = if self.length == 0 { &HEADER } else { &[] };
-        self.file.write_all(&[header, frame].concat())?;
+        let head: &[u8] = if self.length == 0 { &self.head } else { &[] };
+        let bytes = [head, frame].concat();
+        self.file.write_all(&bytes)?;
         if sync && pg::io::syncs_files() {
+            failpoint::reach("push.syncing");
             self.file.sync_data()?;
         }
-        self.length += (header.len() + frame.len()) as u64;
+        self.length += bytes.len() as u64;
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //! resolved is an ERROR, before anything is sent.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -115,9 +115,21 @@ pub fn reference(connection: &Connection, field: &FieldDef, reference: &Referenc
     id
 }
 
-/// Records of a table are written by this session: they may be called otherwise now, or be others.
-pub fn forget_names(table: &TableName) {
-    KNOWN.with_borrow_mut(|known| known.retain(|name, _| name.table != *table));
+/// Records of a table are written by this session: they may be called otherwise now, or be others. They are also records of
+/// the tables that it extends, and perhaps of those that extend it.
+pub fn forget_names(server: pg_sys::Oid, table: &TableName) {
+    if KNOWN.with_borrow(HashMap::is_empty) {
+        return;
+    }
+    let is_within = |inner: &TableName, outer: &TableName| {
+        catalog::definition(server, inner).is_some_and(|def| def.chain.contains(outer))
+    };
+    let tables: HashSet<TableName> =
+        KNOWN.with_borrow(|known| known.keys().map(|name| name.table.clone()).collect());
+    let is_concerned =
+        |other: &TableName| other == table || is_within(table, other) || is_within(other, table);
+    let concerned: HashSet<TableName> = tables.into_iter().filter(is_concerned).collect();
+    KNOWN.with_borrow_mut(|known| known.retain(|name, _| !concerned.contains(&name.table)));
 }
 
 /// What was looked up may have been this session's own work, which is taken back.

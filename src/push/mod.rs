@@ -10,6 +10,7 @@ pub mod draft;
 pub mod intent;
 mod item;
 pub mod label;
+pub mod place;
 mod pusher;
 pub mod queue;
 

@@ -18,7 +18,7 @@ use servicenow::value::{Show, SysId};
 use crate::cache::apply::{CacheWriter, Put, to_scalar};
 use crate::cache::change::Source;
 use crate::catalog::{self, Mirror, MirrorColumn};
-use crate::connection::{Connection, connection};
+use crate::connection::{Connection, HttpClient, connection};
 use crate::error::{Doing, error, raise, report};
 use crate::failpoint;
 use crate::pg::routine::{OwnedRow, Values, Written};
@@ -27,7 +27,7 @@ use crate::pg::table::Triggers;
 use crate::pg::tuple::OwnedScalar;
 
 use super::draft::{Draft, Sent};
-use super::{Item, Task, answer, label, with_twins};
+use super::{Item, Task, answer, intent, label, with_twins};
 
 /// How often a statement that writes many records says how far it is.
 const SAY: Duration = Duration::from_secs(5);
@@ -153,17 +153,19 @@ impl Pusher {
             [(_, item)] => item.what(&self.mirror),
             _ => format!("write {} records of table \"{table}\"", items.len()),
         };
-        let fates = self.connection.try_call(&what, true, |client| async move {
+        let write = |client: HttpClient| async move {
             let syncing = notes.map(|file| tokio::task::spawn_blocking(move || file.sync_data()));
             let fates = client.write_all(&table, changes, &layout, or_nothing, &accepted).await;
             if let Some(syncing) = syncing {
                 let _is_in_the_file_all_the_same = syncing.await;
             }
             Ok(fates)
-        });
+        };
+        let unsent = || intent::settled(Vec::new(), items.iter().map(|(_, item)| item.id.clone()).collect());
+        let fates = self.connection.write(&what, write, unsent);
         let fates = fates.unwrap_or_else(|e| self.fail(&e, &what));
         failpoint::reach("push.answered");
-        label::forget_names(&self.mirror.table);
+        label::forget_names(self.mirror.server, &self.mirror.table);
         self.note_fates(&items, &fates);
         let many = before > 0 || count > 1;
         if items.iter().any(|(_, item)| !item.task.sent().is_empty()) {
@@ -358,7 +360,16 @@ impl Pusher {
     /// A row as the cache has it, locked; `None` if it is no more.
     pub fn look_up(&mut self, id: &str) -> Option<Written> {
         let values = self.cache.lock(id)?;
-        Some(self.written(None, |position| values[position].clone()))
+        let system = self.cache.locked_system();
+        Some(self.written(Some(system), |position| values[position].clone()))
+    }
+
+    /// The system columns of a row, as the cache has it if it has one.
+    pub fn system_of(&mut self, id: &str) -> SystemColumns {
+        match self.cache.lock(id) {
+            Some(_) => self.cache.locked_system(),
+            None => SystemColumns::NOWHERE,
+        }
     }
 
     /// The version the cache has of a record, if it is wanted.

@@ -2,13 +2,14 @@
 //! them never sent, and what the instance refuses makes COMMIT fail.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::iter::Peekable;
 
-use pgrx::pg_sys;
+use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::value::SysId;
 
 use super::{Item, Pusher, Task};
+use crate::error::{error, raise};
 use crate::pg;
 use crate::pg::table::Triggers;
 
@@ -25,6 +26,8 @@ struct Waiting {
 
 thread_local! {
     static QUEUE: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
+    /// How the tables are called: when they have been dropped nobody else knows.
+    static NAMES: RefCell<HashMap<pg_sys::Oid, String>> = RefCell::default();
 }
 
 /// Has an item for a foreign table carried out, as a role, when the transaction is committed.
@@ -32,12 +35,31 @@ pub fn put(relation: pg_sys::Oid, role: pg_sys::Oid, item: Item) {
     super::watch();
     pg::xact::forbid_prepare();
     let subtransaction = pg::xact::subtransaction_id();
+    NAMES.with_borrow_mut(|names| {
+        let name = || pg::catalog::relation_name(relation).unwrap_or_default();
+        names.entry(relation).or_insert_with(name);
+    });
     QUEUE.with_borrow_mut(|queue| queue.push(Waiting { subtransaction, relation, role, item }));
 }
 
 /// Whether anything waits.
 pub fn is_waiting() -> bool {
     QUEUE.with_borrow(|queue| !queue.is_empty())
+}
+
+/// Refuses to alter or drop a foreign table for whose records writes wait, as Postgres does for tables with pending trigger
+/// events (`CheckTableNotInUse`): they could not be sent any more, or not to the columns they are for.
+pub fn refuse_if_in_use(relation: pg_sys::Oid, command: &str) {
+    if QUEUE.with_borrow(|queue| queue.iter().any(|waiting| waiting.relation == relation)) {
+        let name = NAMES.with_borrow(|names| names.get(&relation).cloned().unwrap_or_default());
+        raise(
+            error(
+                Sql::ERRCODE_OBJECT_IN_USE,
+                format!("cannot {command} \"{name}\" because it has pending writes to ServiceNow"),
+            )
+            .set_hint("They are sent by COMMIT (servicenow_fdw.push); end the transaction first."),
+        );
+    }
 }
 
 /// The transaction is about to be committed: sends everything, and what deferred triggers want to have sent because of it.
@@ -94,6 +116,7 @@ fn or_nothing(item: &Item) -> bool {
 /// The transaction is over.
 pub fn forget() {
     QUEUE.with_borrow_mut(Vec::clear);
+    NAMES.with_borrow_mut(HashMap::clear);
 }
 
 /// A subtransaction is over.
@@ -112,7 +135,7 @@ pub fn subtransaction_ended(id: u32, parent: u32, committed: bool) {
 /// Makes one write of several writes to the same record, where the instance would be left the same.
 fn join(queue: Vec<Waiting>) -> Vec<Waiting> {
     let mut joined: Vec<Option<Waiting>> = Vec::new();
-    let mut last: std::collections::HashMap<(pg_sys::Oid, pg_sys::Oid, SysId), usize> = Default::default();
+    let mut last: HashMap<(pg_sys::Oid, pg_sys::Oid, SysId), usize> = Default::default();
     for waiting in queue {
         let key = (waiting.relation, waiting.role, waiting.item.id.clone());
         let before = last.get(&key).copied().and_then(|place| joined[place].take_if(|b| fits(b, &waiting)));

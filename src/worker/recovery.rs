@@ -1,7 +1,11 @@
 //! What sessions have left behind: writes that ServiceNow may have accepted, of transactions that were rolled back or whose
 //! session died ([`crate::push::intent`]). Their records are looked at again, or the writes are undone, if the table's
 //! option `on_rollback` wants that. In the worker.
+//!
+//! An instance does not notice that a caller has gone: a call without an answer may be carried out after the record was
+//! looked at. So what has no answer is settled only when its call cannot be alive any more, and looked at once more then.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
@@ -11,9 +15,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::push::codec::decode;
-use servicenow::push::intent::{OpenWrite, open_writes};
+use servicenow::push::decision::Calls;
+use servicenow::push::intent::{Note, OpenWrite, open_writes};
 use servicenow::push::undo::{Outcome, Report, undo};
-use servicenow::value::SysId;
+use servicenow::value::{SysId, TableName};
 
 use super::tasks::THREADS;
 use crate::catalog::{self, Outlook};
@@ -24,9 +29,15 @@ use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
 use crate::pg::xact::Caught;
 use crate::push::intent::{UNFINISHED, directory};
+use crate::push::place::place;
 
 /// The pause before an undoing that failed is tried again.
 const PAUSE: Duration = Duration::from_secs(10);
+
+thread_local! {
+    /// Files that are the worker's: whoever wrote to their records has gone.
+    static TAKEN_OVER: RefCell<HashSet<PathBuf>> = RefCell::default();
+}
 
 /// What is left behind, as far as it is not settled.
 pub struct Recovery {
@@ -45,18 +56,30 @@ struct Left {
     _lock: File,
     /// What is to be undone, the last written first, server by server and role by role.
     undoing: Vec<Undoing>,
+    /// Writes that nobody undoes although their tables want it, and why.
+    untouched: Vec<(OpenWrite, &'static str)>,
     /// Records to be looked at when that is over.
     records: HashMap<pg_sys::Oid, Vec<String>>,
+    /// Calls without an answer may arrive until then, if there are any.
+    calls_end: Option<Instant>,
 }
 
 struct Undoing {
     writes: Arc<Vec<OpenWrite>>,
     state: State,
+    /// See [`Left`].
+    calls_end: Option<Instant>,
 }
 
 enum State {
     Due(Instant),
-    Running { task: AbortOnDrop, outcome: Arc<Mutex<Option<servicenow::Result<Vec<Report>>>>> },
+    /// Nothing can be done before calls are over.
+    Waiting(Instant),
+    Running {
+        task: AbortOnDrop,
+        calls: Calls,
+        outcome: Arc<Mutex<Option<servicenow::Result<Vec<Report>>>>>,
+    },
     Over,
 }
 
@@ -77,9 +100,10 @@ impl Recovery {
                 Ok(Some(left)) => {
                     failpoint::reach("recovery.begin");
                     // An undoing may take long, or never come to its end.
-                    if !left.undoing.is_empty() && left.note().is_ok() {
+                    if (!left.undoing.is_empty() || left.calls_end.is_some()) && left.note().is_ok() {
                         concerned.extend(left.records.keys().copied());
                     }
+                    TAKEN_OVER.with_borrow_mut(|taken| taken.insert(path.clone()));
                     self.open.insert(path, left);
                 }
                 Ok(None) => {}
@@ -100,7 +124,9 @@ impl Recovery {
             failpoint::reach("recovery.noted");
             match noted {
                 Ok(()) if fs::remove_file(path).is_ok() => {
+                    left.untouched.iter().for_each(|(write, why)| tell(write, why));
                     concerned.extend(left.records.keys());
+                    TAKEN_OVER.with_borrow_mut(|taken| taken.remove(path));
                     false
                 }
                 _ => true, // tried again at the next tick
@@ -134,8 +160,8 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    let writes = match decode(&bytes) {
-        Ok(decoded) => open_writes(decoded.notes),
+    let notes = match decode(&bytes) {
+        Ok(decoded) => decoded.notes,
         Err(e) => {
             pg::worker::log(&format!("could not read file \"{}\": {e}", path.display()));
             let mut aside = path.as_os_str().to_owned();
@@ -144,10 +170,15 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
             return Ok(None);
         }
     };
+    let here = place(&file)?;
+    let is_copy = !notes.iter().any(|note| matches!(note, Note::Begun(there) if *there == here));
+    let writes = open_writes(notes);
     let is_old = !file.metadata()?.modified().is_ok_and(|at| at > began);
     let lasts = |write: &OpenWrite| write.intent.undo.is_some() || !is_old;
     let number = |write: &OpenWrite| (write.intent.xid, write.intent.timeline);
-    let numbers: HashSet<(u64, u32)> = writes.iter().filter(|w| lasts(w)).map(number).collect();
+    // In a copy, what became of transactions is not what became of them in the original.
+    let numbers = writes.iter().filter(|write| lasts(write) && !is_copy).map(number);
+    let numbers: HashSet<(u64, u32)> = numbers.collect();
     let mut outlooks = HashMap::new();
     for number in numbers {
         match pg::xact::transaction(|| catalog::outlook(number.0, number.1)) {
@@ -159,11 +190,19 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
     let outlook = |write: &OpenWrite| outlooks.get(&number(write)).copied().unwrap_or(Outlook::Unknown);
     let mut records: HashMap<pg_sys::Oid, Vec<String>> = HashMap::new();
     let mut undoing: Vec<Vec<OpenWrite>> = Vec::new();
+    let (mut untouched, mut longest) = (Vec::new(), None);
     for write in writes.into_iter().filter(|write| outlook(write) != Outlook::Committed) {
         let intent = &write.intent;
         let relation = pg_sys::Oid::from(intent.foreign_table);
         records.entry(relation).or_default().push(intent.sys_id.as_str().to_owned());
-        if intent.undo.is_none() || outlook(&write) != Outlook::RolledBack {
+        if write.answered.is_none() {
+            longest = longest.max(Some(longest_call(intent.server)));
+        }
+        if intent.undo.is_none() {
+            continue;
+        }
+        if outlook(&write) != Outlook::RolledBack {
+            untouched.push((write, if is_copy { COPIED } else { NOT_KNOWN }));
             continue;
         }
         let login = |write: &OpenWrite| (write.intent.server, write.intent.role);
@@ -172,8 +211,28 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
             None => undoing.push(vec![write]),
         }
     }
-    let due = |writes| Undoing { writes: Arc::new(writes), state: State::Due(Instant::now()) };
-    Ok(Some(Left { _lock: file, undoing: undoing.into_iter().rev().map(due).collect(), records }))
+    // All calls were begun before.
+    let calls_end = longest.map(|longest| Instant::now() + longest);
+    let due = |writes| Undoing { writes: Arc::new(writes), state: State::Due(Instant::now()), calls_end };
+    let undoing = undoing.into_iter().rev().map(due).collect();
+    Ok(Some(Left { _lock: file, undoing, untouched, records, calls_end }))
+}
+
+/// Why a write is not undone of which the original of this server may know more.
+const COPIED: &str =
+    "the note of the write was copied from another place, where the transaction may have been committed";
+/// Why a write is not undone whose transaction nothing is known of.
+const NOT_KNOWN: &str =
+    "the note of the write is of another timeline or too old, and the transaction may have been committed";
+
+/// How long a call to a server may take.
+fn longest_call(server: u32) -> Duration {
+    let timeout = || {
+        let options = pg::catalog::server(server.into()).options;
+        ServerOptions::parse(&options).map(|options| options.request_timeout).ok()
+    };
+    // Nobody looks at anything of a server that is gone.
+    pg::xact::transaction(timeout).ok().flatten().unwrap_or_default()
 }
 
 impl Left {
@@ -187,25 +246,31 @@ impl Left {
         })
     }
 
-    /// Goes on undoing; gives back whether that is over.
+    /// Goes on undoing; gives back whether that is over, and no call can be alive.
     fn undo(&mut self, bell: &Bell) -> bool {
-        self.undoing.iter_mut().all(|undoing| {
+        let mut is_over = self.calls_end.is_none_or(|end| end <= Instant::now());
+        for undoing in &mut self.undoing {
             undoing.go_on(bell);
-            matches!(undoing.state, State::Over)
-        })
+            match undoing.state {
+                State::Over => {}
+                State::Waiting(_) => is_over = false,
+                State::Due(_) | State::Running { .. } => return false,
+            }
+        }
+        is_over
     }
 }
 
 impl Undoing {
     fn go_on(&mut self, bell: &Bell) {
-        let (outcome, has_ended) = match &self.state {
-            State::Due(at) if *at <= Instant::now() => return self.begin(bell),
+        let (outcome, calls, has_ended) = match &self.state {
+            State::Due(at) | State::Waiting(at) if *at <= Instant::now() => return self.begin(bell),
             // In this order: what it leaves is there before it ends.
-            State::Running { task, outcome } => {
+            State::Running { task, calls, outcome } => {
                 let has_ended = task.is_finished();
-                (outcome.lock().ok().and_then(|mut outcome| outcome.take()), has_ended)
+                (outcome.lock().ok().and_then(|mut outcome| outcome.take()), *calls, has_ended)
             }
-            State::Due(_) | State::Over => return,
+            State::Due(_) | State::Waiting(_) | State::Over => return,
         };
         match outcome {
             None if has_ended => self.postpone("the task failed unexpectedly"),
@@ -213,10 +278,21 @@ impl Undoing {
             Some(Ok(reports)) => {
                 for report in &reports {
                     if let Outcome::Left { why } = &report.outcome {
-                        self.tell(&report.sys_id, &why.to_string());
+                        self.tell(&report.table, &report.sys_id, &why.to_string());
                     }
                 }
-                self.state = State::Over;
+                let is_open = |write: &&OpenWrite| {
+                    let is_about = |report: &&Report| {
+                        (&report.table, &report.sys_id) == (&write.intent.table, &write.intent.sys_id)
+                    };
+                    reports.iter().find(is_about).is_some_and(|report| report.outcome == Outcome::Open)
+                };
+                let open: Vec<OpenWrite> = self.writes.iter().filter(is_open).cloned().collect();
+                self.state = match self.calls_end {
+                    Some(end) if calls == Calls::MayArrive && !open.is_empty() => State::Waiting(end),
+                    _ => State::Over,
+                };
+                self.writes = Arc::new(open);
             }
             Some(Err(e)) => self.postpone(&e.to_string()),
         }
@@ -229,8 +305,9 @@ impl Undoing {
             Ok(Err(e)) => return self.postpone(&e),
             // Whoever has dropped the login does not want anything undone.
             Err(caught) if caught.sqlstate == Sql::ERRCODE_UNDEFINED_OBJECT => {
-                let ids: HashSet<&SysId> = self.writes.iter().map(|write| &write.intent.sys_id).collect();
-                ids.into_iter().for_each(|id| self.tell(id, &caught.message));
+                let record = |write: &OpenWrite| (write.intent.table.clone(), write.intent.sys_id.clone());
+                let records: HashSet<(TableName, SysId)> = self.writes.iter().map(record).collect();
+                records.iter().for_each(|(table, id)| self.tell(table, id, &caught.message));
                 self.state = State::Over;
                 return;
             }
@@ -238,15 +315,21 @@ impl Undoing {
         };
         let (writes, outcome, bell) = (self.writes.clone(), Arc::new(Mutex::new(None)), bell.clone());
         let place = outcome.clone();
+        let calls = match self.calls_end {
+            Some(end) if Instant::now() < end => Calls::MayArrive,
+            _ => Calls::AreOver,
+        };
+        let trap = failpoint::trap("recovery.undoing");
         let run = async move {
-            let reports = undo(&client, &writes).await;
+            trap();
+            let reports = undo(&client, &writes, calls).await;
             if let Ok(mut place) = place.lock() {
                 *place = Some(reports);
             }
             bell.ring();
         };
         match pg::io::spawn(run, THREADS) {
-            Ok(task) => self.state = State::Running { task, outcome },
+            Ok(task) => self.state = State::Running { task, calls, outcome },
             Err(e) => self.postpone(&e.to_string()),
         }
     }
@@ -268,20 +351,27 @@ impl Undoing {
     }
 
     /// Says that a record could not be restored.
-    fn tell(&self, id: &SysId, why: &str) {
-        let Some(write) = self.writes.iter().find(|write| write.intent.sys_id == *id) else { return };
-        let (intent, id) = (&write.intent, id.as_str());
-        let table = &intent.table;
-        pg::worker::log(&format!(
-            "record \"{id}\" of table \"{table}\" was not restored after a rollback: {why}"
-        ));
-        let _only_news = pg::xact::transaction(|| {
-            if let Some(mirror) = catalog::mirror(intent.foreign_table.into()) {
-                let news = serde_json::json!({"sys_id": id, "reason": why});
-                catalog::notify("undo_failed", &mirror, news);
-            }
-        });
+    fn tell(&self, table: &TableName, id: &SysId, why: &str) {
+        let is_about = |write: &&OpenWrite| (&write.intent.table, &write.intent.sys_id) == (table, id);
+        if let Some(write) = self.writes.iter().find(is_about) {
+            tell(write, why);
+        }
     }
+}
+
+/// Says that the record of a write could not be restored.
+fn tell(write: &OpenWrite, why: &str) {
+    let intent = &write.intent;
+    let (id, table) = (intent.sys_id.as_str(), &intent.table);
+    let text = format!("record \"{id}\" of table \"{table}\" was not restored after a rollback: {why}");
+    pg::worker::log(&text);
+    let _only_news = pg::xact::transaction(|| {
+        if let Some(mirror) = catalog::mirror(intent.foreign_table.into()) {
+            catalog::note_not_undone(mirror.foreign_table, &text);
+            let news = serde_json::json!({"sys_id": id, "reason": why});
+            catalog::notify("undo_failed", &mirror, news);
+        }
+    });
 }
 
 /// A client with the login of a role.
@@ -305,10 +395,11 @@ pub fn pending_writes() -> HashMap<u32, i64> {
     pending
 }
 
-/// The records of writes as [`pending_writes`] counts them, with their foreign tables.
+/// The records to which sessions may be writing, with their foreign tables. For the worker.
 pub fn records_under_way() -> HashSet<(u32, String)> {
     let mut records = HashSet::new();
-    for path in files().unwrap_or_default() {
+    let is_taken = |path: &PathBuf| TAKEN_OVER.with_borrow(|taken| taken.contains(path));
+    for path in files().unwrap_or_default().into_iter().filter(|path| !is_taken(path)) {
         let notes = fs::read(path).ok().and_then(|bytes| decode(&bytes).ok()).unwrap_or_default().notes;
         let record = |write: OpenWrite| (write.intent.foreign_table, write.intent.sys_id.as_str().to_owned());
         records.extend(open_writes(notes).into_iter().map(record));

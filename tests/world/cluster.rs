@@ -66,23 +66,29 @@ impl Cluster {
             directory.display()
         )
         .unwrap();
-        let janitor = as_user(Path::new("/bin/sh"))
-            .arg("-c")
-            .arg(format!(
-                "read line; '{}' -D '{}' -m immediate stop; rm -rf '{}'",
-                bin.join("pg_ctl").display(),
-                data.display(),
-                directory.display()
-            ))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0) // an interrupt from the terminal must not take it along
-            .spawn()
-            .expect("a shell");
+        let janitor = janitor(&bin, &directory);
         let cluster = Cluster { directory, bin, _janitor: janitor };
         cluster.control(&["start"]);
         cluster
+    }
+
+    /// A cluster of a copy of this one's data directory, which a program makes where its last argument says. It does not
+    /// run yet.
+    pub fn copied(&self, program: &Path, arguments: &[&str]) -> Cluster {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("snfdw-{}-copy-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory).expect("a temporary directory");
+        if let Some((uid, gid)) = other_user() {
+            std::os::unix::fs::chown(&directory, Some(uid), Some(gid)).expect("root may do this");
+        }
+        let data = directory.join("data");
+        run(as_user(program).args(arguments).arg(&data));
+        let _not_in_a_backup = std::fs::remove_file(data.join("postmaster.pid"));
+        let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).unwrap();
+        writeln!(file, "unix_socket_directories = '{}'", directory.display()).unwrap();
+        let janitor = janitor(&self.bin, &directory);
+        Cluster { directory, bin: self.bin.clone(), _janitor: janitor }
     }
 
     /// Calls pg_ctl and waits until it is done.
@@ -148,6 +154,24 @@ impl Cluster {
         command.env_remove("RUST_BACKTRACE");
         command
     }
+}
+
+/// Stops a cluster and removes its directory when this process ends.
+fn janitor(bin: &Path, directory: &Path) -> Child {
+    as_user(Path::new("/bin/sh"))
+        .arg("-c")
+        .arg(format!(
+            "read line; '{}' -D '{}' -m immediate stop; rm -rf '{}'",
+            bin.join("pg_ctl").display(),
+            directory.join("data").display(),
+            directory.display()
+        ))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0) // an interrupt from the terminal must not take it along
+        .spawn()
+        .expect("a shell")
 }
 
 /// Sends a signal to a process of the cluster.

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use servicenow_sim::{Effect, Fault};
+use servicenow_sim::{Dataset, Effect, Fault};
 use world::{PATIENCE, Session, World};
 
-use crate::{KNOWN, incidents};
+use crate::KNOWN;
 
 const COLUMNS: &[&str] = &["number", "short_description", "state_value=state", "impact_value=impact"];
 /// How long an interrupted statement may go on.
@@ -40,8 +40,7 @@ fn waits() -> Vec<Wait> {
     let limited = Effect::RateLimited { headers: true, retry_after: Some(20), json: true };
     let batch = |effect| Fault::new(effect).method("POST").path("/batch");
     vec![
-        // Whether anything was sent is not known here, and the login is part of the write.
-        Wait { is_write: true, ..wait("the login", Fault::new(Effect::Hang).path("oauth_token"), &update) },
+        wait("the login", Fault::new(Effect::Hang).path("oauth_token"), &update),
         wait(
             "a label",
             hang("GET").table("sys_user"),
@@ -64,7 +63,8 @@ fn waits() -> Vec<Wait> {
             )
         },
         Wait { is_write: true, ..wait("a batch", batch(Effect::HangAfter), many) },
-        Wait { is_write: true, ..wait("a pause", Fault::new(limited).method("PATCH"), &update) },
+        // It was turned away, and waits to be sent again.
+        wait("a pause", Fault::new(limited).method("PATCH"), &update),
         Wait {
             before: "BEGIN",
             is_write: true,
@@ -78,6 +78,13 @@ fn waits() -> Vec<Wait> {
 enum How {
     Cancel,
     Timeout,
+}
+
+/// A world in which it does not take long until no call can be alive.
+async fn impatient() -> World {
+    let world = World::with(Dataset::Small, ", request_timeout '5s'").await;
+    world.import(&["incident"]).await;
+    world
 }
 
 /// How often a session was warned.
@@ -149,7 +156,7 @@ async fn interrupted(world: &World, wait: &Wait, how: How) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_is_cancelled_ends_at_once_wherever_it_waits() {
-    let world = incidents().await;
+    let world = impatient().await;
     for wait in waits() {
         interrupted(&world, &wait, How::Cancel).await;
     }
@@ -158,7 +165,7 @@ async fn a_statement_that_is_cancelled_ends_at_once_wherever_it_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_takes_too_long_ends_wherever_it_waits() {
-    let world = incidents().await;
+    let world = impatient().await;
     for wait in waits() {
         interrupted(&world, &wait, How::Timeout).await;
     }

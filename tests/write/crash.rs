@@ -107,7 +107,7 @@ async fn mortal() -> World {
         let text = format!("pool {n}");
         world.sim.edit().insert(table, &[("short_description", &text)]).expect("a record");
     }
-    world.set_up("").await;
+    world.set_up(", request_timeout '5s'").await;
     world.import(&TABLES).await;
     world
         .db

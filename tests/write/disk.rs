@@ -22,7 +22,7 @@ async fn directory(world: &World) -> PathBuf {
 }
 
 /// Makes a file or directory the server's, like another one.
-fn give(path: &Path, like: &Path) {
+pub fn give(path: &Path, like: &Path) {
     let owner = std::fs::metadata(like).expect("it is there");
     chown(path, Some(owner.uid()), Some(owner.gid())).expect("its owner may do this");
 }
@@ -77,11 +77,11 @@ async fn nothing_is_sent_that_cannot_be_noted() {
 }
 
 /// A small disk of its own, while it lives.
-struct Disk(PathBuf);
+pub struct Disk(PathBuf);
 
 impl Disk {
     /// None if this process may not have one.
-    fn mount(at: &Path, bytes: u64) -> Option<Disk> {
+    pub fn mount(at: &Path, bytes: u64) -> Option<Disk> {
         let owner = std::fs::metadata(at).expect("a directory");
         let options = format!("size={bytes},mode=700,uid={},gid={}", owner.uid(), owner.gid());
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).output();
@@ -89,7 +89,7 @@ impl Disk {
     }
 
     /// Writes a file until all but so many bytes are used.
-    fn fill(&self, bytes: usize) -> PathBuf {
+    pub fn fill(&self, bytes: usize) -> PathBuf {
         let path = self.0.join("filler.new");
         let mut file = std::fs::File::create(&path).expect("a file");
         while file.write_all(&[0; 512]).is_ok() {}

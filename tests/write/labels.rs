@@ -1,5 +1,7 @@
 //! From what people see to what is stored: choices, references, and the stored value beside them.
 
+use world::World;
+
 use crate::{KNOWN, incidents, known, world_with};
 
 /// The record's stored value after an update of the incident everybody knows.
@@ -211,4 +213,60 @@ async fn a_name_is_looked_up_again_when_this_session_has_written_its_table() {
     assert_ne!(admin.value::<String>(refer).await, first);
     admin.run("INSERT INTO \"user\" (user_name, name) VALUES ('new.guy.3', 'New Guy')").await;
     assert_eq!(admin.error(refer).await.code().code(), "23514", "there are two");
+}
+
+/// A record of a child table is one of its parent's, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_looked_up_again_when_this_session_has_written_a_child_of_its_table() {
+    let world = world_with(&["incident", "cmdb_ci_linux_server"]).await;
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '1h')").await;
+    let admin = world.session_of("boss", "admin", "admin").await;
+    admin.run("INSERT INTO cmdb_ci_linux_server (name) VALUES ('Box One')").await;
+    let refer = "INSERT INTO incident (short_description, cmdb_ci) VALUES ('x', 'Box One')";
+    admin.run(refer).await;
+    admin.run("UPDATE cmdb_ci_linux_server SET name = 'Box Two' WHERE name = 'Box One'").await;
+    assert_eq!(admin.error(refer).await.code().code(), "23514");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_looked_up_again_when_the_sync_has_brought_another_one() {
+    let world = world_with(&["incident", "cmdb_ci_linux_server"]).await;
+    let refer = "INSERT INTO incident (short_description, cmdb_ci) VALUES ('x', 'Box One')";
+    let edit = world.sim.edit();
+    let id = edit.insert("cmdb_ci_linux_server", &[("name", "Box One")]).expect("a record");
+    world.db.run(refer).await;
+    edit.update("cmdb_ci_linux_server", &id, &[("name", "Box Two")]).expect("it is there");
+    world.sync("cmdb_ci_linux_server").await;
+    assert_eq!(world.db.error(refer).await.code().code(), "23514");
+}
+
+/// Lookups of users so far.
+fn lookups(world: &World) -> usize {
+    let is_lookup = |r: &servicenow_sim::LoggedRequest| {
+        r.method == "GET"
+            && r.table.as_deref() == Some("sys_user")
+            && r.query.iter().any(|(_, value)| value.contains("System Administrator"))
+    };
+    world.sim.requests().iter().filter(|r| is_lookup(r)).count()
+}
+
+/// What a session remembers of names may be its own work, which a rollback takes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_forgotten_at_a_rollback() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    let refer = format!("UPDATE incident SET assigned_to = 'System Administrator' WHERE {KNOWN}");
+    let other = format!("UPDATE incident SET assigned_to_value = NULL WHERE {KNOWN}");
+    world.db.run(&refer).await;
+    let once = lookups(&world);
+    assert!(once > 0, "{:?}", world.sim.requests());
+    world.db.run(&other).await;
+    world.db.run(&refer).await;
+    assert_eq!(lookups(&world), once, "it is remembered");
+    for end in ["ROLLBACK", "SAVEPOINT s; SELECT 1; ROLLBACK TO s; COMMIT"] {
+        let before = lookups(&world);
+        world.db.run(&format!("BEGIN; {other}; {end}")).await;
+        world.db.run(&format!("{other}; {refer}")).await;
+        assert_eq!(lookups(&world), before + 1, "{end}");
+    }
 }

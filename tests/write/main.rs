@@ -3,6 +3,7 @@
 mod answers;
 mod batches;
 mod cancel;
+mod copies;
 mod crash;
 mod disk;
 mod errors;

@@ -13,11 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::SinkExt;
-use servicenow_sim::{BusinessRule, Effect, Fault, Operation, Phase, RuleEffect};
+use servicenow_sim::{BusinessRule, Dataset, Effect, Fault, Operation, Phase, RuleEffect};
 use world::random::Random;
 use world::{Session, World};
-
-use crate::world_with;
 
 /// How long to go on with new transactions.
 const BUDGET: Duration = Duration::from_secs(25);
@@ -58,7 +56,8 @@ struct Run {
 
 impl Run {
     async fn new(seed: u64) -> Run {
-        let world = world_with(&TABLES).await;
+        let world = World::with(Dataset::Small, ", request_timeout '10s'").await;
+        world.import(&TABLES).await;
         world.db.run("ALTER FOREIGN TABLE problem OPTIONS (ADD on_rollback 'compensate')").await;
         for table in TABLES {
             world.sync(table).await;

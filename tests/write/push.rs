@@ -182,3 +182,54 @@ async fn deferred_triggers_of_a_cache_fire_for_what_comes_with_the_commit() {
     let with_number = "SELECT count(*) FROM seen WHERE number LIKE 'INC%'";
     assert_eq!(world.db.value::<i64>(with_number).await, 1, "the answer fires them too");
 }
+
+/// As a table with pending trigger events: what waits could not be sent any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_with_writes_that_wait_is_neither_altered_nor_dropped() {
+    let world = incidents().await;
+    world.db.run("SET servicenow_fdw.push = 'commit'").await;
+    let write = format!("UPDATE incident SET short_description = 'late' WHERE {KNOWN}");
+    for (command, statement) in [
+        ("DROP", "DROP FOREIGN TABLE incident"),
+        ("DROP", "DROP SERVER acme CASCADE"),
+        ("ALTER", "ALTER FOREIGN TABLE incident DROP COLUMN description"),
+        ("ALTER", "ALTER FOREIGN TABLE incident ADD COLUMN more text"),
+        ("ALTER", "ALTER FOREIGN TABLE incident OPTIONS (ADD cdc 'false')"),
+    ] {
+        world.db.run(&format!("BEGIN; {write}")).await;
+        let error = world.db.error(statement).await;
+        assert_eq!(error.code().code(), "55006", "{statement}: {}", error.message());
+        let message = format!(
+            "cannot {command} FOREIGN TABLE \"incident\" because it has pending writes to ServiceNow"
+        );
+        assert_eq!(error.message(), message, "{statement}");
+        assert!(error.hint().is_some());
+        world.db.run("ROLLBACK").await;
+    }
+    // What was rolled back does not wait any more.
+    world
+        .db
+        .run(&format!("BEGIN; SAVEPOINT s; {write}; ROLLBACK TO s; DROP FOREIGN TABLE incident; COMMIT"))
+        .await;
+    assert!(world.writes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_returns_system_columns() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    let columns = "ctid::text, tableoid::regclass::text, xmin::text, cmin::text";
+    let read = async |sql: String| -> Vec<String> {
+        let rows = world.db.rows(&sql).await;
+        (0..4).map(|column| rows[0].get::<_, Option<String>>(column).unwrap_or_default()).collect()
+    };
+    let there = read(format!("SELECT {columns} FROM incident WHERE {KNOWN}")).await;
+    world.db.run("SET servicenow_fdw.push = 'dry_run'").await;
+    let update = format!("UPDATE incident SET impact_value = 3 WHERE {KNOWN} RETURNING {columns}");
+    assert_eq!(read(update).await, there);
+    assert_eq!(read(format!("DELETE FROM incident WHERE {KNOWN} RETURNING {columns}")).await, there);
+    let insert = format!("INSERT INTO incident (short_description) VALUES ('x') RETURNING {columns}");
+    let made = read(insert).await;
+    assert_eq!(made[1], "incident", "{made:?}");
+    assert!(world.writes().is_empty());
+}

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use servicenow_sim::{Dataset, Effect, Fault};
 use world::World;
+use world::cluster::{Cluster, signal};
+use world::death::{arm, until_struck};
 
 use crate::{KNOWN, incidents, known};
 
@@ -254,4 +257,115 @@ async fn a_login_that_is_gone_keeps_nothing_from_being_looked_at() {
         .await;
     world.until_like_the_instance("incident", COLUMNS).await;
     assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("ours"));
+}
+
+/// The instance is slow: it comes to a write only after the session has gone and the record was looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_is_carried_out_after_everybody_has_gone_is_found_and_undone() {
+    let world = World::with(Dataset::Small, ", request_timeout '6s'").await;
+    world.import(&["incident", "problem"]).await;
+    world
+        .db
+        .run("ALTER SERVER acme OPTIONS (SET poll_interval '1h'); ALTER FOREIGN TABLE incident OPTIONS (ADD on_rollback 'compensate')")
+        .await;
+    for table in ["incident", "problem"] {
+        world.sync(table).await;
+    }
+    for (table, is_undone) in [("incident", true), ("problem", false)] {
+        let id: String = world.db.value(&format!("SELECT min(sys_id) FROM {table}")).await;
+        let before = world.remote(table, &id, "short_description");
+        let session = world.session().await;
+        let pid: i32 = session.value("SELECT pg_backend_pid()").await;
+        let late = Fault::new(Effect::Delay { ms: 4_000 }).method("PATCH").table(table);
+        let fault = world.sim.fault(late);
+        let cancel = async {
+            while world.sim.fault_count(fault) == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            world.db.run(&format!("SELECT pg_cancel_backend({pid})")).await;
+        };
+        let update = format!("UPDATE {table} SET short_description = 'late' WHERE sys_id = '{id}'");
+        let (error, ()) = tokio::join!(session.error(&update), cancel);
+        assert_eq!(error.code().code(), "57014", "{}", error.message());
+        assert_eq!(world.remote(table, &id, "short_description"), before, "it has not been carried out yet");
+        let pending = format!(
+            "SELECT sum(pending_writes) = 0 FROM servicenow.sync_status WHERE foreign_table = '{table}'::regclass"
+        );
+        world.until(&pending).await;
+        let sent = world.writes().iter().filter(|write| write.table.as_deref() == Some(table)).count();
+        let late = Some("late".to_owned());
+        let expected = if is_undone { (before, 2) } else { (late, 1) };
+        assert_eq!((world.remote(table, &id, "short_description"), sent), expected, "{table}");
+        world.until_like_the_instance(table, &["number", "short_description"]).await;
+        world.sim.remove_fault(fault);
+    }
+}
+
+/// A world on a cluster of its own, with more settings.
+async fn alone(settings: &str) -> World {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start(settings)));
+    let world = World::on(cluster, Dataset::Small).await;
+    world.set_up("").await;
+    world.import(&["incident"]).await;
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undoing_that_fails_by_a_bug_is_tried_again() {
+    let world = alone("").await;
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD on_rollback 'compensate')").await;
+    world.sync("incident").await;
+    let id = known(&world);
+    let before = world.remote("incident", &id, "short_description");
+    arm(&world, "recovery.undoing:panic").await;
+    world
+        .db
+        .run(&format!("BEGIN; UPDATE incident SET short_description = 'ours' WHERE {KNOWN}; ROLLBACK"))
+        .await;
+    until_struck(&world, "recovery.undoing", 0).await;
+    world.cluster.configure("");
+    until_settled(&world).await;
+    assert_eq!(world.remote("incident", &id, "short_description"), before);
+    let line = "could not undo writes to table \"incident\", trying again: the task failed unexpectedly";
+    assert!(world.cluster.log().contains(line), "it is in the log");
+}
+
+/// What polls do not see, and what is to be undone, is on disk before the instance hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_and_what_is_to_be_undone_are_synced_before_they_are_sent() {
+    let world = alone("fsync = on").await;
+    let delete = format!("DELETE FROM incident WHERE {KNOWN}");
+    let update = format!("UPDATE incident SET impact_value = 3 WHERE {KNOWN}");
+    let session = world.session().await;
+    session.run("LOAD 'servicenow_fdw'; SET servicenow_fdw.failpoint = 'push.syncing:error'").await;
+    assert!(session.error(&delete).await.message().contains("push.syncing"));
+    assert!(world.writes().is_empty());
+    session.run(&update).await;
+    assert_eq!(world.writes().len(), 1, "it is synced meanwhile");
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD on_rollback 'compensate')").await;
+    world.sync("incident").await;
+    let update = update.replace("= 3", "= 2");
+    assert!(session.error(&update).await.message().contains("push.syncing"));
+    assert_eq!(world.writes().len(), 1);
+    session.run(&format!("RESET servicenow_fdw.failpoint; {update}; {delete}")).await;
+    assert_eq!(world.writes().len(), 3);
+}
+
+/// What the instance has accepted is not lost with the server, whatever the session thinks of its own work.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_has_written_is_committed_synchronously() {
+    let world = alone("").await;
+    world.stop_worker().await;
+    world.db.run("CREATE TABLE local (text text); SET synchronous_commit = off").await;
+    // Nobody else is to write the log.
+    let writer: i32 =
+        world.db.value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'").await;
+    signal(writer as u32, "-STOP");
+    let unwritten = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn())::float8";
+    let fill = "INSERT INTO local SELECT string_agg(md5(n::text), '') FROM generate_series(1, 40) n";
+    world.db.run(fill).await;
+    assert!(world.db.value::<f64>(unwritten).await > 1_000.0, "others are committed as they want");
+    world.db.run(&format!("BEGIN; {fill}; UPDATE incident SET impact_value = 3 WHERE {KNOWN}; COMMIT")).await;
+    assert!(world.db.value::<f64>(unwritten).await < 1_000.0);
+    signal(writer as u32, "-CONT");
 }

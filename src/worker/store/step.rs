@@ -115,12 +115,12 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             if filled {
                 catalog::suspect(mirror.server, relation, &outcome.touched);
             }
-            changed(relation, rows, &outcome, 0);
+            changed(&mirror, rows, &outcome, 0);
         }
         Step::Scrubbed { rows, position } => {
             let outcome = put_page(&mirror, rows, Replace::SameOrLater, from(Source::Reconcile), careful);
             catalog::leave_to_recheck(relation, &outcome.unsettled);
-            changed(relation, rows, &outcome, 0);
+            changed(&mirror, rows, &outcome, 0);
             write(
                 "UPDATE servicenow.sync_table
                  SET scrub_began_at = $2, scrub_position = $3, scrub_read = $4, scrub_total = $5
@@ -161,7 +161,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             catalog::leave_to_recheck(relation, &gone.into_iter().collect::<Vec<_>>());
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             catalog::leave_to_recheck(relation, &kept);
-            changed(relation, present, &outcome, deleted);
+            changed(&mirror, present, &outcome, deleted);
         }
         Step::Doubted(ids) => {
             let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
@@ -233,9 +233,13 @@ fn put(
 }
 
 /// Counts what a poll or recheck has done.
-fn changed(relation: pg_sys::Oid, rows: &Rows, outcome: &Outcome, deleted: i64) {
+fn changed(mirror: &Mirror, rows: &Rows, outcome: &Outcome, deleted: i64) {
     if outcome.inserted + outcome.updated + deleted == 0 {
         return;
+    }
+    let relation = mirror.foreign_table;
+    if catalog::is_referred_to(mirror.server, &mirror.table) {
+        catalog::announce_names(); // sessions may remember the records by other names
     }
     let latest = (0..rows.len()).filter_map(|row| rows.version(row).updated_on).max();
     write(

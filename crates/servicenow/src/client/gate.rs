@@ -66,6 +66,11 @@ impl Gate {
         self.lock().limit.get()
     }
 
+    /// As [`Permit::report`], of a call whose permit has been given back.
+    pub(super) fn report(&self, call: u64, outcome: Outcome) -> Option<u32> {
+        self.lock().limit.end(call, outcome)
+    }
+
     /// Waits for a call's turn. `what` is read, or written.
     pub(super) async fn enter(self: &Arc<Self>, effect: Effect, what: &str) -> Permit {
         let reads: Option<Arc<str>> = (effect == Effect::Read).then(|| what.into());
@@ -157,7 +162,12 @@ impl Permit {
     /// Takes note of what became of the call. If that halves the limit, tells how often it was since the last
     /// answer. Nobody is let in before the permit is dropped.
     pub(super) fn report(&self, outcome: Outcome) -> Option<u32> {
-        self.gate.lock().limit.end(self.call, outcome)
+        self.gate.report(self.call, outcome)
+    }
+
+    /// The number of the call.
+    pub(super) fn number(&self) -> u64 {
+        self.call
     }
 }
 

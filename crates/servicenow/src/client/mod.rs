@@ -24,6 +24,7 @@ mod pending;
 pub mod retry;
 pub mod stats;
 pub mod table_api;
+mod traces;
 pub mod transport;
 pub mod write;
 
@@ -49,6 +50,7 @@ use gate::{Gate, Permit};
 use limit::Outcome;
 use retry::{Effect, Patience, Policy, Urgency};
 use stats::{Recorder, Stats, endpoint};
+pub use traces::Traces;
 use transport::{Request, Response, Transport};
 
 /// Longer addresses are refused by the front end of an instance (8 KiB), some proxies sooner.
@@ -83,11 +85,13 @@ pub struct Instance {
 #[derive(Debug)]
 pub struct Client<T> {
     inner: Arc<Inner<T>>,
+    /// Where it is told that writes leave.
+    traces: Option<Arc<Traces>>,
 }
 
 impl<T> Clone for Client<T> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self { inner: self.inner.clone(), traces: self.traces.clone() }
     }
 }
 
@@ -140,6 +144,8 @@ struct Answered<R> {
     latency: Duration,
     /// The login it was made with.
     login: HeaderValue,
+    /// Its number at the gate.
+    call: u64,
 }
 
 impl<T: Transport> Client<T> {
@@ -150,6 +156,7 @@ impl<T: Transport> Client<T> {
             None => instance.url.join("/oauth_token.do").map_err(|e| Error::Setup(e.to_string()))?,
         };
         Ok(Self {
+            traces: None,
             inner: Arc::new(Inner {
                 url: instance.url,
                 login: Login::new(instance.credentials, token_url),
@@ -162,6 +169,11 @@ impl<T: Transport> Client<T> {
                 batch_sizes: BatchSizes::default(),
             }),
         })
+    }
+
+    /// The same client, which tells whether any of its writes may have been carried out.
+    pub fn tracing(&self, traces: Arc<Traces>) -> Self {
+        Self { traces: Some(traces), ..self.clone() }
     }
 
     /// Host and port of the instance, for messages.
@@ -347,11 +359,20 @@ impl<T: Transport> Client<T> {
         }
         let request =
             Request { method: call.method.clone(), url: call.url.clone(), headers, body: call.body.clone() };
+        let traces = self.traces.as_deref().filter(|_| call.effect != Effect::Read);
+        if traces.is_some_and(|traces| !traces.leave()) {
+            // Whoever has withdrawn it does not wait for it any more.
+            pending::<Infallible>().await;
+        }
         let sent_at = Instant::now();
         let sent = transport.send(request).await;
         let latency = sent_at.elapsed();
         let answered = sent.as_ref().ok().map(|r| Outcome::Answered { latency, queued: queued(r) });
         let answer = sent.and_then(|response| interpret(&response).map(|()| response));
+        if answer.as_ref().is_err_and(Error::was_not_carried_out) {
+            traces.inspect(|traces| traces.take_back());
+        }
+        let number = permit.number();
         // The next call need not wait for this one's answer to be decoded.
         self.leave(permit, answered, answer.as_ref().err());
         let result = answer.and_then(|response| {
@@ -363,7 +384,7 @@ impl<T: Transport> Client<T> {
             self.inner.login.note(true);
         }
         match result {
-            Ok(result) => Ok(Answered { result, latency, login: header }),
+            Ok(result) => Ok(Answered { result, latency, login: header, call: number }),
             Err(e) => Err((e, Some(header))),
         }
     }
@@ -374,8 +395,18 @@ impl<T: Transport> Client<T> {
             self.heed(wait);
         }
         let outcome = if error.is_some_and(is_overload) { Some(Outcome::Overloaded) } else { answered };
-        // Nothing else has come back for a while: then every call waits, not only those that failed.
-        if let Some(setbacks @ 2..) = outcome.and_then(|outcome| permit.report(outcome)) {
+        self.slow_down(outcome.and_then(|outcome| permit.report(outcome)));
+    }
+
+    /// A call was answered, and the answer says that a part of it was turned away.
+    fn was_too_much(&self, call: u64) {
+        self.slow_down(self.inner.gate.report(call, Outcome::Overloaded));
+    }
+
+    /// The limit was halved, so often since the last answer. If nothing else has come back for a while, every call waits, not
+    /// only those that failed.
+    fn slow_down(&self, setbacks: Option<u32>) {
+        if let Some(setbacks @ 2..) = setbacks {
             let longest = longest_pause(self.inner.patience.urgency);
             self.hold().ours = Some(Instant::now() + retry::backoff(setbacks, chance()).min(longest));
         }

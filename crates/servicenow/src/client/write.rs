@@ -289,14 +289,16 @@ impl<T: Transport> Statement<'_, T> {
     }
 
     async fn call_batch(&self, parcel: &[Pending]) -> Result<ControlFlow<(), Answered<Answer>>> {
-        let item = |pending| Item {
-            method: Pending::method(pending),
+        // The header of interest is how long to wait. What has gone wrong before may bring it; and the last one does, as a
+        // rate that is exceeded stays so.
+        let wants_headers = |n: usize| parcel[n].is_repeat || n + 1 == parcel.len();
+        let items = parcel.iter().enumerate().map(|(n, pending)| Item {
+            method: pending.method(),
             url: self.url(pending),
             body: pending.body.as_ref(),
-            // Only what has gone wrong before is likely to bring a header of interest: how long to wait.
-            with_headers: pending.is_repeat,
-        };
-        let body = batch::encode(&parcel.iter().map(item).collect::<Vec<_>>());
+            with_headers: wants_headers(n),
+        });
+        let body = batch::encode(&items.collect::<Vec<_>>());
         let url = self.client.url(batch::PATH, &[])?;
         let mut call = Call::write(Method::POST, url, Some(body), Effect::Once);
         call.headers.insert(OUTPUT_HEADER, HeaderValue::from(OUTPUT_LIMIT));
@@ -319,13 +321,18 @@ impl<T: Transport> Statement<'_, T> {
         let (time, latency, output) = (answer.time, answered.latency, answer.output);
         self.with_size(method, |size| size.answered(Seen { sent, serviced, time, latency, output }));
         let by_size = serviced == 0 || output >= OUTPUT_LIMIT / 2;
-        let mut rejects_login = false;
+        let (mut rejects_login, mut was_too_much) = (false, false);
         let mut outcomes = Vec::with_capacity(sent);
         for (position, (mut pending, reply)) in parcel.into_iter().zip(answer.replies).enumerate() {
             let next = match reply {
                 Reply::Serviced(response) => {
                     let answer = response.and_then(|response| pending.decode(&response, self.layout));
                     rejects_login |= matches!(answer, Err(Error::Unauthorized(_)));
+                    was_too_much |= matches!(answer, Err(Error::RateLimited { .. } | Error::Discarded));
+                    // Also if it is longer than anybody waits here: it holds for the next statement too.
+                    if let Some(wait) = answer.as_ref().err().and_then(Error::retry_after) {
+                        self.client.heed(wait);
+                    }
                     pending.judge(answer, self.layout, patience, inner.login.has_token())
                 }
                 Reply::Unserviced => {
@@ -341,6 +348,9 @@ impl<T: Transport> Statement<'_, T> {
             };
             pending.is_repeat = true;
             outcomes.push((pending, next));
+        }
+        if was_too_much {
+            self.client.was_too_much(answered.call);
         }
         if rejects_login {
             inner.login.reject(&answered.login).await;

@@ -16,7 +16,8 @@
 //! - one change more than before it, every value that was sent, and one of them at least is new, or
 //! - no record where one was to be deleted. That somebody else has deleted it in the same moment cannot be told.
 //!
-//! It has not if the record is in the version before it. A write whose outcome is unknown is nearly always the last one
+//! It has not if the record is in the version before it; but as long as its call may be alive it still can, and the record has
+//! to be looked at again ([`Calls`]). A write whose outcome is unknown is nearly always the last one
 //! to its record; where it is not, nothing is sure. An update whose answer is more than one change away from the version
 //! before it has overwritten a change that its before image does not know of: what was there is not known then either.
 //!
@@ -76,6 +77,17 @@ pub enum Action {
     },
     /// Leave it as it is.
     Leave(Why),
+    /// Look at it again when calls without an answer are over.
+    Wait,
+}
+
+/// Whether the instance may still carry out writes that got no answer: it does not notice that a caller has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calls {
+    /// It may.
+    MayArrive,
+    /// It has done so by now, or never will.
+    AreOver,
 }
 
 /// A decision about a record.
@@ -187,12 +199,17 @@ struct Step<'a> {
 }
 
 /// Decides what is to be done to a record that shows itself like this; `None` if there is none.
-pub fn decide(chain: &Chain<'_>, now: Option<&Seen>) -> Decision {
+pub fn decide(chain: &Chain<'_>, now: Option<&Seen>, calls: Calls) -> Decision {
     let Some(steps) = chain.steps() else {
         return Decision { action: Action::Leave(Why::NoImage), stays: None };
     };
     let was_there = !matches!(steps[0].op, Op::Insert { .. });
     let landed = landed(&steps, now);
+    let is_in_doubt = steps.iter().any(|step| step.answered.is_none());
+    let has_all_happened = landed.as_ref().is_ok_and(|landed| landed.len() == steps.len());
+    if calls == Calls::MayArrive && is_in_doubt && !has_all_happened {
+        return Decision { action: Action::Wait, stays: None };
+    }
     // Where it is not known what has happened, it is as before only if it is so in every respect.
     let counted = landed.as_ref().map_or(&steps[..], |landed| landed);
     let before = was_there.then(|| before(counted));

@@ -61,13 +61,28 @@ pub struct Images {
     pub after: Fields,
 }
 
+/// Where a file of notes is. A copy is elsewhere: what it tells of may have been committed where it was copied from, and
+/// must not be undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The number of its device.
+    pub device: u64,
+    /// Its number on the device.
+    pub inode: u64,
+    /// The machine, by which a snapshot of a whole disk is told from it.
+    pub host: String,
+}
+
 /// One entry of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Note {
+    /// The file was begun here; the first entry.
+    Begun(Place),
     /// These writes are about to be sent.
     Intended(Vec<Intent>),
-    /// These have been carried out, with the version after each; none for a deletion.
+    /// What became of these is known: they were carried out, with the version after each, none for a deletion. Where
+    /// nothing is to be undone no version matters, and the instance may as well have refused them.
     Answered(Vec<(SysId, Version)>),
     /// The instance has refused these; nothing is left of them to be undone or looked at. This is not for writes
     /// without an answer.
@@ -90,6 +105,7 @@ pub fn open_writes(notes: impl IntoIterator<Item = Note>) -> Vec<OpenWrite> {
     let mut unanswered: BTreeMap<SysId, Vec<usize>> = BTreeMap::new();
     for note in notes {
         match note {
+            Note::Begun(_) => {}
             Note::Intended(intents) => {
                 for intent in intents {
                     unanswered.entry(intent.sys_id.clone()).or_default().push(open.len());
@@ -151,7 +167,10 @@ pub(super) mod tests {
 
     /// Any note.
     pub fn note() -> impl Strategy<Value = Note> {
+        let place = (any::<[u64; 2]>(), "\\PC{0,12}");
+        let place = place.prop_map(|([device, inode], host)| Place { device, inode, host });
         prop_oneof![
+            place.prop_map(Note::Begun),
             prop::collection::vec(intent(), 0..4).prop_map(Note::Intended),
             prop::collection::vec((id(), version()), 0..4).prop_map(Note::Answered),
             prop::collection::vec(id(), 0..4).prop_map(Note::Refused),

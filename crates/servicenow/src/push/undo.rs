@@ -12,7 +12,7 @@ use futures_util::stream::{FuturesOrdered, TryStreamExt};
 use serde_json::{Map, Value as Json};
 use tokio::time::timeout;
 
-use super::decision::{Action, Chain, Decision, Seen, Why, chains, decide, differing};
+use super::decision::{Action, Calls, Chain, Decision, Seen, Why, chains, decide, differing};
 use super::intent::{Fields, OpenWrite};
 use crate::client::Client;
 use crate::client::retry::Effect;
@@ -47,6 +47,8 @@ pub enum Outcome {
     Undone,
     /// It was so already: the writes never happened, or have been undone before.
     NothingToDo,
+    /// A write without an answer may still be carried out; the record is as it was found.
+    Open,
     /// It is not as before.
     Left {
         /// The reason.
@@ -55,12 +57,17 @@ pub enum Outcome {
 }
 
 /// Undoes the writes of one transaction to the tables of one server, given in the order of writing; one report per
-/// record, in the order of undoing. The client's login is that of the role that wrote.
+/// record, in the order of undoing. The client's login is that of the role that wrote. Records that are reported as
+/// [`Outcome::Open`] have to be undone once more when the calls are over.
 ///
 /// Fails if it has to be tried again: when the connection broke, the instance is unavailable, limits calls or refuses
 /// the login. Then all writes stay open. Records that were undone by then are reported as [`Outcome::NothingToDo`]
 /// the next time.
-pub async fn undo<T: Transport>(client: &Client<T>, writes: &[OpenWrite]) -> Result<Vec<Report>> {
+pub async fn undo<T: Transport>(
+    client: &Client<T>,
+    writes: &[OpenWrite],
+    calls: Calls,
+) -> Result<Vec<Report>> {
     let chains = chains(writes);
     let mut reports = Vec::with_capacity(chains.len());
     // Changes do not depend on one another as what is made and deleted does, one record referring to another.
@@ -70,15 +77,15 @@ pub async fn undo<T: Transport>(client: &Client<T>, writes: &[OpenWrite]) -> Res
             if under_way.len() >= client.concurrency() {
                 reports.extend(under_way.try_next().await?);
             }
-            under_way.push_back(settle(client, chain));
+            under_way.push_back(settle(client, chain, calls));
         }
         reports.append(&mut under_way.try_collect().await?);
     }
     Ok(reports)
 }
 
-async fn settle<T: Transport>(client: &Client<T>, chain: &Chain<'_>) -> Result<Report> {
-    let outcome = match settled(client, chain).await {
+async fn settle<T: Transport>(client: &Client<T>, chain: &Chain<'_>, calls: Calls) -> Result<Report> {
+    let outcome = match settled(client, chain, calls).await {
         Ok(outcome) => outcome,
         // What an instance refuses in words of its own it refuses again.
         Err(Error::Refused { words, .. } | Error::Rejected { words, .. } | Error::NoTable(words))
@@ -91,7 +98,7 @@ async fn settle<T: Transport>(client: &Client<T>, chain: &Chain<'_>) -> Result<R
     Ok(Report { table: chain.table().clone(), sys_id: chain.sys_id().clone(), outcome })
 }
 
-async fn settled<T: Transport>(client: &Client<T>, chain: &Chain<'_>) -> Result<Outcome> {
+async fn settled<T: Transport>(client: &Client<T>, chain: &Chain<'_>, calls: Calls) -> Result<Outcome> {
     let layout = Arc::new(Layout::of_text(&chain.fields()));
     for _ in 0..LOOKS {
         let now = match client.get(chain.table(), chain.sys_id(), &layout).await {
@@ -99,10 +106,11 @@ async fn settled<T: Transport>(client: &Client<T>, chain: &Chain<'_>) -> Result<
             Err(Error::NoRecord(_)) => None,
             Err(e) => return Err(e),
         };
-        let Decision { action, stays } = decide(chain, now.as_ref());
+        let Decision { action, stays } = decide(chain, now.as_ref(), calls);
         let is_done = action == Action::Nothing;
         match promptly(client, carry_out(client, chain, &layout, action)).await {
             Ok(Done::Left(why)) => return Ok(Outcome::Left { why }),
+            Ok(Done::Later) => return Ok(Outcome::Open),
             Ok(Done::But(fields)) => {
                 return Ok(match what_stays(stays, fields) {
                     Some(why) => Outcome::Left { why },
@@ -122,6 +130,8 @@ async fn settled<T: Transport>(client: &Client<T>, chain: &Chain<'_>) -> Result<
 enum Done {
     /// It was to leave the record alone.
     Left(Why),
+    /// It was to wait.
+    Later,
     /// It is done, but these fields have other values than they were given.
     But(Vec<String>),
 }
@@ -136,6 +146,7 @@ async fn carry_out<T: Transport>(
     let (wanted, answer) = match action {
         Action::Nothing => return Ok(Done::But(Vec::new())),
         Action::Leave(why) => return Ok(Done::Left(why)),
+        Action::Wait => return Ok(Done::Later),
         Action::Remove => {
             client.delete(table, id).await?;
             return Ok(Done::But(Vec::new()));
@@ -192,6 +203,7 @@ mod tests {
     #[test]
     fn undoing_can_be_handed_to_another_thread() {
         fn is_send<F: Send>(_: &F) {}
-        let _: fn(&Client<HttpTransport>, &[OpenWrite]) = |client, writes| is_send(&undo(client, writes));
+        let _: fn(&Client<HttpTransport>, &[OpenWrite]) =
+            |client, writes| is_send(&undo(client, writes, Calls::AreOver));
     }
 }

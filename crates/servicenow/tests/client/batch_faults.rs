@@ -208,7 +208,6 @@ async fn a_record_too_large_for_any_batch_is_written_by_a_call_of_its_own() {
 async fn an_item_that_is_told_to_wait_keeps_every_call_waiting() {
     let sim = instance().await;
     let client = client(&sim);
-    // The first answer comes without headers, which were not asked for.
     let wait = Effect::RateLimited { headers: true, retry_after: Some(2), json: true };
     sim.fault(Fault::new(wait).in_batch().times(3));
     let began = Instant::now();
@@ -223,6 +222,21 @@ async fn an_item_that_is_told_to_wait_keeps_every_call_waiting() {
     assert!(matches!(failed[..], [Error::RateLimited { .. }, ..]), "{failed:?}");
     assert!(failed.iter().all(|e| !e.leaves_outcome_unknown()) && done(&fates) == 0);
     assert_eq!(with_text(&sim, "later"), 0);
+}
+
+/// As by a call that is turned away: nothing is sent before the time is over, and then less at a time.
+#[tokio::test]
+async fn a_rate_that_is_exceeded_within_a_batch_slows_everything_down_at_once() {
+    let sim = instance().await;
+    let client = client(&sim);
+    let limited = Effect::RateLimited { headers: true, retry_after: Some(1), json: true };
+    sim.fault(Fault::new(limited).in_batch().after(5).times(15));
+    let (began, before) = (Instant::now(), client.concurrency());
+    assert_eq!(done(&write(&client, inserts(1, 20, "made")).await), 20);
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(client.concurrency() < before, "{before} and {}", client.concurrency());
+    let limited = sim.requests().iter().filter(|r| r.in_batch && r.status == 429).count();
+    assert_eq!(limited, 15, "nothing was repeated before the time was over");
 }
 
 #[tokio::test]

@@ -147,3 +147,36 @@ async fn somebodys_change_after_a_write_without_an_answer_is_left() {
     assert_eq!(backend.outcome().await, UNCLEAR);
     assert_eq!(backend.record(&made).expect("it is there")["close_notes"], "mine");
 }
+
+#[tokio::test]
+async fn a_write_that_arrives_after_a_first_look_is_undone_at_the_next() {
+    let mut backend = Backend::new().await;
+    let (changed, deleted) = (backend.existing(), backend.existing());
+    let before = [backend.record(&changed), backend.record(&deleted), None];
+    backend.update("incident", &changed, &[("description", "second")], Answered).await;
+    backend.update("incident", &changed, &[("close_notes", "second")], NeverSent).await;
+    backend.delete("incident", &deleted, NeverSent).await;
+    let made = backend.insert("incident", &[("description", "new")], NeverSent).await;
+    let sent = backend.writes();
+    assert_eq!(backend.undo_early().await, [Outcome::Open, Outcome::Open, Outcome::Open]);
+    assert_eq!(backend.writes(), sent, "a record that may still change is left alone");
+    let arrives = backend.sim.edit().as_user("fdw.integration");
+    arrives.update("incident", changed.as_str(), &[("close_notes", "second")]).expect("it is there");
+    arrives.delete("incident", deleted.as_str()).expect("it is there");
+    let fields = [("sys_id", made.as_str()), ("description", "new")];
+    arrives.insert("incident", &fields).expect("a record");
+    assert_eq!(backend.undo_early().await, [Outcome::Undone, Outcome::Undone, Outcome::Undone]);
+    for (id, before) in [changed, deleted, made].iter().zip(&before) {
+        assert_as_before(backend.record(id), before, "it has arrived");
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_write_that_was_answered() {
+    let mut backend = Backend::new().await;
+    let id = backend.existing();
+    let before = backend.record(&id);
+    backend.update("incident", &id, &[("description", "second")], Answered).await;
+    assert_eq!(backend.undo_early().await, [Outcome::Undone]);
+    assert_as_before(backend.record(&id), &before, "it was answered");
+}

@@ -18,7 +18,7 @@ use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 use servicenow::page::{Layout, Rows, Version};
 use servicenow::push::codec::{HEADER, decode, encode};
-use servicenow::push::decision::Why;
+use servicenow::push::decision::{Calls, Why};
 use servicenow::push::intent::{Fields, Images, Intent, Note, Op, OpenWrite, open_writes};
 use servicenow::push::undo::{Outcome, Report, undo};
 use servicenow::value::{SysId, TableName};
@@ -172,7 +172,13 @@ impl Backend {
     }
 
     async fn undo(&self) -> Result<Vec<Report>> {
-        undo(&self.client, &self.open()).await
+        undo(&self.client, &self.open(), Calls::AreOver).await
+    }
+
+    /// As [`Backend::undo`], at a time when calls without an answer may still arrive.
+    async fn undo_early(&self) -> Vec<Outcome> {
+        let reports = undo(&self.client, &self.open(), Calls::MayArrive).await;
+        reports.expect("the instance is there").into_iter().map(|report| report.outcome).collect()
     }
 
     /// What became of the only record.

@@ -48,7 +48,7 @@ fn delete(of: i64, before: &[(&str, &str)], answered: bool) -> OpenWrite {
 }
 
 fn decided(writes: &[OpenWrite], now: Option<Seen>) -> Decision {
-    decide(&chains(writes)[0], now.as_ref())
+    decide(&chains(writes)[0], now.as_ref(), Calls::AreOver)
 }
 
 fn action(writes: &[OpenWrite], now: Option<Seen>) -> Action {
@@ -98,6 +98,22 @@ fn a_rolled_back_savepoint_leaves_images_of_an_earlier_version() {
         [update(4, &[("a", "1")], &[("a", "2")], Some(5)), update(4, &[("b", "1")], &[("b", "2")], Some(6))];
     let restore = Action::Restore(fields(&[("a", "1"), ("b", "1")]));
     assert_eq!(action(&writes, Some(seen(6, &[("a", "2"), ("b", "2")]))), restore);
+}
+
+#[test]
+fn what_may_still_arrive_is_waited_for() {
+    let early = |writes: &[OpenWrite], now: Option<Seen>| {
+        decide(&chains(writes)[0], now.as_ref(), Calls::MayArrive).action
+    };
+    let change = [update(4, &[("a", "1")], &[("a", "2")], None)];
+    assert_eq!(early(&change, Some(seen(4, &[("a", "1")]))), Action::Wait);
+    assert_eq!(early(&change, Some(seen(5, &[("a", "2")]))), Action::Restore(fields(&[("a", "1")])));
+    assert_eq!(early(&change, Some(seen(6, &[("a", "1")]))), Action::Wait, "perhaps it was undone before");
+    let after_another =
+        [update(4, &[("a", "1")], &[("a", "2")], Some(5)), update(5, &[("b", "1")], &[("b", "2")], None)];
+    assert_eq!(early(&after_another, Some(seen(5, &[("a", "2"), ("b", "1")]))), Action::Wait);
+    assert_eq!(early(&[insert(true, None)], None), Action::Wait);
+    assert_eq!(early(&[insert(true, Some(0))], Some(seen(0, &[]))), Action::Remove, "it was answered");
 }
 
 #[test]
@@ -411,7 +427,7 @@ impl Case {
     /// Carries a decision out.
     fn act(&mut self, action: &Action) {
         match action {
-            Action::Nothing | Action::Leave(_) => {}
+            Action::Nothing | Action::Leave(_) | Action::Wait => {}
             Action::Remove => self.now = None,
             Action::Create { fields, .. } => {
                 assert!(self.now.is_none());
