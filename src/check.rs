@@ -114,7 +114,7 @@ struct Answer {
 
 fn ask(connection: &Connection, table: &str, field: &'static str) -> Result<Answer> {
     let table = TableName::new(table)?;
-    connection.try_call("check the server", false, move |client| async move {
+    connection.ask(move |client| async move {
         let (query, layout) = (Query::all(), Arc::new(Layout::of_text(&[field])));
         let list = List { table: &table, query: &query, layout: &layout, limit: 1, offset: 0, count: true };
         let page = client.list(list).await?;
@@ -186,7 +186,7 @@ fn capture(server: pg_sys::Oid, connection: &Connection) -> Option<Finding> {
         _ => None,
     };
     let tables = mirrored(server).into_iter().collect();
-    let found = connection.try_call("check capture", false, move |client: HttpClient| async move {
+    let found = connection.ask(move |client: HttpClient| async move {
         let way = match way {
             Some(way) => way,
             None => match client.find_queue(&id).await? {

@@ -136,9 +136,17 @@ impl Connection {
         F: Future<Output = servicenow::Result<R>> + Send + 'static,
         R: Send + 'static,
     {
+        self.ask(call).unwrap_or_else(|e| raise(report(&e, Doing { server: &self.server, what, writing })))
+    }
+
+    /// As [`Self::call`], but gives the client's failure back.
+    pub fn ask<F, R>(&self, call: impl FnOnce(HttpClient) -> F) -> servicenow::Result<R>
+    where
+        F: Future<Output = servicenow::Result<R>> + Send + 'static,
+        R: Send + 'static,
+    {
         let running = call(self.client.clone());
-        let answer = self.told(pg::io::block_on(running));
-        answer.unwrap_or_else(|e| raise(report(&e, Doing { server: &self.server, what, writing })))
+        self.told(pg::io::block_on(running))
     }
 
     /// As [`Self::call`], of calls that write; gives the client's failure back. If the wait is interrupted, there is a WARNING

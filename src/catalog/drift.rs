@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 use servicenow::value::TableName;
 
-use super::write;
+use super::{get, read, write};
 
 /// How a field differs from what was known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,4 +57,13 @@ pub fn settle_drift(server: pg_sys::Oid, table: &TableName, fields: Vec<String>)
          WHERE server = $1 AND remote_table = $2 AND field = ANY ($3) AND change = 'changed'",
         &[server.into(), table.as_str().into(), fields.into()],
     );
+}
+
+/// The fields of a table that were there and are not any more.
+pub fn removed_fields(server: pg_sys::Oid, table: &TableName) -> Vec<String> {
+    read(
+        "SELECT field FROM servicenow.drift WHERE server = $1 AND remote_table = $2 AND change = 'removed'",
+        &[server.into(), table.as_str().into()],
+        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+    )
 }

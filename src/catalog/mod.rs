@@ -42,7 +42,7 @@ pub use capture::{
 };
 pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
 pub use dictionary::{definition, is_referred_to, keep_definition, kept_definition, remember_definition};
-pub use drift::{Drift, DriftKind, note_drift, settle_drift};
+pub use drift::{Drift, DriftKind, note_drift, removed_fields, settle_drift};
 pub use follow::{
     Follow, Refill, delete_followed, followed, insert_followed, note_source, orphans, read_columns_again,
     start_over, tidy, touch_server, update_followed,

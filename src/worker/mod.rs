@@ -65,6 +65,7 @@ const SETTINGS: &[(&str, &str)] = &[
 
 /// Main of the worker process.
 pub fn main(database: pg_sys::Datum) {
+    pg::worker::return_large_blocks();
     pg::worker::connect(database);
     if !pg::worker::try_lock(LOCK_CLASS, WORKER) {
         return; // another one is running

@@ -386,10 +386,13 @@ fn capture_plan(server: pg_sys::Oid, options: &ServerOptions) -> Option<capture:
 
 fn table(plan: &Plan, work: &catalog::Work) -> Option<PlannedTable> {
     let mirror = catalog::mirror(work.foreign_table)?;
+    let position = catalog::position(work.foreign_table)?;
+    let known = catalog::definition(mirror.server, &mirror.table).map(Rc::unwrap_or_clone);
     let spec = Spec {
         table: mirror.table.clone(),
         layout: mirror.layout.clone(),
         fill_layout: mirror.fill_layout(),
+        had: had(&mirror, &position, known.as_ref()),
         query: mirror.query.clone(),
         pace: mirror.poll_interval.unwrap_or(plan.options.poll_interval).into(),
         reconcile_interval: plan.options.reconcile_interval,
@@ -400,8 +403,24 @@ fn table(plan: &Plan, work: &catalog::Work) -> Option<PlannedTable> {
     Some(PlannedTable {
         table: Table { relation: work.foreign_table, generation: mirror.generation },
         spec,
-        position: catalog::position(work.foreign_table)?,
+        position,
         upkeep: catalog::upkeep(work.foreign_table),
-        known: catalog::definition(mirror.server, &mirror.table).map(Rc::unwrap_or_clone),
+        known,
     })
+}
+
+/// The fields that a mirror has read, or has begun to, and may have lost since: not those of a table or of columns that
+/// are still to be read for the first time.
+fn had(mirror: &catalog::Mirror, position: &Position, known: Option<&TableDef>) -> HashSet<String> {
+    if matches!(position, Position::Start { refill: false }) {
+        return HashSet::new();
+    }
+    let mut had: HashSet<String> =
+        catalog::removed_fields(mirror.server, &mirror.table).into_iter().collect();
+    had.extend(known.iter().flat_map(|def| &def.fields).map(|field| field.name.clone()));
+    for position in mirror.fill_columns.iter().flatten() {
+        let field = &mirror.columns[*position].field;
+        had.remove(field.split('.').next().unwrap_or(field));
+    }
+    had
 }

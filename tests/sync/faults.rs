@@ -363,3 +363,56 @@ async fn a_full_disk_is_said_and_the_fill_goes_on_when_there_is_room() {
     drop(world);
     cluster.control(&["-m", "immediate", "stop"]);
 }
+
+/// Postgres itself ends when it cannot write its log. Started again with room for it, it has what was committed, and the
+/// fill goes on from there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_for_the_servers_log_loses_nothing() {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("")));
+    let Some(disk) = SmallDisk::new(cluster.socket().join("disk")) else {
+        eprintln!("NOT TESTED: mounting a small file system takes root");
+        return;
+    };
+    cluster.control(&["-m", "fast", "stop"]);
+    let (here, there) = (cluster.data().join("pg_wal"), disk.0.join("pg_wal"));
+    let copied = Command::new("cp").arg("-a").arg(&here).arg(&there).status();
+    assert!(copied.is_ok_and(|status| status.success()), "there is room");
+    std::fs::remove_dir_all(&here).expect("it is there");
+    std::os::unix::fs::symlink(&there, &here).expect("its name is free");
+    cluster.control(&["start"]);
+    let mut world = World::on(cluster, Dataset::Incidents(MANY)).await;
+    world.set_up(", page_size '100', max_concurrency '2'").await;
+    world.sim.set(|s| s.latency_ms = 30);
+    world.db.run(INCIDENT).await;
+    until_under_way(&world).await;
+    let (filled, from) =
+        (world.db.value::<i64>("SELECT count(*) FROM incident").await, world.sim.requests().len());
+    // Somebody else takes the room.
+    let other = world.session().await;
+    let ballast = "CREATE TABLE ballast AS SELECT repeat(n::text, 100) FROM generate_series(1, 1000000) n";
+    assert!(other.client().batch_execute(ballast).await.is_err(), "there is no room for it");
+    let began = Instant::now();
+    while !cluster.log().contains("PANIC") {
+        assert!(began.elapsed() < PATIENCE, "the server ends");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(cluster.log().contains("No space left on device"));
+    world
+        .sim
+        .edit()
+        .update_where("incident", "numberENDSWITH3", &[("short_description", "meanwhile")])
+        .expect("a query");
+    disk.resize(1 << 30);
+    cluster.control(&["-m", "immediate", "restart"]);
+    world.db = connect(cluster, &world.database).await;
+    assert!(
+        world.db.value::<i64>("SELECT count(*) FROM incident").await >= filled,
+        "what was there is there"
+    );
+    world.sim.set(|s| s.latency_ms = 0);
+    converges(&world).await;
+    assert_eq!(fills(&world, from), 0, "it did not begin anew");
+    assert_eq!(world.db.value::<i64>("SELECT count(*) - count(DISTINCT sys_id) FROM incident").await, 0);
+    drop(world);
+    cluster.control(&["-m", "immediate", "stop"]);
+}

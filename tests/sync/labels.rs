@@ -2,6 +2,8 @@
 
 use world::World;
 
+use crate::COLUMNS;
+
 const INCIDENT: &str = "CREATE FOREIGN TABLE incident (
     sys_id text, number text, short_description text,
     state text OPTIONS (show 'label'), state_value text OPTIONS (field 'state'),
@@ -84,4 +86,56 @@ async fn fields_that_come_and_go_are_told() {
     world
         .until(&format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{id}' AND u_site = 'here'"))
         .await;
+}
+
+/// Its column has no values any more, which is said; the other columns go on. What never was there is a mistake.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_is_removed_does_not_stop_its_table() {
+    let world = World::new().await;
+    world.sim.edit().add_column("incident", "u_site", "Site", "string").expect("a column");
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.edit().update("incident", &id, &[("u_site", "here")]).expect("it is there");
+    let columns = "sys_id text, number text, short_description text, state bigint, u_site text";
+    world.db.run(&format!("CREATE FOREIGN TABLE incident ({columns}) SERVER acme")).await;
+    world.sync("incident").await;
+    assert!(world.db.value::<bool>("SELECT count(*) = 1 FROM incident WHERE u_site = 'here'").await);
+    world.until("SELECT metadata_watermark IS NOT NULL FROM servicenow.sync_server").await;
+    world.sim.edit().remove_column("incident", "u_site").expect("it is there");
+    let removed = "SELECT bool_and(field = 'u_site' AND change = 'removed') FROM servicenow.schema_drift
+                   WHERE foreign_table = 'incident'::regclass";
+    // Once the worker knows the field from before, then it does not.
+    for round in ["first", "second"] {
+        world.stop_worker().await;
+        world.db.run("SELECT servicenow.start_worker()").await;
+        world.until(removed).await;
+        world.sim.edit().update("incident", &id, &[("short_description", round)]).expect("it is there");
+        world.sync("incident").await;
+        world.until_like_the_instance("incident", COLUMNS).await;
+        assert!(world.db.value::<bool>("SELECT last_error IS NULL FROM servicenow.sync_status").await);
+    }
+    assert!(world.db.value::<bool>("SELECT count(u_site) = 0 FROM incident").await);
+    // Everything can be read again, and with another column.
+    world.db.run("SELECT servicenow.resync('incident')").await;
+    world.sync("incident").await;
+    world.db.run("ALTER FOREIGN TABLE incident ADD reopen_count bigint").await;
+    world.sync("incident").await;
+    world.until_like_the_instance("incident", &["number", "reopen_count"]).await;
+    // A column, table or condition made for it now cannot have what it is for.
+    let fails = |table: &str| {
+        format!(
+            "SELECT last_error LIKE '%has no field \"u_site\"%' FROM servicenow.sync_status
+             WHERE foreign_table = '{table}'::regclass"
+        )
+    };
+    world
+        .db
+        .run(&format!("CREATE FOREIGN TABLE other ({columns}) SERVER acme OPTIONS (table 'incident')"))
+        .await;
+    world.until(&fails("other")).await;
+    world.db.run("ALTER FOREIGN TABLE incident ADD again text OPTIONS (field 'u_site')").await;
+    world.until(&fails("incident")).await;
+    world.db.run("ALTER FOREIGN TABLE incident DROP again").await;
+    world.sync("incident").await;
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD query 'u_site=here')").await;
+    world.until(&fails("incident")).await;
 }

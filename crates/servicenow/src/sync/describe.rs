@@ -22,10 +22,13 @@ pub(super) struct Traits {
 
 impl Traits {
     /// Makes sure that the table has every field that columns and conditions name, as far as the table itself
-    /// tells: of a dot-walk the first.
+    /// tells: of a dot-walk the first. Fields of columns that were there once may be gone.
     pub(super) fn of(def: &TableDef, spec: &Spec) -> Result<Self, Error> {
         for path in spec.paths() {
-            field_of(def, path.split('.').next().unwrap_or(path))?;
+            let field = path.split('.').next().unwrap_or(path);
+            if !spec.may_lack(field) {
+                field_of(def, field)?;
+            }
         }
         let has = |field| def.field(field).is_some();
         Ok(Self { has_updated_on: has("sys_updated_on"), has_created_on: has("sys_created_on") })
@@ -50,7 +53,11 @@ impl<T: Transport, S: Store> Mirror<T, S> {
 
     /// Follows every dot-walk through the dictionary, a step at a time.
     async fn check_dot_walks(&self, def: &TableDef) -> Result<(), Stop> {
-        let walks = self.spec.paths().filter(|path| path.contains('.'));
+        let is_gone = |path: &&str| {
+            let field = path.split('.').next().unwrap_or(path);
+            def.field(field).is_none() && self.spec.may_lack(field)
+        };
+        let walks = self.spec.paths().filter(|path| path.contains('.') && !is_gone(path));
         let mut walks: Vec<(TableDef, Vec<&str>)> =
             walks.map(|path| (def.clone(), path.split('.').rev().collect())).collect();
         let mut known: HashMap<TableName, TableDef> = HashMap::new();

@@ -1,5 +1,6 @@
 //! Keeps one table like the instance's: fill once, then follow.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -37,6 +38,9 @@ pub struct Spec {
     pub layout: Arc<Layout>,
     /// The columns that are all the next fill has to read; the others are as they should be. `None` for all.
     pub fill_layout: Option<Arc<Layout>>,
+    /// Fields of columns that the table is known to have had. One that it does not have any more leaves its column
+    /// without values, and the others go on; a field that never was is a mistake, and so is one in a condition.
+    pub had: HashSet<String>,
     /// Which records.
     pub query: Query,
     /// The time between two polls.
@@ -117,6 +121,12 @@ impl Spec {
     /// Every field and dot-walk that columns and conditions name.
     pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
         self.layout.columns().iter().map(|column| column.field.as_str()).chain(self.query.fields())
+    }
+
+    /// Whether the table may lack a field: see [`Spec::had`].
+    pub(super) fn may_lack(&self, field: &str) -> bool {
+        let first = |path: &str| path.split('.').next() == Some(field);
+        self.had.contains(field) && !self.query.fields().any(first)
     }
 }
 

@@ -15,7 +15,7 @@ mod restart;
 mod scope;
 mod scrub;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -78,6 +78,7 @@ impl World {
             pace: Duration::from_millis(10).into(),
             reconcile_interval: Duration::from_secs(3_600),
             fill_layout: None,
+            had: HashSet::new(),
             scrub_interval: Duration::from_secs(7 * 86_400),
             page_size: 1_000,
             parallel: 4,
