@@ -268,7 +268,11 @@ fn explain(
     if !failure.is_about_rights() {
         return report;
     }
-    let message = format!("could not {} on server \"{}\": {}", failure.step, target.name, report.message());
+    let said = match report.detail() {
+        Some(detail) => format!("{}: {detail}", report.message()),
+        None => report.message().to_owned(),
+    };
+    let message = format!("could not {} on server \"{}\": {said}", failure.step, target.name);
     let steps = by_hand(target, tables);
     error(Sql::ERRCODE_INSUFFICIENT_PRIVILEGE, message).set_detail(steps).set_hint(
         "Give the user of the mapping the role admin, or have an administrator of the instance follow the steps in DETAIL; \

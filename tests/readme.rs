@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use servicenow_sim::Dataset;
-use world::World;
+use world::{INTEGRATION, World};
 
 /// The SQL blocks of the README, for the simulated instance.
 fn blocks(world: &World) -> String {
@@ -18,6 +18,8 @@ fn blocks(world: &World) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_block_of_sql_does_what_it_says() {
     let world = World::bare(Dataset::Small).await;
+    // To make Business Rules takes this role, as the README says.
+    world.sim.edit().grant_role(INTEGRATION, "admin").expect("a role");
     let script = blocks(&world);
     assert!(script.contains("CREATE EXTENSION"));
     let mut psql = world.cluster.program("psql", &world.database);
