@@ -156,17 +156,28 @@ impl Pusher {
         let write = |client: HttpClient| async move {
             let syncing = notes.map(|file| tokio::task::spawn_blocking(move || file.sync_data()));
             let fates = client.write_all(&table, changes, &layout, or_nothing, &accepted).await;
-            if let Some(syncing) = syncing {
-                let _is_in_the_file_all_the_same = syncing.await;
-            }
-            Ok(fates)
+            let synced = match syncing {
+                None => Ok(()),
+                Some(syncing) => match syncing.await {
+                    Ok(synced) => synced.map_err(|e| e.to_string()),
+                    Err(e) => Err(e.to_string()),
+                },
+            };
+            Ok((fates, synced))
         };
         let unsent = || intent::settled(Vec::new(), items.iter().map(|(_, item)| item.id.clone()).collect());
         let fates = self.connection.write(&what, write, unsent);
-        let fates = fates.unwrap_or_else(|e| self.fail(&e, &what));
+        let (fates, synced) = fates.unwrap_or_else(|e| self.fail(&e, &what));
         failpoint::reach("push.answered");
         label::forget_names(self.mirror.server, &self.mirror.table);
         self.note_fates(&items, &fates);
+        if let Err(why) = synced {
+            // What is noted might not outlast a power failure, so this transaction must not go on.
+            let message = format!("could not flush what is noted of writes to disk: {why}");
+            raise(error(Sql::ERRCODE_IO_ERROR, message).set_detail(
+                "ServiceNow may have accepted writes of this statement; their records are read again.",
+            ));
+        }
         let many = before > 0 || count > 1;
         if items.iter().any(|(_, item)| !item.task.sent().is_empty()) {
             self.def(); // the labels of choices are in it

@@ -84,7 +84,9 @@ fn send(mut waiting: Peekable<impl Iterator<Item = Waiting>>) {
         let mut items = vec![first.item];
         while items.len() < AT_A_TIME
             && let Some(next) = waiting.next_if(|next| {
+                // Those that go together go in any order: what is deleted may have to be gone before others come.
                 (next.relation, next.role) == (relation, role)
+                    && next.item.task.op() == items[0].task.op()
                     && or_nothing(&next.item) == or_nothing(&items[0])
                     && ids.insert(next.item.id.clone())
             })
@@ -140,6 +142,11 @@ fn join(queue: Vec<Waiting>) -> Vec<Waiting> {
         let key = (waiting.relation, waiting.role, waiting.item.id.clone());
         let before = last.get(&key).copied().and_then(|place| joined[place].take_if(|b| fits(b, &waiting)));
         match before {
+            // Others may have let go of it in between.
+            Some(before) if matches!(waiting.item.task, Task::Delete) => {
+                last.insert(key, joined.len());
+                joined.push(merge(before, waiting));
+            }
             Some(before) => {
                 let place = last[&key];
                 joined[place] = merge(before, waiting);

@@ -1,5 +1,7 @@
 //! When writes are sent: with the statement, with COMMIT, or not at all.
 
+use world::{INTEGRATION, World};
+
 use crate::{KNOWN, incidents, known, world_with};
 
 const COLUMNS: &[&str] = &["number", "short_description", "state_value=state", "impact_value=impact"];
@@ -160,6 +162,55 @@ async fn writes_stay_in_order_though_the_setting_changes_in_between() {
         "newer"
     );
     world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+/// What is deleted makes room before others take its place, and goes only when nothing refers to it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_at_commit_keep_their_place() {
+    let world = World::new().await;
+    let edit = world.sim.edit();
+    edit.grant_role(INTEGRATION, "admin").expect("a role");
+    let owner = edit.insert("sys_user", &[("user_name", "owner")]).expect("a user");
+    for n in 0..20 {
+        let (name, code) = (format!("thing {n}"), format!("T-{n}"));
+        let thing = [("name", name.as_str()), ("code", code.as_str()), ("owner", owner.as_str())];
+        edit.insert("x_acme_app_thing", &thing).expect("a thing");
+    }
+    world
+        .db
+        .run(
+            "CREATE FOREIGN TABLE thing (sys_id text, name text, code text, owner text) SERVER acme
+             OPTIONS (table 'x_acme_app_thing');
+             CREATE FOREIGN TABLE sys_user (sys_id text, user_name text, title text) SERVER acme",
+        )
+        .await;
+    world.sync("thing").await;
+    world.sync("sys_user").await;
+    // Calls of their own, of which any may come first.
+    world.sim.set(|s| (s.batch_api, s.jitter_ms) = (false, 60));
+    world
+        .db
+        .run(
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             DELETE FROM thing WHERE code LIKE 'T-%';
+             INSERT INTO thing (name, code) SELECT 'new ' || n, 'T-' || n FROM generate_series(0, 19) n;
+             COMMIT",
+        )
+        .await;
+    world.until_like_the_instance("thing=x_acme_app_thing", &["name", "code", "owner"]).await;
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM thing WHERE name LIKE 'new %'").await, 20);
+    world
+        .db
+        .run(&format!(
+            "INSERT INTO thing (name, owner) VALUES ('owned', '{owner}');
+             BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             UPDATE sys_user SET title = 'leaves' WHERE sys_id = '{owner}';
+             UPDATE thing SET owner = NULL WHERE name = 'owned';
+             DELETE FROM sys_user WHERE sys_id = '{owner}';
+             COMMIT"
+        ))
+        .await;
+    assert!(world.sim.record("sys_user", &owner).is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
