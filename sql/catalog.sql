@@ -206,7 +206,7 @@ CREATE TABLE servicenow.drift (
     server          oid NOT NULL,
     remote_table    text NOT NULL,
     field           text NOT NULL,
-    change          text NOT NULL CHECK (change IN ('added', 'removed', 'changed')),
+    change          text NOT NULL CHECK (change IN ('added', 'removed', 'changed', 'choices')),
     detail          text NOT NULL,
     noticed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (server, remote_table, field)

@@ -5,7 +5,10 @@ SELECT o.server,
        CASE WHEN o.capture = 'poll' THEN 'off' ELSE coalesce(c.state, 'absent') END AS capture_state,
        CASE WHEN o.capture <> 'poll' THEN c.lag * interval '1 second' END AS capture_lag,
        CASE WHEN o.capture <> 'poll' THEN c.reason END AS capture_error,
-       CASE WHEN o.capture <> 'poll' AND c.state = 'active' THEN c.complete_at END AS complete_at
+       CASE WHEN o.capture <> 'poll' AND c.state = 'active' THEN c.complete_at END AS complete_at,
+       CASE WHEN o.capture <> 'poll' THEN c.events END AS events,
+       CASE WHEN o.capture <> 'poll' THEN c.coalesced END AS coalesced,
+       CASE WHEN o.capture <> 'poll' THEN c.refused END AS refused
 FROM (SELECT s.oid AS server,
              coalesce((SELECT option_value FROM pg_catalog.pg_options_to_table(s.srvoptions)
                        WHERE option_name = 'capture'), 'poll') AS capture
@@ -44,6 +47,9 @@ SELECT s.srvname AS server,
        e.capture_state,
        e.capture_lag,
        e.capture_error,
+       e.events AS capture_events,
+       e.coalesced AS capture_coalesced,
+       e.refused AS capture_refused,
        t.page_size,
        v.concurrency,
        CASE WHEN v.held_until > clock_timestamp() THEN v.held_until END AS held_until,

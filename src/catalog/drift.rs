@@ -14,6 +14,8 @@ pub enum DriftKind {
     Removed,
     /// It has another type.
     Changed,
+    /// It has other choices. Rows show them already.
+    Choices,
 }
 
 /// A field that differs.
@@ -34,11 +36,13 @@ pub fn note_drift(server: pg_sys::Oid, table: &TableName, drift: &[Drift]) {
             DriftKind::Added => "added",
             DriftKind::Removed => "removed",
             DriftKind::Changed => "changed",
+            DriftKind::Choices => "choices",
         };
         write(
             "INSERT INTO servicenow.drift (server, remote_table, field, change, detail) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT (server, remote_table, field)
-             DO UPDATE SET change = excluded.change, detail = excluded.detail, noticed_at = clock_timestamp()",
+             DO UPDATE SET change = excluded.change, detail = excluded.detail, noticed_at = clock_timestamp()
+             WHERE drift.change = 'choices' OR excluded.change <> 'choices'",
             &[
                 server.into(),
                 table.as_str().into(),

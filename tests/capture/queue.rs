@@ -32,6 +32,8 @@ async fn changes_of_every_kind_arrive_without_a_poll() {
         .filter(|list| list.parameter("sysparm_query").is_some_and(|query| query.contains("sys_updated_on")));
     assert_eq!(polls.count(), 0, "a poll was not needed");
     world.until("SELECT events = 3 AND lag IS NOT NULL AND refused = 0 FROM servicenow.stat_capture").await;
+    let shown = "SELECT capture_events = 3 AND capture_coalesced = 0 AND capture_refused = 0 FROM servicenow.sync_status";
+    assert!(world.db.value::<bool>(shown).await);
     world.until_like_the_instance("incident", COLUMNS).await;
     let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
     assert!(world.sim.edit().find(&queue, "").expect("a table").is_empty(), "what was read is deleted");

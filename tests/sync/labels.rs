@@ -63,6 +63,13 @@ async fn a_relabelled_choice_is_shown_by_its_new_label() {
             "SELECT count(*) = {count} FROM incident WHERE state = 'Under Way' AND state_value = '2'"
         ))
         .await;
+    let drift =
+        "SELECT string_agg(field || ' ' || change || ': ' || detail, ', ') FROM servicenow.schema_drift
+                 WHERE foreign_table = 'incident'::regclass AND field = 'state'";
+    assert_eq!(
+        world.db.value::<Option<String>>(drift).await.as_deref(),
+        Some("state choices: new: Under Way (2); gone: In Progress (2)")
+    );
     // The new label is what a write says.
     world.db.run("UPDATE incident SET state = 'Under Way' WHERE number = 'INC0012345'").await;
     let id = world.find("incident", "number=INC0012345");
@@ -138,4 +145,26 @@ async fn a_field_that_is_removed_does_not_stop_its_table() {
     world.sync("incident").await;
     world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD query 'u_site=here')").await;
     world.until(&fails("incident")).await;
+}
+
+/// A cache that somebody has locked follows when they are done, and keeps no other from following.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_cache_holds_no_other_ones_names_back() {
+    let world = filled().await;
+    let other = INCIDENT.replace("FOREIGN TABLE incident", "FOREIGN TABLE locked");
+    world.db.run(&other.replace("SERVER acme", "SERVER acme OPTIONS (table 'incident')")).await;
+    world.sync("locked").await;
+    let caller = world.find("incident", "number=INC0012345");
+    let caller = world.remote("incident", &caller, "caller_id").expect("it has one");
+    let holder = world.session().await;
+    holder.run("BEGIN; LOCK TABLE servicenow_cache.locked IN ACCESS EXCLUSIVE MODE").await;
+    world.sim.edit().update("sys_user", &caller, &[("name", "Somebody Else")]).expect("a user");
+    let renamed = |table: &str| {
+        format!(
+            "SELECT bool_and(caller_id = 'Somebody Else') FROM {table} WHERE caller_id_value = '{caller}'"
+        )
+    };
+    world.until(&renamed("incident")).await;
+    holder.run("COMMIT").await;
+    world.until(&renamed("locked")).await;
 }

@@ -1,6 +1,7 @@
 //! What the dictionary says, and the labels in caches that change with it or with referenced records.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 
 use pgrx::pg_sys;
@@ -12,6 +13,7 @@ use servicenow::value::{Show, SysId, TableName};
 use crate::cache::apply::lock_free;
 use crate::cache::change::{ChangeLog, Op, Source};
 use crate::catalog::{self, Drift, DriftKind, Mirror, get, read, write};
+use crate::error::{error, raise};
 use crate::pg;
 use crate::pg::tuple::OwnedScalar;
 
@@ -35,8 +37,10 @@ pub fn describe(server: pg_sys::Oid, def: &TableDef) {
                 drift.iter().filter(|d| d.kind == kind).map(|d| d.field.as_str()).collect()
             };
             let (added, removed) = (names(DriftKind::Added), names(DriftKind::Removed));
-            let changed = names(DriftKind::Changed);
-            let news = serde_json::json!({"added": added, "removed": removed, "changed": changed});
+            let (changed, choices) = (names(DriftKind::Changed), names(DriftKind::Choices));
+            let news = serde_json::json!({
+                "added": added, "removed": removed, "changed": changed, "choices": choices,
+            });
             catalog::notify("schema_changed", &mirror, news);
         }
         let mut named_anew = Vec::new();
@@ -74,7 +78,10 @@ fn drift(before: &TableDef, after: &TableDef) -> Vec<Drift> {
             Some(old) if of_type(old) != of_type(field) => {
                 (DriftKind::Changed, format!("{} became {}", of_type(old), of_type(field)))
             }
-            Some(_) => continue,
+            Some(old) => match choices_differ(old, field) {
+                Some(detail) => (DriftKind::Choices, detail),
+                None => continue,
+            },
         };
         drift.push(Drift { field: field.name.clone(), kind, detail });
     }
@@ -83,6 +90,22 @@ fn drift(before: &TableDef, after: &TableDef) -> Vec<Drift> {
         drift.push(Drift { field: field.name.clone(), kind: DriftKind::Removed, detail });
     }
     drift
+}
+
+/// How the choices of a field differ from those before, if they do.
+fn choices_differ(before: &FieldDef, after: &FieldDef) -> Option<String> {
+    let named = |field: &FieldDef| -> BTreeSet<(String, String)> {
+        field.choices.iter().map(|c| (c.value.clone(), c.label.clone())).collect()
+    };
+    let (before, after) = (named(before), named(after));
+    let list = |which: &str, some: Vec<&(String, String)>| {
+        let some: Vec<String> = some.into_iter().map(|(value, label)| format!("{label} ({value})")).collect();
+        (!some.is_empty()).then(|| format!("{which} {}", some.join(", ")))
+    };
+    let new = list("new:", after.difference(&before).collect());
+    let gone = list("gone:", before.difference(&after).collect());
+    let parts: Vec<String> = [new, gone].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// The columns of one field: what people see and what is stored, by position.
@@ -139,8 +162,9 @@ fn show_choices(mirror: &Rc<Mirror>, pair: LabelPair, before: &FieldDef, after: 
     relabel_column(mirror, pair, &changes);
 }
 
-/// Records of a table are called so now: has every column that refers to them show it.
-pub fn relabel(server: pg_sys::Oid, table: &TableName, labels: &[(SysId, String)]) {
+/// Records of a table are called so now: has every column that refers to them show it. A cache that somebody has locked
+/// keeps no other from it; gives back whether there was none.
+pub fn relabel(server: pg_sys::Oid, table: &TableName, labels: &[(SysId, String)]) -> bool {
     catalog::announce_names();
     let mut changes = Relabelling::default();
     for (id, label) in labels {
@@ -148,15 +172,33 @@ pub fn relabel(server: pg_sys::Oid, table: &TableName, labels: &[(SysId, String)
         changes.from.push(None);
         changes.to.push(label.clone());
     }
-    for mirror in mirrors(server) {
-        let Some(def) = catalog::kept_definition(server, &mirror.table) else { continue };
-        for pair in label_pairs(&mirror) {
-            let reference = def.field(&mirror.columns[pair.label].field).and_then(|f| f.reference.as_ref());
-            if reference.is_some_and(|reference| reference.table == *table) {
-                relabel_column(&mirror, pair, &changes);
+    let mut complete = true;
+    for work in catalog::work().into_iter().filter(|work| work.server == server) {
+        let relabelled = pg::xact::subtransaction(AssertUnwindSafe(|| {
+            let Some(mirror) = catalog::mirror(work.foreign_table) else { return };
+            let Some(def) = catalog::kept_definition(server, &mirror.table) else { return };
+            for pair in label_pairs(&mirror) {
+                let reference =
+                    def.field(&mirror.columns[pair.label].field).and_then(|f| f.reference.as_ref());
+                if reference.is_some_and(|reference| reference.table == *table) {
+                    relabel_column(&mirror, pair, &changes);
+                }
+            }
+        }));
+        match relabelled {
+            Ok(()) => {}
+            Err(caught) if caught.is_conflict() => complete = false,
+            // One that is damaged is read again as a whole when it is repaired.
+            Err(caught) => {
+                let name = catalog::qualified(work.foreign_table);
+                pg::worker::log(&format!(
+                    "foreign table {name}: could not show new names: {}",
+                    caught.message
+                ));
             }
         }
     }
+    complete
 }
 
 /// Rows that hold a value (and show a label, if one is given) are to show another.
@@ -206,11 +248,14 @@ fn relabel_column(mirror: &Rc<Mirror>, pair: LabelPair, changes: &Relabelling) {
     }
 }
 
-/// A server's mirrors that can be worked on; the others are read again as a whole when they are repaired.
+/// A server's mirrors that can be worked on; those that are damaged are read again as a whole when they are repaired. If
+/// somebody has locked one it is an ERROR, and the work comes back.
 fn mirrors(server: pg_sys::Oid) -> impl Iterator<Item = Rc<Mirror>> {
     let works = catalog::work().into_iter().filter(move |work| work.server == server);
-    works.filter_map(|work| {
-        pg::xact::subtransaction(move || catalog::mirror(work.foreign_table)).ok().flatten()
+    works.filter_map(|work| match pg::xact::subtransaction(move || catalog::mirror(work.foreign_table)) {
+        Ok(mirror) => mirror,
+        Err(caught) if caught.is_conflict() => raise(error(caught.sqlstate, caught.message)),
+        Err(_) => None,
     })
 }
 

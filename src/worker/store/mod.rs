@@ -346,8 +346,13 @@ fn execute(
             Ok(Done::Noted)
         }
         (Work::Relabel(table, labels), _) => {
-            metadata::relabel(server, table, labels);
-            Ok(Done::Noted)
+            // What could be done is kept, and the whole is told again.
+            match metadata::relabel(server, table, labels) {
+                true => Ok(Done::Noted),
+                false => Err(StoreError::Failed(
+                    "somebody holds a lock on a cache with names to be changed".to_owned(),
+                )),
+            }
         }
         (Work::NoteMetadata(outcome), _) => {
             metadata::note(server, outcome);

@@ -164,12 +164,16 @@ impl<T: Transport, S: MetadataStore> Metadata<T, S> {
         let mut failure = None;
         while let Some((table, labels)) = reads.next().await {
             match labels {
-                Ok(Some(labels)) => self.tell_news(&table, labels).await?,
+                Ok(Some(labels)) => {
+                    if let Err(stop) = self.tell_news(&table, labels).await {
+                        failure.get_or_insert(stop);
+                    }
+                }
                 Ok(None) => drop(self.opaque.insert(table)),
-                Err(e) => drop(failure.get_or_insert(e)),
+                Err(e) => drop(failure.get_or_insert(e.into())),
             }
         }
-        failure.map_or(Ok(()), |e| Err(e.into()))
+        failure.map_or(Ok(()), Err)
     }
 
     /// Tells the store of those labels that are not known to be told.
