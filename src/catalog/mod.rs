@@ -54,7 +54,7 @@ pub use progress::{
 pub use request_stat::{Manners, add_request_stats, past_calls, show_manners, show_page_size};
 pub use rows::{
     Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent,
-    gone_since, leave_to_recheck, note_not_undone, outlook, rechecked, remember_absent, to_recheck,
+    gone_since, leave_to_recheck, note_not_undone, outlook, rechecked, remember_absent, settled, to_recheck,
 };
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};

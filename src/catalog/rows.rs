@@ -112,6 +112,15 @@ pub fn to_recheck(relation: pg_sys::Oid) -> Vec<Recheck> {
     )
 }
 
+/// The cache has what the instance has told of these records. What was asked for without that stays, also by a session
+/// just now.
+pub fn settled(relation: pg_sys::Oid, ids: Vec<&str>) {
+    write(
+        "DELETE FROM servicenow.recheck WHERE foreign_table = $1 AND sys_id = ANY ($2) AND (gone OR mod_count IS NOT NULL)",
+        &[relation.into(), ids.into()],
+    );
+}
+
 /// Records have been looked up, at a moment; what was asked for after that stays.
 pub fn rechecked(relation: pg_sys::Oid, ids: Vec<&str>, at: SystemTime) {
     write(

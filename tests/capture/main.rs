@@ -67,6 +67,13 @@ fn lists(world: &World, table: &str, from: usize) -> Vec<LoggedRequest> {
     world.sim.requests().into_iter().skip(from).filter(is_list).collect()
 }
 
+/// What was looked up of incidents since the `from`th request; a poll may come at any time.
+fn looked_up(world: &World, from: usize) -> Vec<String> {
+    let queries = lists(world, "incident", from).into_iter();
+    let queries = queries.filter_map(|list| list.parameter("sysparm_query").map(str::to_owned));
+    queries.filter(|query| query.contains("sys_idIN")).collect()
+}
+
 /// The subscription's rules in the instance: sys_id and table.
 fn rules(world: &World, name: &str) -> Vec<(String, String)> {
     let mut rules: Vec<(String, String)> = world

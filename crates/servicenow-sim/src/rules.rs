@@ -143,7 +143,11 @@ pub(crate) fn refused(writer: &Writer<'_>, class: TableId, name: &str, sys_id: &
     }
 }
 
-fn matches(writer: &Writer<'_>, row: RowId, condition: &str) -> bool {
+/// Whether a stored row matches an encoded query; an empty one matches every row.
+pub(crate) fn matches(writer: &Writer<'_>, row: RowId, condition: &str) -> bool {
+    if condition.is_empty() {
+        return true;
+    }
     let class = writer.db.row(row).table;
     let session = writer.actor.session(writer.now);
     Compiled::new(writer.db, class, class, &Query::parse(condition), UnknownField::Ignore, &session)

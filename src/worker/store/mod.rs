@@ -1,7 +1,7 @@
 //! The store behind the mirrors: requests from Tokio threads, carried out by the main thread.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::capture::event::{self, Event};
@@ -401,8 +401,7 @@ fn to_recheck(mirror: &Mirror) -> ToRecheck {
     };
     let settled: Vec<Recheck> = wanted.extract_if(.., |record| is_settled(record)).collect();
     if !settled.is_empty() {
-        let ids = settled.iter().map(|record| record.id.as_str()).collect();
-        catalog::rechecked(mirror.foreign_table, ids, SystemTime::now());
+        catalog::settled(mirror.foreign_table, settled.iter().map(|record| record.id.as_str()).collect());
     }
     let free = apply::lock_free(mirror, there.keys().map(String::as_str));
     // One that is not in the cache is looked up too, unless it is being added at this very moment.

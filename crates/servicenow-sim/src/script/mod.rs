@@ -12,10 +12,8 @@ mod host;
 use std::sync::Arc;
 
 use crate::acl::Operation;
-use crate::query::compile::UnknownField;
-use crate::query::{Compiled, Query};
 use crate::record::{Draft, Refusal, Writer};
-use crate::rules::{Phase, refused};
+use crate::rules::{Phase, matches, refused};
 use crate::store::{Db, RowId};
 
 /// How deep rules may call for each other by what they write.
@@ -153,14 +151,4 @@ pub(crate) fn run_later(writer: &mut Writer<'_>, later: &effect::Later) {
     if let Err(message) = engine::run(writer, rule, about) {
         writer.effects.complain(rule, &message);
     }
-}
-
-fn matches(writer: &Writer<'_>, row: RowId, condition: &str) -> bool {
-    if condition.is_empty() {
-        return true;
-    }
-    let class = writer.db.row(row).table;
-    let session = writer.actor.session(writer.now);
-    Compiled::new(writer.db, class, class, &Query::parse(condition), UnknownField::Ignore, &session)
-        .matches(writer.db, row)
 }

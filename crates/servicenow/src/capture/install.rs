@@ -90,13 +90,6 @@ pub struct Inspection {
     pub surplus: Vec<SysId>,
 }
 
-impl Inspection {
-    /// Whether everything is as it should be, as far as can be seen.
-    pub fn is_fine(&self) -> bool {
-        self.missing.is_empty() && self.altered.is_empty()
-    }
-}
-
 impl<T: Transport> Client<T> {
     /// The queue of a subscription, if there is one and the caller may read it.
     pub async fn find_queue(&self, id: &SubscriptionId) -> Result<Option<TableName>> {
