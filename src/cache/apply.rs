@@ -18,7 +18,7 @@ use crate::catalog::{self, Mirror, get};
 use crate::error::{error, raise};
 use crate::pg;
 use crate::pg::system::SystemColumns;
-use crate::pg::table::{MisfitAt, TableWriter, Triggers};
+use crate::pg::table::{Added, MisfitAt, TableWriter, Triggers};
 use crate::pg::tuple::{OwnedScalar, Scalar};
 
 /// Rows of a scan held in memory.
@@ -109,30 +109,55 @@ impl CacheWriter {
 
     /// Writes the answer to a write, waiting for whoever is changing the row.
     pub fn put(&mut self, rows: &Rows, row: usize) -> Put {
-        let found = self.table.find(rows.id(row));
-        let mut is_clear = true;
-        let system = if found {
-            is_clear = rows.version(row).order(self.found_version()) != Order::Unclear;
-            self.update(rows, row).system
-        } else {
-            self.insert(rows, row)
-        };
-        Put { added: !found, is_clear, system }
+        // The worker may add the record at this very moment: then it is there the next time.
+        loop {
+            if self.table.find(rows.id(row)) {
+                let is_clear = rows.version(row).order(self.found_version()) != Order::Unclear;
+                return Put { added: false, is_clear, system: self.update(rows, row).system };
+            }
+            let mirror = &self.mirror;
+            let added = self.table.insert_if_absent(|column| scalar(mirror, rows, row, column));
+            let added = added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
+            let system = match added {
+                Added::IsThere => {
+                    pgrx::check_for_interrupts!();
+                    continue;
+                }
+                Added::PassedOver => None,
+                Added::Row(system) => {
+                    self.log_insert(rows, row);
+                    Some(system)
+                }
+            };
+            return Put { added: true, is_clear: true, system };
+        }
     }
 
     /// Writes a row as a statement wants it, before the instance has been asked: the values of the mirror's columns, in
     /// their order. Its version stays what it was.
     pub fn put_foretold(&mut self, id: &str, values: &[OwnedScalar]) -> Put {
         let width = values.len();
-        if !self.table.find(id) {
-            if let Some(log) = &mut self.log {
-                let columns =
-                    values.iter().cloned().enumerate().map(|(i, value)| (i, OwnedScalar::Null, value));
-                log.add(&self.mirror, Op::Insert, id, columns, |i| values[i].clone());
-            }
+        while !self.table.find(id) {
             let value = |column| values.get(column).map_or(Scalar::Null, OwnedScalar::borrow);
-            let system =
-                self.table.insert(value).unwrap_or_else(|at| raise(misfit(&self.mirror, id, at.column)));
+            let added = self.table.insert_if_absent(value);
+            let system = match added.unwrap_or_else(|at| raise(misfit(&self.mirror, id, at.column))) {
+                Added::IsThere => {
+                    pgrx::check_for_interrupts!();
+                    continue;
+                }
+                Added::PassedOver => None,
+                Added::Row(system) => {
+                    if let Some(log) = &mut self.log {
+                        let columns = values
+                            .iter()
+                            .cloned()
+                            .enumerate()
+                            .map(|(i, value)| (i, OwnedScalar::Null, value));
+                        log.add(&self.mirror, Op::Insert, id, columns, |i| values[i].clone());
+                    }
+                    Some(system)
+                }
+            };
             return Put { added: true, is_clear: true, system };
         }
         let hidden: Vec<OwnedScalar> =

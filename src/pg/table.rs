@@ -46,6 +46,17 @@ pub enum Triggers {
     Query,
 }
 
+/// What became of a row that was to be added.
+#[derive(Clone, Copy, Debug)]
+pub enum Added {
+    /// It is in the table.
+    Row(SystemColumns),
+    /// A trigger of the table's had it passed over.
+    PassedOver,
+    /// Somebody else has added its key.
+    IsThere,
+}
+
 /// Where in a batch a value does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MisfitAt {
@@ -53,6 +64,16 @@ pub struct MisfitAt {
     pub row: usize,
     /// The column's position in the writer.
     pub column: usize,
+}
+
+unsafe extern "C-unwind" {
+    /// nodeModifyTable.c: computes a row's generated columns.
+    fn ExecComputeStoredGenerated(
+        target: *mut pg_sys::ResultRelInfo,
+        estate: *mut pg_sys::EState,
+        slot: *mut pg_sys::TupleTableSlot,
+        command: pg_sys::CmdType::Type,
+    );
 }
 
 impl TableWriter {
@@ -141,7 +162,7 @@ impl TableWriter {
                     multi_insert(relation, slots, count as i32, command, 0, std::ptr::null_mut());
                 });
                 for slot in &self.slots[..count] {
-                    insert_index_entries(self.target, *slot, self.estate);
+                    insert_index_entries(self.target, *slot, self.estate, None);
                     pg_sys::ExecClearTuple(*slot);
                 }
                 reset_per_tuple(self.estate);
@@ -182,6 +203,66 @@ impl TableWriter {
         let system = self.system_of_written();
         self.done_with_row();
         Ok(system)
+    }
+
+    /// Adds one row unless its key is there, or somebody is adding it at this moment; that one can be found then.
+    pub fn insert_if_absent<'v>(&mut self, value: impl Fn(usize) -> Scalar<'v>) -> Result<Added, MisfitAt> {
+        self.fill(0, false, value).map_err(|column| MisfitAt { row: 0, column })?;
+        let slot = self.slots[0];
+        // SAFETY: slot 0 holds a virtual tuple of the relation's descriptor. The order is that of
+        // ExecSimpleRelationInsert, with the insertion itself as ExecInsert does it for ON CONFLICT.
+        let is_added = unsafe {
+            let (target, estate, relation) = (self.target, self.estate, self.relation);
+            let triggers = (*relation).trigdesc;
+            let is_wanted = triggers.is_null()
+                || !(*triggers).trig_insert_before_row
+                || pg_sys::ExecBRInsertTriggers(estate, target, slot);
+            if !is_wanted {
+                self.done_with_row();
+                return Ok(Added::PassedOver);
+            }
+            let constraints = (*(*relation).rd_att).constr;
+            if !constraints.is_null() {
+                if (*constraints).has_generated_stored {
+                    ExecComputeStoredGenerated(target, estate, slot, pg_sys::CmdType::CMD_INSERT);
+                }
+                pg_sys::ExecConstraints(target, slot, estate);
+            }
+            if (*(*relation).rd_rel).relispartition {
+                pg_sys::ExecPartitionCheck(target, slot, estate, true);
+            }
+            self.insert_speculatively(slot)
+        };
+        let system = is_added.then(|| self.system_of_written()).flatten();
+        self.done_with_row();
+        Ok(system.map_or(Added::IsThere, Added::Row))
+    }
+
+    /// Stores a row whose key nobody has; `false` if somebody has.
+    ///
+    /// # Safety
+    /// The slot holds a row of the relation that may be stored.
+    unsafe fn insert_speculatively(&mut self, slot: *mut pg_sys::TupleTableSlot) -> bool {
+        // SAFETY: by contract. Until the row is confirmed others who add the same key wait for the token's lock, which
+        // an ERROR would release with the transaction; an unconfirmed row is then nobody's.
+        unsafe {
+            let (target, estate, relation) = (self.target, self.estate, self.relation);
+            let xid = pg_sys::GetCurrentTransactionId();
+            let token = pg_sys::SpeculativeInsertionLockAcquire(xid);
+            let command = pg_sys::GetCurrentCommandId(true);
+            pg_sys::table_tuple_insert_speculative(relation, slot, command, 0, std::ptr::null_mut(), token);
+            let mut is_there = false;
+            let arbiters = pg_sys::lappend_oid(std::ptr::null_mut(), self.key_index);
+            let recheck = insert_index_entries(target, slot, estate, Some((&mut is_there, arbiters)));
+            pg_sys::table_tuple_complete_speculative(relation, slot, token, !is_there);
+            pg_sys::SpeculativeInsertionLockRelease(xid);
+            if !is_there {
+                pg_sys::ExecARInsertTriggers(estate, target, slot, recheck, std::ptr::null_mut());
+            }
+            pg_sys::list_free(recheck);
+            pg_sys::list_free(arbiters);
+            !is_there
+        }
     }
 
     /// The system columns of the row that was just written from slot 0, if it was.
@@ -507,20 +588,30 @@ unsafe fn init_epq(epq: *mut pg_sys::EPQState, estate: *mut pg_sys::EState) {
     }
 }
 
+/// Makes a row's index entries. With `unless_there` a key that somebody has in one of those indexes is no ERROR but
+/// sets the flag. Gives back the deferrable constraints to be checked once more.
+///
 /// # Safety
-/// The slot's tuple has just been put into the target's table.
+/// All are valid and belong together; the slot holds a row that has been stored.
 unsafe fn insert_index_entries(
     target: *mut pg_sys::ResultRelInfo,
     slot: *mut pg_sys::TupleTableSlot,
     estate: *mut pg_sys::EState,
-) {
-    let (conflict, arbiters) = (std::ptr::null_mut(), std::ptr::null_mut());
+    unless_there: Option<(&mut bool, *mut pg_sys::List)>,
+) -> *mut pg_sys::List {
+    let no_error = unless_there.is_some();
+    let (conflict, arbiters) = match unless_there {
+        Some((flag, arbiters)) => (std::ptr::from_mut(flag), arbiters),
+        None => (std::ptr::null_mut(), std::ptr::null_mut()),
+    };
     // SAFETY: by contract.
     unsafe {
         #[cfg(feature = "pg15")]
-        pg_sys::ExecInsertIndexTuples(target, slot, estate, false, false, conflict, arbiters);
+        return pg_sys::ExecInsertIndexTuples(target, slot, estate, false, no_error, conflict, arbiters);
         #[cfg(not(feature = "pg15"))]
-        pg_sys::ExecInsertIndexTuples(target, slot, estate, false, false, conflict, arbiters, false);
+        return pg_sys::ExecInsertIndexTuples(
+            target, slot, estate, false, no_error, conflict, arbiters, false,
+        );
     }
 }
 

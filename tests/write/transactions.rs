@@ -278,6 +278,37 @@ async fn many_sessions_and_the_worker_add_rows_side_by_side() {
     world.until_like_the_instance("incident", COLUMNS).await;
 }
 
+/// A poll brings the record between the look into the cache and the row's insertion.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_the_worker_adds_first_is_no_duplicate() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF current_setting('application_name') = 'slow' THEN PERFORM pg_advisory_xact_lock(7); END IF;
+                 RETURN NEW;
+             END $$;
+             CREATE TRIGGER hold BEFORE INSERT ON servicenow_cache.incident
+                 FOR EACH ROW EXECUTE FUNCTION hold();
+             SELECT pg_advisory_lock(7)",
+        )
+        .await;
+    let slow = world.session().await;
+    let insert = tokio::spawn(async move {
+        slow.run("SET application_name = 'slow'").await;
+        let insert =
+            "INSERT INTO incident (short_description) VALUES ('raced') RETURNING xmin::text || number";
+        slow.value::<String>(insert).await
+    });
+    world.until("SELECT count(*) = 1 FROM incident WHERE short_description = 'raced'").await;
+    world.db.run("SELECT pg_advisory_unlock(7)").await;
+    let row = insert.await.expect("it is no duplicate");
+    let stored = "SELECT xmin::text || number FROM incident WHERE short_description = 'raced'";
+    assert_eq!(world.db.value::<String>(stored).await, row);
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
 /// What a session has learned of the dictionary is its own until it ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_transaction_keeps_nobody_from_imports_and_writes() {
