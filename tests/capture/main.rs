@@ -5,8 +5,6 @@ mod install;
 mod queue;
 mod webhook;
 
-use std::time::Duration;
-
 use servicenow_sim::{Dataset, LoggedRequest};
 use world::cluster::Cluster;
 use world::{INTEGRATION, World};
@@ -51,8 +49,11 @@ async fn until_captured(world: &World) {
              JOIN servicenow.stat_capture c USING (server)",
         )
         .await;
-    // That may have been one of the polls before; the one that follows is not far.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // That may have been one of the polls before, and the one that follows a new pace may be under way: neither is any
+    // more after these, and the next one is far.
+    for _ in 0..3 {
+        world.db.run("SELECT servicenow.sync(foreign_table) FROM servicenow.sync_status").await;
+    }
 }
 
 /// Waits until capture is said to be in a state.
