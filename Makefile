@@ -4,11 +4,13 @@
 #   make test                       everything CI runs
 #   make test-all                   the same, and the end-to-end tests on newer majors built from Debian's sources
 #   make install [PG_CONFIG=…]      a release build into that Postgres
+#   make package [PG_CONFIG=…]      a Debian package of a release build, and an archive for PGXN, in target/package
 #   make bench [SECTIONS=…]         the README's figures, as ratios measured in one run
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 PGRX_VERSION := 0.18.1
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev pkg-config postgresql-15 \
             postgresql-server-dev-15 sudo
 # What the loaders take that the figures are compared with, in an environment of their own.
@@ -34,7 +36,9 @@ export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
 export PGRX_HOME = $(CARGO_TARGET_DIR)/pgrx
 export PG_CONFIG CARGO_TARGET_DIR
 
-.PHONY: demo test test-all install bench lint majors test-in-server install-debug packages pgrx
+PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
+
+.PHONY: demo test test-all install package bench lint majors test-in-server install-debug packages pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
@@ -42,6 +46,23 @@ demo: install
 install: packages pgrx
 	cargo build --release --lib $(FEATURES)
 	$(SUDO) $(CARGO_PGRX) install --release --pg-config $(PG_CONFIG) $(FEATURES)
+
+# The paths of this checkout are not in what is built, and dates are the last commit's: whoever builds the same commit with
+# the same toolchain gets the same packages. (RUSTFLAGS take the place of the one that cargo pgrx sets itself.)
+package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+package: export RUSTFLAGS = -Clink-arg=-Wl,--no-gc-sections --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)=~
+package: packages pgrx
+	@$(MAKE) --no-print-directory packages PACKAGES="binutils dpkg-dev git"
+	rm -rf $(PACKAGE_DIR)
+	$(CARGO_PGRX) package --pg-config $(PG_CONFIG) --out-dir $(PACKAGE_DIR)/files $(FEATURES)
+	packaging/deb $(PACKAGE_DIR)/files $(PACKAGE_DIR)
+	rm -rf $(PACKAGE_DIR)/files
+	@if git rev-parse --git-dir >/dev/null 2>&1; then \
+	    git archive --format=zip --prefix=servicenow_fdw-$(VERSION)/ -o $(PACKAGE_DIR)/servicenow_fdw-$(VERSION).zip HEAD; \
+	else \
+	    echo "NOT PACKAGED: the archive for PGXN is made from a git checkout"; \
+	fi
+	@ls -l $(PACKAGE_DIR)
 
 # The tests inside a server install a library of their own, so they come before the others.
 test: packages pgrx lint majors test-in-server install-debug
