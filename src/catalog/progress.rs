@@ -68,12 +68,13 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
                 t.phase = 'synced' AND t.last_poll_at >= $2
                 AND (v.last_deletes_at >= $2 OR v.last_error_at >= $2) AND r.waiting = 0,
                 coalesce(t.last_error, v.last_error, v.metadata_error), t.xmin::text, t.filled,
-                date_trunc('second', clock_timestamp() - t.last_poll_at)::text, r.waiting
+                date_trunc(CASE WHEN a.age < '10 s' THEN 'milliseconds' ELSE 'second' END, a.age)::text, r.waiting
          FROM servicenow.sync_table t
               JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
               LEFT JOIN servicenow.sync_server v ON v.server = f.ftserver,
               LATERAL (SELECT count(*) AS waiting FROM servicenow.recheck r
-                       WHERE r.foreign_table = t.foreign_table) r
+                       WHERE r.foreign_table = t.foreign_table) r,
+              LATERAL (SELECT clock_timestamp() - t.last_poll_at AS age) a
          WHERE t.foreign_table = $1",
         &[relation.into(), since.into()],
         |mut rows| {

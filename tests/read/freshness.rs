@@ -141,16 +141,16 @@ async fn a_stale_table_is_polled_before_it_is_read() {
         world.sim.edit().update("incident", &id, &[("short_description", &text)]).expect("it is there");
         world.db.run("RESET servicenow_fdw.max_staleness").await;
         assert_ne!(world.db.value::<String>(way).await, text, "without the setting it is as old as it is");
-        world.db.run("SET servicenow_fdw.max_staleness = '50ms'").await;
-        tokio::time::sleep(Duration::from_millis(80)).await;
+        world.db.run("SET servicenow_fdw.max_staleness = '500ms'").await;
+        tokio::time::sleep(Duration::from_millis(550)).await;
         assert_eq!(world.db.value::<String>(way).await, text, "{way}");
     }
     // A client may give its portal a name.
     let mut session = world.session().await;
     session.run("PREPARE kept AS SELECT short_description FROM incident WHERE number = 'INC0012345'").await;
-    session.run("SET servicenow_fdw.max_staleness = '50ms'").await;
+    session.run("SET servicenow_fdw.max_staleness = '500ms'").await;
     world.sim.edit().update("incident", &id, &[("short_description", "by portal")]).expect("it is there");
-    tokio::time::sleep(Duration::from_millis(80)).await;
+    tokio::time::sleep(Duration::from_millis(550)).await;
     let client = session.client_mut();
     let execute = client.prepare("EXECUTE kept").await.expect("a statement");
     let transaction = client.transaction().await.expect("a transaction");
@@ -235,14 +235,14 @@ async fn cursors_and_functions_are_checked_too() {
         .run(
             "CREATE FUNCTION volatile() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM incident); END';
              CREATE FUNCTION stable() RETURNS bigint LANGUAGE plpgsql STABLE AS 'BEGIN RETURN (SELECT count(*) FROM incident); END';
-             SET servicenow_fdw.max_staleness = '50ms'",
+             SET servicenow_fdw.max_staleness = '500ms'",
         )
         .await;
     world.sim.edit().insert("incident", &[("short_description", "new")]).expect("a record");
-    tokio::time::sleep(Duration::from_millis(80)).await;
+    tokio::time::sleep(Duration::from_millis(550)).await;
     assert_eq!(world.db.value::<i64>("SELECT volatile()").await, 51);
     world.sim.edit().insert("incident", &[("short_description", "new")]).expect("a record");
-    tokio::time::sleep(Duration::from_millis(80)).await;
+    tokio::time::sleep(Duration::from_millis(550)).await;
     let error = world.db.error("SELECT stable()").await;
     assert_eq!(error.code().code(), "55000");
     world.db.run("BEGIN; DECLARE c CURSOR FOR SELECT count(*) FROM incident").await;
