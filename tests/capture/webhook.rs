@@ -1,13 +1,14 @@
 //! Changes arrive by requests to a listener.
 
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use servicenow_sim::Simulator;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use world::World;
 use world::cluster::Cluster;
+use world::random::Random;
 
 use crate::{
     COLUMNS, capture_incidents, lists, looked_up, name, rules, until_captured, until_state, world_on,
@@ -27,11 +28,15 @@ fn listening() -> (&'static Cluster, String) {
 
 /// Sends bytes to the listener; gives back the status of its answer, 0 without one.
 async fn send(address: &str, bytes: &[u8]) -> u16 {
+    send_and_wait(address, bytes, Duration::from_secs(20)).await
+}
+
+async fn send_and_wait(address: &str, bytes: &[u8], patience: Duration) -> u16 {
     let mut stream = TcpStream::connect(address).await.expect("somebody listens");
     // The listener may have seen enough before it has seen all.
     let _cut_off = stream.write_all(bytes).await;
     let mut answer = Vec::new();
-    let _closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
+    let _closed = tokio::time::timeout(patience, stream.read_to_end(&mut answer)).await;
     let status = String::from_utf8_lossy(&answer);
     status.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
@@ -194,6 +199,78 @@ async fn what_is_not_from_a_rule_is_refused_and_counted() {
         assert!(closed.is_ok(), "it does not wait for ever");
     }
     assert!(began.elapsed() < Duration::from_secs(20));
+}
+
+/// A request, bent in some places: cut off, bytes changed, doubled, or something put in between.
+fn bend(mut bytes: Vec<u8>, random: &mut Random) -> Vec<u8> {
+    const WORDS: &[&[u8]] = &[
+        b"\r\n",
+        b"\r\n\r\n",
+        b"\0",
+        b"Transfer-Encoding: chunked\r\n",
+        b"ffffffffffffffff\r\n",
+        b"Content-Length: 18446744073709551616\r\n",
+        b"Content-Length: -1\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Upgrade: h2c\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"http://x/",
+        b"%00",
+        b"/../",
+        "\u{202e}é".as_bytes(),
+    ];
+    for _ in 0..1 + random.below(4) {
+        let at = random.below(bytes.len() + 1);
+        match random.below(5) {
+            0 => bytes.truncate(at),
+            1 => bytes.get_mut(at).into_iter().for_each(|place| *place = random.any() as u8),
+            2 => bytes.extend_from_within(at..),
+            3 => drop(bytes.splice(at..at, random.pick(WORDS).iter().copied())),
+            _ => {
+                let some: Vec<u8> = (0..1 + random.below(40)).map(|_| random.any() as u8).collect();
+                drop(bytes.splice(at..at, some));
+            }
+        }
+    }
+    bytes
+}
+
+/// `WEBHOOK_SEED` repeats what was printed.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_however_bent_makes_the_listener_stop_or_believe() {
+    let (cluster, address) = listening();
+    let world = capture_incidents(world_on(cluster, "webhook").await).await;
+    let id = world.find("incident", "number=INC0012345");
+    let real = overhear(&world, |sim| {
+        sim.edit().update("incident", &id, &[("short_description", "overheard")]).expect("it is there");
+    })
+    .await;
+    // Signed by nobody: whatever becomes of it, it must not be accepted.
+    let unsigned = real.with(&real.time, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", &real.body);
+    let worker = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'servicenow_fdw worker'";
+    let before = world.db.value::<i32>(worker).await;
+    let given = std::env::var("WEBHOOK_SEED").ok().map(|seed| seed.parse().expect("a number"));
+    let seed =
+        given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs());
+    eprintln!("WEBHOOK_SEED={seed}");
+    let mut random = Random(seed);
+    let mut requests = tokio::task::JoinSet::new();
+    for _ in 0..400 {
+        if requests.len() >= 32 {
+            let status = requests.join_next().await.expect("one is under way").expect("it is sent");
+            assert_ne!(status, 202);
+        }
+        let (bytes, address) = (bend(unsigned.clone(), &mut random), address.clone());
+        // Some announce more than they send: those are given up.
+        let patience = Duration::from_millis(500);
+        requests.spawn(async move { send_and_wait(&address, &bytes, patience).await });
+    }
+    assert!(requests.join_all().await.iter().all(|status| *status != 202));
+    assert_eq!(world.db.value::<i64>("SELECT events FROM servicenow.stat_capture").await, 0);
+    world.until("SELECT refused > 0 FROM servicenow.stat_capture").await;
+    assert_eq!(send(&address, &real.request()).await, 202);
+    world.until("SELECT events = 1 FROM servicenow.stat_capture").await;
+    assert_eq!(world.db.value::<i32>(worker).await, before, "it is the same worker");
 }
 
 /// With a certificate the listener speaks TLS and nothing else; without one it stays at home.
