@@ -27,15 +27,16 @@ impl Columns for Caches {
     }
 }
 
-/// A query with the foreign table's columns at their numbers, dropped ones filled in.
+/// A query with the foreign table's columns at their numbers, generated ones computed, dropped ones filled in.
 fn template(mirror: &Mirror) -> Option<Template> {
     let attributes = crate::pg::catalog::attributes(mirror.foreign_table);
     let outputs: Vec<Output> = attributes
         .iter()
         .map(|attribute| match mirror.column(attribute.number) {
             Some(column) => Output::Column(column.name.clone()),
+            None if attribute.generated => Output::Generated(attribute.number),
             None => Output::Dropped(attribute.storage.0, attribute.storage.1),
         })
         .collect();
-    Template::new(mirror.cache, mirror.owner, &outputs)
+    Template::new(mirror.foreign_table, mirror.cache, mirror.owner, &outputs)
 }

@@ -179,7 +179,6 @@ fn require_utf8() {
 fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
     let mut columns = Vec::new();
     for attribute in pg::catalog::attributes(relation).iter().filter(|attribute| !attribute.dropped) {
-        let options = ColumnOptions::parse(&pg::catalog::column_options(relation, attribute.number));
         if VERSION.iter().any(|part| part.hidden_column == attribute.name) {
             raise(error(
                 Sql::ERRCODE_RESERVED_NAME,
@@ -187,13 +186,8 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
             ));
         }
         if attribute.generated {
-            raise(
-                error(
-                    Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
-                    format!("column \"{}\" of foreign table \"{name}\" cannot be generated", attribute.name),
-                )
-                .set_hint("Compute the value in a view over the foreign table."),
-            );
+            refuse_generated(relation, attribute, name);
+            continue; // whoever reads it computes it
         }
         if !pg::catalog::is_plain_type(attribute.type_oid) {
             // The cache is filled by a superuser, who must not run what a user wrote into a domain's check.
@@ -209,6 +203,7 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
                 .set_hint("Use a base type or an enum, such as text."),
             );
         }
+        let options = ColumnOptions::parse(&pg::catalog::column_options(relation, attribute.number));
         columns.push(FollowedColumn {
             number: attribute.number,
             type_: type_of(attribute),
@@ -239,6 +234,21 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
                 again.name
             ),
         )),
+    }
+}
+
+/// Refuses what a generated column cannot be.
+fn refuse_generated(relation: pg_sys::Oid, attribute: &Attribute, name: &str) {
+    let refuse = |what: &str, hint: &str| {
+        let column = &attribute.name;
+        let message = format!("generated column \"{column}\" of foreign table \"{name}\" cannot {what}");
+        raise(error(Sql::ERRCODE_FEATURE_NOT_SUPPORTED, message).set_hint(hint))
+    };
+    if !pg::catalog::column_options(relation, attribute.number).is_empty() {
+        refuse("have options", "It is computed from other columns whenever it is read, and not in the cache.")
+    }
+    if pg::generated::reads_tableoid(relation, attribute.number) {
+        refuse("read tableoid", "Write the table's name into the expression instead.")
     }
 }
 

@@ -78,7 +78,7 @@ pub struct Mirror {
     pub query: Query,
     /// The time between two polls, if it is not the server's.
     pub poll_interval: Option<Duration>,
-    /// Its columns, dropped ones left out.
+    /// Its columns; dropped and generated ones left out, which the cache does not have.
     pub columns: Vec<MirrorColumn>,
     /// The columns as the client decodes them, in the same order.
     pub layout: Arc<Layout>,
@@ -299,7 +299,7 @@ fn load(relation: pg_sys::Oid) -> Option<Mirror> {
     let in_cache = pg::catalog::attributes(cache);
     let width = attributes.len() as i16;
     let mut columns = Vec::new();
-    for attribute in attributes.iter().filter(|attribute| !attribute.dropped) {
+    for attribute in attributes.iter().filter(|a| !a.dropped && !a.generated) {
         let twin = in_cache.iter().find(|cached| cached.name == attribute.name);
         let same = |cached: &&pg::catalog::Attribute| {
             (cached.type_oid, cached.typmod, cached.collation)

@@ -22,7 +22,15 @@ impl Wrapper for ServiceNow {
     fn source(relation: pg_sys::Oid) -> Source {
         let mirror = catalog::mirror_or_error(relation);
         let columns = mirror.columns.iter().map(|column| (column.number, column.name.clone()));
-        Source { cache: mirror.cache, owner: mirror.owner, columns: columns.collect() }
+        let attributes = pg::catalog::attributes(relation).into_iter();
+        let generated = attributes.filter(|attribute| attribute.generated).map(|attribute| attribute.number);
+        Source {
+            foreign_table: relation,
+            cache: mirror.cache,
+            owner: mirror.owner,
+            columns: columns.collect(),
+            generated: generated.collect(),
+        }
     }
 
     fn age(relation: pg_sys::Oid) -> Option<String> {

@@ -9,6 +9,7 @@ use std::ffi::CString;
 
 use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
 
+use super::generated;
 use super::rights::Wanted;
 
 /// The query that stands for a foreign table, analyzed once and copied for each use.
@@ -26,23 +27,38 @@ pub struct Template {
 pub enum Output {
     /// A column of the cache table, by name.
     Column(String),
+    /// A generated column of the foreign table, by attribute number.
+    Generated(i16),
     /// A filler for a dropped column of the foreign table, stored like this (`attlen`, `attalign`).
     Dropped(i16, i8),
 }
 
 impl Template {
-    /// Analyzes `SELECT outputs FROM cache`. `None` if a dropped column's storage has no stand-in type; the
+    /// Analyzes `SELECT outputs FROM cache`, for the columns of a foreign table in order. `None` if a dropped column's storage has no stand-in type; the
     /// foreign scan copes with that.
-    pub fn new(cache: pg_sys::Oid, owner: pg_sys::Oid, outputs: &[Output]) -> Option<Self> {
+    pub fn new(
+        foreign_table: pg_sys::Oid,
+        cache: pg_sys::Oid,
+        owner: pg_sys::Oid,
+        outputs: &[Output],
+    ) -> Option<Self> {
         let name = super::catalog::locked_name(cache)?;
         let mut columns = Vec::with_capacity(outputs.len());
         for output in outputs {
             columns.push(match output {
                 Output::Column(name) => pgrx::spi::quote_identifier(name),
+                Output::Generated(_) => generated::PLACEHOLDER.to_owned(),
                 Output::Dropped(len, align) => format!("NULL::{}", stand_in(*len, *align)?),
             });
         }
         let sql = format!("SELECT {} FROM {name}", columns.join(", "));
+        let generated: Vec<(usize, i16)> = (0..)
+            .zip(outputs)
+            .filter_map(|(place, output)| match output {
+                Output::Generated(number) => Some((place, *number)),
+                _ => None,
+            })
+            .collect();
         // SAFETY: the query is built in the current context and copied into one that the template owns and
         // that no other context's end takes with it.
         let (context, query) = unsafe {
@@ -50,11 +66,28 @@ impl Template {
                 .switch_to(|_| PgMemoryContexts::new("servicenow_fdw expansion"));
             let query = analyze(&sql);
             set_owner(query, owner);
+            generated::compute_in(query, foreign_table, &generated, &column_numbers(query));
             let query = context.switch_to(|_| pg_sys::copyObjectImpl(query.cast())).cast();
             (context, query)
         };
         let has_fillers = outputs.iter().any(|output| matches!(output, Output::Dropped(..)));
         Some(Self { query, cache, has_fillers, _context: context })
+    }
+}
+
+/// The attribute numbers of the cache's columns that a query puts out; 0 for anything else.
+///
+/// # Safety
+/// `query` is a valid query.
+unsafe fn column_numbers(query: *mut pg_sys::Query) -> Vec<i16> {
+    // SAFETY: by contract.
+    unsafe {
+        let outputs = PgList::<pg_sys::TargetEntry>::from_pg((*query).targetList);
+        let number = |output: *mut pg_sys::TargetEntry| match (*(*output).expr).type_ {
+            pg_sys::NodeTag::T_Var => (*(*output).expr.cast::<pg_sys::Var>()).varattno,
+            _ => 0,
+        };
+        outputs.iter_ptr().map(number).collect()
     }
 }
 

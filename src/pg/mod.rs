@@ -12,6 +12,7 @@
 
 pub mod catalog;
 pub mod expand;
+pub mod generated;
 pub mod io;
 mod rights;
 pub mod routine;

@@ -7,6 +7,7 @@ use pgrx::{PgMemoryContexts, PgRelation, pg_sys};
 
 use super::catalog;
 use super::expand::{analyze, set_owner};
+use super::generated;
 use super::scan::Source;
 
 /// Rows to read for each that is wanted: blocks are chosen, and not all hold as many rows.
@@ -31,17 +32,23 @@ pub unsafe fn take(
     rows: *mut pg_sys::HeapTuple,
     wanted: usize,
 ) -> (usize, f64) {
-    let names: Vec<String> = source.columns.iter().map(|(_, n)| pgrx::spi::quote_identifier(n)).collect();
+    let placeholders = source.generated.iter().map(|_| generated::PLACEHOLDER.to_owned());
+    let names = source.columns.iter().map(|(_, n)| pgrx::spi::quote_identifier(n)).chain(placeholders);
+    let names: Vec<String> = names.collect();
     let table = catalog::locked_name(source.cache).unwrap_or_default();
     let percent = percent(source.cache, wanted);
     let clause = if percent < 100.0 { format!(" TABLESAMPLE SYSTEM ({percent})") } else { String::new() };
     let sql = format!("SELECT {} FROM {table}{clause}", names.join(", "));
-    let places: Vec<usize> = source.columns.iter().map(|(number, _)| *number as usize - 1).collect();
+    let numbers = source.columns.iter().map(|(number, _)| *number).chain(source.generated.iter().copied());
+    let places: Vec<usize> = numbers.map(|number| number as usize - 1).collect();
+    let computed: Vec<(usize, i16)> =
+        (source.columns.len()..).zip(source.generated.iter().copied()).collect();
     // SAFETY: by contract. The rows are made in ANALYZE's context, which is current; everything else belongs to
     // the executor, which copies nothing into them that it takes away.
     unsafe {
         let query = analyze(&sql);
         set_owner(query, source.owner);
+        generated::compute_in(query, source.foreign_table, &computed, &source.cache_numbers());
         let text = CString::new(sql).expect("identifiers hold no NUL");
         let plan = pg_sys::planner(query, text.as_ptr(), 0, null_mut());
         let (snapshot, none) = (pg_sys::GetActiveSnapshot(), null_mut());

@@ -7,6 +7,7 @@ mod copies;
 mod crash;
 mod disk;
 mod errors;
+mod generated;
 mod labels;
 mod lost;
 mod model;

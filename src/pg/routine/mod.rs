@@ -167,7 +167,7 @@ pub fn routine<W: Wrapper>() -> PgBox<pg_sys::FdwRoutine, AllocatedByRust> {
     routine.GetForeignRelSize = Some(get_rel_size::<W>);
     routine.GetForeignPaths = Some(get_paths);
     routine.GetForeignPlan = Some(get_plan);
-    routine.IsForeignScanParallelSafe = Some(is_parallel_safe);
+    routine.IsForeignScanParallelSafe = Some(is_parallel_safe::<W>);
     routine.ReparameterizeForeignPathByChild = Some(reparameterize);
     routine.BeginForeignScan = Some(begin_scan);
     routine.IterateForeignScan = Some(iterate_scan);
@@ -230,14 +230,15 @@ unsafe extern "C-unwind" fn get_plan(
 
 /// A scan may run in any process of a parallel query, whole: it takes along its inner plan, and reads nothing but the
 /// cache with the query's own snapshot. The planner checks by itself whether the conditions may, and that rows are neither
-/// locked nor changed.
+/// locked nor changed. What computes generated columns it does not see.
 #[pg_guard]
-unsafe extern "C-unwind" fn is_parallel_safe(
+unsafe extern "C-unwind" fn is_parallel_safe<W: Wrapper>(
     _root: *mut pg_sys::PlannerInfo,
     _rel: *mut pg_sys::RelOptInfo,
-    _rte: *mut pg_sys::RangeTblEntry,
+    rte: *mut pg_sys::RangeTblEntry,
 ) -> bool {
-    true
+    // SAFETY: the planner's own arguments.
+    W::source(unsafe { (*rte).relid }).generated.is_empty()
 }
 
 #[pg_guard]

@@ -9,6 +9,7 @@ use pgrx::{PgList, PgLogLevel, PgMemoryContexts, PgRelation, PgSqlErrorCode, PgT
 
 use super::{Operation, Row, RowWriter, Target, Wrapper, Written, input};
 use crate::pg::catalog::c_string;
+use crate::pg::generated::Generator;
 use crate::pg::scan::lock::{self, Locked, Rows, Wanted};
 use crate::pg::table::new_context;
 use crate::pg::tuple::{DatumWriter, OwnedScalar, read};
@@ -126,10 +127,17 @@ unsafe fn updated_columns(root: *mut pg_sys::PlannerInfo, relation: pg_sys::Inde
     }
 }
 
+/// What the rows of a target are like.
+struct Shape {
+    types: Vec<DatumWriter>,
+    /// Computes what neither the instance nor the cache has.
+    generator: Option<Generator>,
+}
+
 /// A running modification.
 struct ModifyState<W: Wrapper> {
     writer: Option<W::Writer>,
-    types: Vec<DatumWriter>,
+    shape: Shape,
     operation: Operation,
     junk: Junk,
     /// How target rows are locked, if that is not done by the scan.
@@ -144,13 +152,13 @@ impl<W: Wrapper> ModifyState<W> {
     ///
     /// # Safety
     /// Nothing refers to the row before any more.
-    unsafe fn for_row<R>(&mut self, f: impl FnOnce(&mut W::Writer, &[DatumWriter]) -> R) -> R {
-        let Self { writer, types, row_context, .. } = self;
+    unsafe fn for_row<R>(&mut self, f: impl FnOnce(&mut W::Writer, &Shape) -> R) -> R {
+        let Self { writer, shape, row_context, .. } = self;
         let writer = writer.as_mut().expect("the statement is not over");
         // SAFETY: by contract; the context is a child of the statement's.
         unsafe {
             pg_sys::MemoryContextReset(*row_context);
-            PgMemoryContexts::For(*row_context).switch_to(|_| f(writer, types))
+            PgMemoryContexts::For(*row_context).switch_to(|_| f(writer, shape))
         }
     }
 }
@@ -227,16 +235,6 @@ impl TargetLock {
     }
 }
 
-unsafe extern "C-unwind" {
-    /// nodeModifyTable.c: computes the generated columns of the row in a slot.
-    fn ExecComputeStoredGenerated(
-        rri: *mut pg_sys::ResultRelInfo,
-        estate: *mut pg_sys::EState,
-        slot: *mut pg_sys::TupleTableSlot,
-        command: pg_sys::CmdType::Type,
-    );
-}
-
 /// `ExecCopySlot`, which C has inline.
 ///
 /// # Safety
@@ -297,7 +295,8 @@ pub(super) unsafe extern "C-unwind" fn begin_modify<W: Wrapper>(
                     Operation::Update => pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
                     _ => pg_sys::LockTupleMode::LockTupleExclusive,
                 };
-                let rows = Rows::new(&W::source((*relation).rd_id), pg_sys::RowExclusiveLock);
+                let source = W::source((*relation).rd_id);
+                let rows = Rows::new(&source, pg_sys::RowExclusiveLock, (*mtstate).ps.state);
                 lock = Some(TargetLock { statement: mtstate, mode, rows });
             }
         }
@@ -417,8 +416,8 @@ unsafe fn start<W: Wrapper>(
 ) {
     // SAFETY: by contract. The state lives in the statement's context and is dropped with it, also on ERROR.
     unsafe {
-        let tupdesc = PgTupleDesc::from_pg_unchecked((*(*rri).ri_RelationDesc).rd_att);
-        let types = tupdesc
+        let relation = (*rri).ri_RelationDesc;
+        let types = PgTupleDesc::from_pg_unchecked((*relation).rd_att)
             .iter()
             .map(|a| match a.attisdropped {
                 true => DatumWriter::new(pg_sys::TEXTOID, -1),
@@ -429,8 +428,9 @@ unsafe fn start<W: Wrapper>(
         let row_context = context.switch_to(|_| new_context(c"servicenow_fdw row"));
         let operation = target.operation;
         let writer = context.switch_to(|_| Some(W::begin_write(target)));
+        let shape = Shape { types, generator: Generator::new(relation, estate) };
         let state =
-            ModifyState::<W> { writer, types, operation, junk, lock, row_context, _wrapper: PhantomData };
+            ModifyState::<W> { writer, shape, operation, junk, lock, row_context, _wrapper: PhantomData };
         (*rri).ri_FdwState = context.leak_and_drop_on_delete(state).cast();
     }
 }
@@ -470,7 +470,7 @@ pub(super) unsafe extern "C-unwind" fn exec_insert<W: Wrapper>(
     // SAFETY: the executor's own arguments, after `begin_modify` or `begin_insert`.
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
-        state.for_row(|writer, types| answer(slot, writer.insert(&slot_row(slot, types)), types))
+        state.for_row(|writer, shape| answer(slot, writer.insert(&slot_row(slot, shape)), shape))
     }
 }
 
@@ -487,12 +487,12 @@ pub(super) unsafe extern "C-unwind" fn exec_batch_insert<W: Wrapper>(
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
         let all = std::slice::from_raw_parts_mut(slots, *count as usize);
-        state.for_row(|writer, types| {
-            let rows: Vec<Row<'_>> = all.iter().map(|slot| slot_row(*slot, types)).collect();
+        state.for_row(|writer, shape| {
+            let rows: Vec<Row<'_>> = all.iter().map(|slot| slot_row(*slot, shape)).collect();
             let written = writer.insert_many(&rows);
             let mut inserted = 0;
             for (place, outcome) in written.into_iter().enumerate() {
-                if !answer(all[place], outcome, types).is_null() {
+                if !answer(all[place], outcome, shape).is_null() {
                     all.swap(inserted, place);
                     inserted += 1;
                 }
@@ -522,13 +522,6 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
             if planned != plan_slot {
                 plan_slot = planned;
                 slot = pg_sys::ExecGetUpdateNewTuple(rri, planned, (*rri).ri_oldTupleSlot);
-                let constraints = (*(*slot).tts_tupleDescriptor).constr;
-                if !constraints.is_null() && (*constraints).has_generated_stored {
-                    let command = pg_sys::CmdType::CMD_UPDATE;
-                    pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                        ExecComputeStoredGenerated(rri, estate, slot, command);
-                    });
-                }
             }
         }
         // The executor leaves this to whoever holds the rows of a foreign partition.
@@ -537,7 +530,7 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
         {
             refuse_move();
         }
-        state.for_row(|writer, types| {
+        state.for_row(|writer, shape| {
             let key = key_of(plan_slot, key);
             let tupdesc = (*slot).tts_tupleDescriptor;
             let natts = (*tupdesc).natts as usize;
@@ -554,8 +547,8 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
                 };
                 pg_sys::heap_deform_tuple(&mut tuple, tupdesc, values.as_mut_ptr(), nulls.as_mut_ptr());
             }
-            let old = Row { values: &values, nulls: &nulls, types };
-            answer(slot, writer.update(&key, &old, &slot_row(slot, types)), types)
+            let old = Row { values: &values, nulls: &nulls, types: &shape.types };
+            answer(slot, writer.update(&key, &old, &slot_row(slot, shape)), shape)
         })
     }
 }
@@ -582,7 +575,7 @@ pub(super) unsafe extern "C-unwind" fn exec_delete<W: Wrapper>(
             None => Some(plan_slot),
         };
         let Some(plan_slot) = planned else { return null_mut() };
-        state.for_row(|writer, types| answer(slot, writer.delete(&key_of(plan_slot, key)), types))
+        state.for_row(|writer, shape| answer(slot, writer.delete(&key_of(plan_slot, key)), shape))
     }
 }
 
@@ -604,7 +597,7 @@ pub(super) unsafe extern "C-unwind" fn end_modify<W: Wrapper>(
 ///
 /// # Safety
 /// The slot holds a tuple and outlives the result.
-unsafe fn slot_row<'a>(slot: *mut pg_sys::TupleTableSlot, types: &'a [DatumWriter]) -> Row<'a> {
+unsafe fn slot_row<'a>(slot: *mut pg_sys::TupleTableSlot, shape: &'a Shape) -> Row<'a> {
     // SAFETY: by contract.
     unsafe {
         pg_sys::slot_getallattrs(slot);
@@ -612,7 +605,7 @@ unsafe fn slot_row<'a>(slot: *mut pg_sys::TupleTableSlot, types: &'a [DatumWrite
         Row {
             values: std::slice::from_raw_parts((*slot).tts_values, natts),
             nulls: std::slice::from_raw_parts((*slot).tts_isnull, natts),
-            types,
+            types: &shape.types,
         }
     }
 }
@@ -638,11 +631,11 @@ unsafe fn key_of(slot: *mut pg_sys::TupleTableSlot, number: i16) -> String {
 /// the row.
 ///
 /// # Safety
-/// `slot` is the executor's slot for the row, `types` those of its descriptor.
+/// `slot` is the executor's slot for the row, `shape` that of its relation.
 unsafe fn answer(
     slot: *mut pg_sys::TupleTableSlot,
     written: Option<Written>,
-    types: &[DatumWriter],
+    shape: &Shape,
 ) -> *mut pg_sys::TupleTableSlot {
     let (columns, system) = match written {
         None => return null_mut(),
@@ -653,12 +646,15 @@ unsafe fn answer(
     // the executor needs them for RETURNING and triggers.
     unsafe {
         pg_sys::ExecClearTuple(slot);
-        for (i, (scalar, writer)) in columns.iter().zip(types).enumerate() {
+        for (i, (scalar, writer)) in columns.iter().zip(&shape.types).enumerate() {
             let datum = writer.datum(scalar.borrow()).ok().flatten();
             *(*slot).tts_isnull.add(i) = datum.is_none();
             *(*slot).tts_values.add(i) = datum.unwrap_or(pg_sys::Datum::from(0));
         }
         pg_sys::ExecStoreVirtualTuple(slot);
+        if let Some(generator) = &shape.generator {
+            generator.compute(slot);
+        }
         if let Some(system) = system {
             system.put(slot);
         }

@@ -5,7 +5,9 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgMemoryContexts, PgRelation, PgSqlErrorCode, pg_sys};
 
 use super::Source;
+use crate::pg::generated::Generator;
 use crate::pg::system::SystemColumns;
+use crate::pg::table::new_context;
 
 /// tableam.h, `TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS`.
 const WAIT_FOR_UPDATE: u8 = 1 << 0;
@@ -85,14 +87,30 @@ pub struct Rows {
     cache: pg_sys::Oid,
     /// Attribute numbers in the cache by those in the foreign table, from 1; 0 for none.
     numbers: Vec<i16>,
+    /// Computes what the cache does not have.
+    generator: Option<Generator>,
+    /// What is computed for one row.
+    values: pg_sys::MemoryContext,
 }
 
 impl Rows {
-    /// Rows of the cache behind a foreign table, which stays as it is until the transaction ends.
-    pub fn new(source: &Source, lock: u32) -> Self {
-        // SAFETY: waits for the lock; interrupts and timeouts end the wait with an ERROR.
-        unsafe { pg_sys::LockRelationOid(source.cache, lock as pg_sys::LOCKMODE) };
-        Self { cache: source.cache, numbers: source.cache_numbers() }
+    /// Rows of the cache behind a foreign table, which stays as it is until the transaction ends. They can be looked up as
+    /// long as the executor state lives.
+    ///
+    /// # Safety
+    /// `estate` is valid and its memory context the current one; its statement has the foreign table open.
+    pub unsafe fn new(source: &Source, lock: u32, estate: *mut pg_sys::EState) -> Self {
+        // SAFETY: by contract. Waits for the lock; interrupts and timeouts end the wait with an ERROR.
+        unsafe {
+            pg_sys::LockRelationOid(source.cache, lock as pg_sys::LOCKMODE);
+            let relation = PgRelation::open(source.foreign_table);
+            Self {
+                cache: source.cache,
+                numbers: source.cache_numbers(),
+                generator: Generator::new(relation.as_ptr(), estate),
+                values: new_context(c"servicenow_fdw generated columns"),
+            }
+        }
     }
 
     /// Locks a row and puts it, as it is now, into a slot of the foreign table. The place becomes that of its newest version.
@@ -198,6 +216,10 @@ impl Rows {
             }
             (*slot).tts_tableOid = relation;
             pg_sys::ExecStoreVirtualTuple(slot);
+            if let Some(generator) = &self.generator {
+                pg_sys::MemoryContextReset(self.values);
+                PgMemoryContexts::For(self.values).switch_to(|_| generator.compute(slot));
+            }
             SystemColumns::of(row).put(slot);
         }
     }
@@ -236,8 +258,8 @@ pub unsafe fn refetch(
             let recheck = (*estate).es_epq_active;
             let statement = if recheck.is_null() { estate } else { (*recheck).parentestate };
             let lock = if mode.is_some() { pg_sys::RowShareLock } else { pg_sys::AccessShareLock };
-            let rows = Rows::new(&source(relation), lock);
             let mut context = PgMemoryContexts::For((*statement).es_query_cxt);
+            let rows = context.switch_to(|_| Rows::new(&source(relation), lock, statement));
             (*mark).ermExtra = context.leak_and_drop_on_delete(rows).cast();
         }
         let rows = &*(*mark).ermExtra.cast::<Rows>();

@@ -18,17 +18,21 @@ use super::catalog;
 /// The table behind a foreign table.
 #[derive(Clone, Debug)]
 pub struct Source {
+    /// The foreign table.
+    pub foreign_table: pg_sys::Oid,
     /// The cache table.
     pub cache: pg_sys::Oid,
     /// Its owner, as whom it is read.
     pub owner: pg_sys::Oid,
     /// Attribute numbers of the foreign table with the cache's column for each.
     pub columns: Vec<(i16, String)>,
+    /// Attribute numbers of generated columns, which are computed from those.
+    pub generated: Vec<i16>,
 }
 
 impl Source {
     /// The attribute number in the cache for each of the foreign table's, from 1; 0 if it has none.
-    fn cache_numbers(&self) -> Vec<i16> {
+    pub(super) fn cache_numbers(&self) -> Vec<i16> {
         let cache = catalog::attributes(self.cache);
         let width = self.columns.iter().map(|(number, _)| *number).max().unwrap_or(0);
         let mut numbers = vec![0; width as usize];

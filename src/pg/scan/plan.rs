@@ -13,6 +13,7 @@ use pgrx::{PgList, PgMemoryContexts, pg_guard, pg_sys};
 use super::{Private, Source, lock};
 use crate::pg::catalog;
 use crate::pg::expand::{analyze, set_owner};
+use crate::pg::generated;
 use crate::pg::rights;
 use crate::pg::statistics;
 use crate::pg::system;
@@ -505,6 +506,7 @@ impl Sketch {
                 system::XMIN => Some("xmin".to_owned()),
                 system::CMIN => Some("cmin".to_owned()),
                 system::XMAX => Some("xmax".to_owned()),
+                _ if source.generated.contains(number) => Some(generated::PLACEHOLDER.to_owned()),
                 _ => source.columns.iter().find(|(n, _)| n == number).map(|(_, name)| quote_identifier(name)),
             };
             let names: Vec<String> = outputs.iter().filter_map(name_of).collect();
@@ -512,18 +514,18 @@ impl Sketch {
             let sql = format!("SELECT {} FROM {table}{order}{}", names.join(", "), lock_clause(root, rel));
             let query = analyze(&sql);
             set_owner(query, source.owner);
+            let numbers = source.cache_numbers();
+            let computed: Vec<(usize, i16)> =
+                (0..).zip(outputs.iter().copied()).filter(|(_, n)| source.generated.contains(n)).collect();
+            generated::compute_in(query, source.foreign_table, &computed, &numbers);
 
             // Numbers the outer query has for parameters of its own must not be taken: the planner puts in values
             // for those it is given.
             let bound = (*(*root).glob).boundParams;
             let mut first_param = if bound.is_null() { 1 } else { (*bound).numParams + 1 };
             highest_extern_param(inner.cast(), (&raw mut first_param).cast());
-            let mut localizer = Localizer {
-                relid: (*rel).relid as i32,
-                numbers: source.cache_numbers(),
-                exprs: null_mut(),
-                first_param,
-            };
+            let mut localizer =
+                Localizer { relid: (*rel).relid as i32, numbers, exprs: null_mut(), first_param };
             for clause in PgList::<pg_sys::Node>::from_pg(inner).iter_ptr() {
                 let local = localize(clause, (&raw mut localizer).cast());
                 let quals = &mut (*(*query).jointree).quals;
@@ -571,7 +573,8 @@ unsafe fn needed_columns(rel: *mut pg_sys::RelOptInfo, source: &Source) -> Vec<i
             }
         }
         let all = numbers.contains(&0);
-        let columns = source.columns.iter().map(|(number, _)| *number);
+        let columns =
+            source.columns.iter().map(|(number, _)| *number).chain(source.generated.iter().copied());
         let columns = columns.filter(|number| all || numbers.contains(number));
         columns.chain(system::needed(&numbers).iter().copied()).collect()
     }
