@@ -38,6 +38,7 @@ pub enum Push {
 }
 
 static PUSH: GucSetting<Push> = GucSetting::<Push>::new(Push::Statement);
+static PUSH_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(256 << 10);
 static LISTEN_ADDRESS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static LISTEN_CERT_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static LISTEN_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -73,6 +74,16 @@ pub fn define() {
         &PUSH,
         GucContext::Userset,
         GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        PUSH_MEMORY_NAME,
+        c"The memory that writes may take which wait for COMMIT.",
+        c"One that would take more fails.",
+        &PUSH_MEMORY,
+        64,
+        i32::MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_KB,
     );
     GucRegistry::define_int_guc(
         c"servicenow_fdw.cdc_retention",
@@ -119,6 +130,7 @@ pub fn define() {
 }
 
 const MAX_STALENESS_NAME: &CStr = c"servicenow_fdw.max_staleness";
+const PUSH_MEMORY_NAME: &CStr = c"servicenow_fdw.push_memory";
 const PREFIX: &CStr = c"servicenow_fdw";
 
 /// The age a cache may have when it is read; `None` for any.
@@ -154,6 +166,16 @@ pub fn listen_certificate() -> Option<(PathBuf, PathBuf)> {
 fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {
     let text = setting.get()?.into_string().ok()?;
     (!text.is_empty()).then_some(text)
+}
+
+/// The memory that writes may take which wait for COMMIT, in bytes.
+pub fn push_memory() -> usize {
+    usize::try_from(PUSH_MEMORY.get()).unwrap_or_default() << 10
+}
+
+/// The same as SHOW prints it.
+pub fn push_memory_text() -> String {
+    crate::pg::session::setting(PUSH_MEMORY_NAME)
 }
 
 /// When writes are sent.

@@ -271,6 +271,12 @@ pub fn next_command() {
     unsafe { pg_sys::CommandCounterIncrement() };
 }
 
+/// The number of the current command within its transaction.
+pub fn command_id() -> u32 {
+    // SAFETY: reads a variable.
+    unsafe { pg_sys::GetCurrentCommandId(false) }
+}
+
 /// Fires the triggers that wait for the end of the transaction, as COMMIT does.
 pub fn fire_deferred_triggers() {
     // SAFETY: before the commit, outside of any query; it takes a snapshot of its own.

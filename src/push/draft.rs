@@ -31,6 +31,14 @@ pub struct Sent {
     pub before: Vec<String>,
 }
 
+impl Sent {
+    /// About how much memory it takes, in bytes.
+    pub fn memory(&self) -> usize {
+        let before: usize = self.before.iter().map(|before| size_of::<String>() + before.len()).sum();
+        size_of::<Self>() + self.field.len() + self.value.len() + before
+    }
+}
+
 /// A row on its way out.
 pub struct Draft<'a> {
     /// The table.

@@ -103,6 +103,15 @@ impl Item {
         self.task.sent().iter().map(|sent| sent.field.len() + sent.value.len()).sum()
     }
 
+    /// About how much memory it takes, in bytes.
+    pub fn memory(&self) -> usize {
+        let row = match &self.task {
+            Task::Confirm { row, .. } => row.memory(),
+            task => task.sent().iter().map(Sent::memory).sum(),
+        };
+        size_of::<Self>() + self.id.as_str().len() + row
+    }
+
     /// The call as `push = 'dry_run'` shows it.
     pub fn show(&self, mirror: &Mirror) -> String {
         let (id, path) = (self.id.as_str(), format!("/api/now/table/{}", mirror.table));

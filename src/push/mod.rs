@@ -10,6 +10,7 @@ pub mod draft;
 pub mod intent;
 mod item;
 pub mod label;
+mod order;
 pub mod place;
 mod pusher;
 pub mod queue;
@@ -24,7 +25,7 @@ use crate::error::{error, raise};
 use crate::pg;
 
 pub use item::{Item, Task};
-pub use pusher::Pusher;
+pub use pusher::{Progress, Pusher};
 
 /// Those of some columns (positions among the mirror's) of which `differs` is true, with all others of the same fields that are
 /// assigned: a label and a stored value must not contradict each other.

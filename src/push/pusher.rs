@@ -61,9 +61,26 @@ pub struct Pusher {
     deleted: Vec<String>,
     /// Rows added to the cache, less rows taken from it.
     delta: i64,
+    progress: Progress,
+}
+
+/// How far a statement, or the end of a transaction, is with its writes.
+#[derive(Clone)]
+pub struct Progress {
+    of: &'static str,
     /// Records whose writes were accepted.
     accepted: Arc<AtomicU64>,
+    /// When it was last said, or else began.
     said: Instant,
+}
+
+impl Progress {
+    const STATEMENT: &str = "statement";
+
+    /// Of what begins now, by what it is called.
+    pub fn of(what: &'static str) -> Self {
+        Self { of: what, accepted: Arc::default(), said: Instant::now() }
+    }
 }
 
 impl Pusher {
@@ -81,10 +98,14 @@ impl Pusher {
             to_recheck: Vec::new(),
             deleted: Vec::new(),
             delta: 0,
-            accepted: Arc::default(),
-            said: Instant::now(),
+            progress: Progress::of(Progress::STATEMENT),
             mirror,
         }
+    }
+
+    /// As a part of something that has begun before.
+    pub fn having(self, progress: Progress) -> Self {
+        Self { progress, ..self }
     }
 
     /// The role whose login signs the calls.
@@ -147,7 +168,7 @@ impl Pusher {
         failpoint::reach("push.noted");
         let changes: Vec<Change> = items.iter().map(|(_, item)| item.change()).collect();
         let (table, layout, accepted) =
-            (self.mirror.table.clone(), self.mirror.layout.clone(), self.accepted.clone());
+            (self.mirror.table.clone(), self.mirror.layout.clone(), self.progress.accepted.clone());
         let before = accepted.load(Ordering::Relaxed);
         let what = match items.as_slice() {
             [(_, item)] => item.what(&self.mirror),
@@ -230,14 +251,16 @@ impl Pusher {
 
     /// Adds to an ERROR which of many records it is about, and how many were accepted.
     fn in_batch(&self, report: ErrorReport, item: &Item) -> ErrorReport {
-        let accepted = self.accepted.load(Ordering::Relaxed);
+        let Progress { of, accepted, .. } = &self.progress;
+        let accepted = accepted.load(Ordering::Relaxed);
         let verb = match item.task.op() {
+            _ if *of != Progress::STATEMENT => "written", // of all kinds
             Op::Insert { .. } => "inserted",
             Op::Update => "updated",
             Op::Delete => "deleted",
         };
         let which = format!(
-            "This is about record \"{}\"; {accepted} records of this statement had been {verb} in ServiceNow.",
+            "This is about record \"{}\"; {accepted} records of this {of} had been {verb} in ServiceNow.",
             item.id.as_str()
         );
         match report.detail() {
@@ -416,9 +439,9 @@ impl Pusher {
     }
 
     fn say_how_far(&mut self) {
-        if self.said.elapsed() >= SAY {
-            self.said = Instant::now();
-            let accepted = self.accepted.load(Ordering::Relaxed);
+        if self.progress.said.elapsed() >= SAY {
+            self.progress.said = Instant::now();
+            let accepted = self.progress.accepted.load(Ordering::Relaxed);
             notice!("{}: {accepted} records written so far", catalog::qualified(self.mirror.foreign_table));
         }
     }
@@ -433,13 +456,14 @@ impl Pusher {
         self.deleted.clear();
     }
 
-    /// Ends the writing.
-    pub fn close(mut self) {
+    /// Ends the writing; gives back how far it has come.
+    pub fn close(mut self) -> Progress {
         self.remember_deleted();
         self.cache.close();
         catalog::count_rows(self.mirror.foreign_table, self.delta);
         if !self.to_recheck.is_empty() {
             catalog::ask_to_recheck(self.mirror.foreign_table, &self.to_recheck);
         }
+        self.progress
     }
 }

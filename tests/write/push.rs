@@ -284,3 +284,134 @@ async fn a_dry_run_returns_system_columns() {
     assert_eq!(made[1], "incident", "{made:?}");
     assert!(world.writes().is_empty());
 }
+
+/// Joining writes to a record must not have them overtake what they depend on.
+#[tokio::test(flavor = "multi_thread")]
+async fn joined_writes_overtake_nothing_they_depend_on() {
+    let world = World::new().await;
+    let edit = world.sim.edit();
+    for (name, code) in [("first", "T-A"), ("second", "T-B")] {
+        edit.insert("x_acme_app_thing", &[("name", name), ("code", code)]).expect("a thing");
+    }
+    world
+        .db
+        .run(
+            "CREATE FOREIGN TABLE thing (sys_id text, name text, code text) SERVER acme OPTIONS (table 'x_acme_app_thing');
+             CREATE FOREIGN TABLE incident (sys_id text, short_description text, parent_incident text) SERVER acme",
+        )
+        .await;
+    for table in ["thing", "incident"] {
+        world.sync(table).await;
+    }
+    let (a, b) = ("a".repeat(32), "b".repeat(32));
+    // A record must be there before another refers to it.
+    world
+        .db
+        .run(&format!(
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             INSERT INTO incident VALUES ('{a}', 'a'), ('{b}', 'b');
+             UPDATE incident SET parent_incident = '{b}' WHERE sys_id = '{a}';
+             COMMIT"
+        ))
+        .await;
+    let refers = |w: &servicenow_sim::LoggedRequest| {
+        w.body.as_ref().is_some_and(|body| body["parent_incident"] == b.as_str())
+    };
+    let makes =
+        |w: &servicenow_sim::LoggedRequest| w.body.as_ref().is_some_and(|body| body["sys_id"] == b.as_str());
+    let writes = world.writes();
+    let place = |of: &dyn Fn(&servicenow_sim::LoggedRequest) -> bool| {
+        writes.iter().position(of).expect("it was sent")
+    };
+    assert!(place(&makes) < place(&refers), "{writes:?}");
+    // A value must be free before another record takes it.
+    world
+        .db
+        .run(
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             UPDATE thing SET name = 'one' WHERE code = 'T-A';
+             UPDATE thing SET code = 'T-C' WHERE code = 'T-B';
+             UPDATE thing SET code = 'T-B' WHERE name = 'one';
+             DELETE FROM thing WHERE code = 'T-C';
+             UPDATE thing SET code = 'T-C' WHERE name = 'one';
+             COMMIT",
+        )
+        .await;
+    world.until_like_the_instance("thing=x_acme_app_thing", &["name", "code"]).await;
+    assert_eq!(world.db.value::<String>("SELECT code FROM thing WHERE name = 'one'").await, "T-C");
+    // Whoever writes last is last.
+    world.session_of("other", "itil.user", "itil-secret").await;
+    let other = world.role("other");
+    world
+        .db
+        .run(&format!(
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             UPDATE incident SET short_description = '1' WHERE sys_id = '{a}';
+             SET ROLE {other};
+             UPDATE incident SET short_description = '2' WHERE sys_id = '{a}';
+             RESET ROLE;
+             UPDATE incident SET short_description = '3' WHERE sys_id = '{a}';
+             COMMIT"
+        ))
+        .await;
+    assert_eq!(world.remote("incident", &a, "short_description").as_deref(), Some("3"));
+    // Nothing is in the way of these.
+    let before = world.writes().len();
+    world
+        .db
+        .run(
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             UPDATE incident SET short_description = 'x';
+             UPDATE incident SET short_description = 'y';
+             COMMIT",
+        )
+        .await;
+    let all: i64 = world.db.value("SELECT count(*) FROM incident").await;
+    assert_eq!(world.writes().len() - before, usize::try_from(all).expect("a number"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_fails_says_how_much_of_the_whole_was_accepted() {
+    let world = world_with(&["x_acme_app_thing"]).await;
+    world.stop_worker().await;
+    let error = world
+        .db
+        .error(
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             INSERT INTO x_acme_app_thing (name, code) SELECT 'many ' || n, 'M-' || n FROM generate_series(1, 500) n;
+             INSERT INTO x_acme_app_thing (name, code) VALUES ('one more', 'M-501'), ('forbidden', 'M-502');
+             COMMIT",
+        )
+        .await;
+    assert_eq!(error.code().code(), "38000", "{}", error.message());
+    let there = world.sim.edit().find("x_acme_app_thing", "codeSTARTSWITHM-").expect("a query").len();
+    let detail = error.detail().unwrap_or_default();
+    let count = format!("{there} records of this transaction had been written in ServiceNow");
+    assert!(there >= 500 && detail.contains(&count), "{there}: {detail}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_the_commit_takes_no_more_memory_than_it_may() {
+    let world = incidents().await;
+    let write = |rows: usize| {
+        format!(
+            "INSERT INTO incident (description) SELECT repeat('x', 100000) FROM generate_series(1, {rows})"
+        )
+    };
+    world.db.run("SET servicenow_fdw.push = 'commit'; SET servicenow_fdw.push_memory = '2MB'").await;
+    let error = world.db.error(&write(30)).await;
+    assert_eq!(
+        (error.code().code(), error.message()),
+        ("54000", "too many writes to ServiceNow wait for COMMIT")
+    );
+    assert_eq!(error.detail(), Some("They may take 2MB of memory (servicenow_fdw.push_memory)."));
+    // What a savepoint takes back does not count.
+    world
+        .db
+        .run(&format!(
+            "BEGIN; SAVEPOINT s; {0}; ROLLBACK TO s; SAVEPOINT s; {0}; ROLLBACK TO s; COMMIT",
+            write(15)
+        ))
+        .await;
+    assert!(world.writes().is_empty());
+}

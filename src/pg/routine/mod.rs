@@ -88,6 +88,17 @@ impl OwnedRow {
     }
 }
 
+impl OwnedRow {
+    /// About how much memory it takes, in bytes.
+    pub fn memory(&self) -> usize {
+        let text = |value: &OwnedScalar| match value {
+            OwnedScalar::Text(text) => text.len(),
+            _ => 0,
+        };
+        self.0.iter().map(|value| size_of::<OwnedScalar>() + text(value)).sum()
+    }
+}
+
 impl Values for OwnedRow {
     fn get(&self, number: i16) -> OwnedScalar {
         self.0[number as usize - 1].clone()
