@@ -132,6 +132,7 @@ impl Draft<'_> {
         }
         match self.def.field(&column.field) {
             Some(field) if field.computed => refuse("ServiceNow computes it"),
+            Some(field) if field.locked => refuse("it is read-only in ServiceNow"),
             Some(field) => Ok(field.clone()),
             None => {
                 let (table, field) = (self.mirror.table.to_string(), column.field.clone());

@@ -3,7 +3,7 @@
 use servicenow_sim::AclRule;
 use world::{INTEGRATION, World};
 
-use crate::{KNOWN, incidents, known, world_with};
+use crate::{KNOWN, incidents, known};
 
 fn protect(world: &World, table: &str, field: &str) {
     world.sim.edit().add_acl(AclRule::FieldWrite {
@@ -53,11 +53,25 @@ async fn a_field_that_is_ignored_in_an_insert_is_named_and_the_record_arrives_by
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strictly_read_only_and_computed_fields_refuse_to_be_set() {
-    let world = world_with(&["u_pg_widget"]).await;
-    let error =
-        world.db.error("UPDATE u_pg_widget SET u_strict = 'x' WHERE u_name = 'Widget ordinary'").await;
+    let world = World::new().await;
+    let entry = world.find("sys_dictionary", "name=u_pg_widget^element=u_strict");
+    let option = |option| {
+        world.sim.edit().update("sys_dictionary", &entry, &[("read_only_option", option)]).expect("a change");
+    };
+    // As instances that were upgraded have it: what it means a property says, which is not for everybody to read.
+    option("instance_configured");
+    world.import(&["u_pg_widget"]).await;
+    let update = "UPDATE u_pg_widget SET u_strict = 'x' WHERE u_name = 'Widget ordinary'";
+    let error = world.db.error(update).await;
     assert_eq!(error.code().code(), "42501", "{}", error.message());
+    option("strict_read_only");
+    world.db.run("DROP FOREIGN TABLE u_pg_widget").await;
+    world.import(&["u_pg_widget"]).await;
     let writes = world.writes().len();
+    let error = world.db.error(update).await;
+    assert_eq!(error.code().code(), "0A000", "{}", error.message());
+    let message = "column \"u_strict\" of foreign table \"u_pg_widget\" cannot be written: it is read-only in ServiceNow";
+    assert_eq!(error.message(), message);
     let error =
         world.db.error("UPDATE u_pg_widget SET u_calculated = 1 WHERE u_name = 'Widget ordinary'").await;
     assert_eq!(error.code().code(), "0A000", "{}", error.message());

@@ -207,10 +207,11 @@ fn overlay(db: &Db, row: RowId, column: &mut Column) {
     column.reference_key = some("reference_key").filter(|k| k != "sys_id");
     column.cascade = Cascade::of(&text("reference_cascade_rule"));
     column.mandatory = on("mandatory");
-    column.read_only = match (on("read_only"), column.read_only) {
-        (false, _) => ReadOnly::No,
-        (true, ReadOnly::No) => ReadOnly::Display,
-        (true, kept) => kept,
+    column.read_only = match (on("read_only"), column.read_only, text("read_only_option").as_str()) {
+        (false, ..) => ReadOnly::No,
+        (true, _, "strict_read_only" | "client_script_modifiable") => ReadOnly::Strict,
+        (true, _, "display_read_only") | (true, ReadOnly::No, _) => ReadOnly::Display,
+        (true, kept, _) => kept,
     };
     column.display = on("display");
     column.unique = on("unique");

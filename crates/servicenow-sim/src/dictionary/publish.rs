@@ -200,6 +200,7 @@ impl Seeders {
                 ("reference_cascade_rule", column.cascade.name()),
                 ("mandatory", truth(column.mandatory)),
                 ("read_only", truth(column.read_only != ReadOnly::No)),
+                ("read_only_option", column.read_only.option()),
                 ("display", truth(column.display)),
                 ("unique", truth(column.unique)),
                 ("primary", truth(&*column.element == "sys_id")),

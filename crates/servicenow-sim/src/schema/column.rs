@@ -130,6 +130,17 @@ pub(crate) enum ReadOnly {
     Strict,
 }
 
+impl ReadOnly {
+    /// `read_only_option` of the dictionary (facts §1.6).
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Self::No => "",
+            Self::Display => "display_read_only",
+            Self::Strict => "strict_read_only",
+        }
+    }
+}
+
 /// One column of a table, as its dictionary row describes it.
 #[derive(Debug, Clone)]
 pub(crate) struct Column {

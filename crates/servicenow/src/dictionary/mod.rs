@@ -70,6 +70,9 @@ pub struct FieldDef {
     pub read_only: bool,
     /// Whether it is computed and therefore cannot be written.
     pub computed: bool,
+    /// Whether the interface cannot write it either: only forms may, or nobody.
+    #[serde(default)]
+    pub locked: bool,
     /// Whether values come from a list of choices.
     pub choice: ChoiceRule,
     /// The choices, those of the nearest table that has any for the field.

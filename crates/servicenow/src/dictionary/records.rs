@@ -15,7 +15,7 @@ const NAMES_AT_A_TIME: usize = 60;
 /// A table extends at most so many others; more means that the instance's data go in a circle.
 const DEPTH: usize = 16;
 
-const FIELDS: [&str; 16] = [
+const FIELDS: [&str; 17] = [
     "name",
     "element",
     "column_label",
@@ -24,6 +24,7 @@ const FIELDS: [&str; 16] = [
     "reference",
     "mandatory",
     "read_only",
+    "read_only_option",
     "display",
     "virtual",
     "choice",
@@ -265,6 +266,8 @@ fn field_of(rows: &Rows, row: usize) -> FieldDef {
         mandatory: is("mandatory"),
         read_only: is("read_only"),
         computed: is("virtual"),
+        locked: is("read_only")
+            && matches!(text("read_only_option"), "strict_read_only" | "client_script_modifiable"),
         choice: choice_rule(text("choice"), text("internal_type")),
         choices: Vec::new(),
         dependent_on: some("dependent_on_field").or_else(|| some("dependent")),

@@ -117,6 +117,7 @@ impl From<MetaColumn> for FieldDef {
             mandatory: column.mandatory,
             read_only: column.read_only,
             computed: false,
+            locked: false, // it does not say
             choice,
             choices,
             dependent_on: named(&column.dependent),
