@@ -22,14 +22,15 @@ pub fn check(
     let was_dropped = |sent: &&Sent| {
         let column = &mirror.columns[sent.column];
         let answer = rows.value(0, sent.column).encode().unwrap_or_default();
-        let wanted = match column.show {
-            Show::Value => Some(sent.value.clone()),
-            // The table does not show the stored value; its label is known for a choice only.
-            Show::Label => label_of(def, sent),
+        let is_as_wanted = match column.show {
+            Show::Value => same(column.kind, &answer, &sent.value),
+            // The table does not show the stored value.
+            Show::Label => is_label_of(def, sent, &answer),
         };
+        // An entry of a journal is in no answer.
         !sent.appends
             && rows.is_shown(0, sent.column)
-            && wanted.is_some_and(|wanted| !same(column.kind, &answer, &wanted))
+            && !is_as_wanted
             && sent.before.iter().any(|before| same(column.kind, &answer, before))
     };
     let dropped: Vec<&Sent> = sent.iter().filter(was_dropped).collect();
@@ -49,6 +50,17 @@ pub fn check(
         true => "A choice field cannot be emptied through ServiceNow's REST interface; other fields may be read-only for this user.",
         false => "The field may be read-only for this user, or a business rule may set it.",
     }))
+}
+
+/// Whether a label is that of what was sent, as far as it is known: that of a choice, or the name that was looked up without
+/// regard to case.
+fn is_label_of(def: Option<&TableDef>, sent: &Sent, label: &str) -> bool {
+    let plain = |text: &str| text.trim().to_lowercase();
+    match (label_of(def, sent), &sent.label) {
+        (Some(wanted), _) => same(Kind::Text, label, &wanted),
+        (None, Some(given)) => plain(label) == plain(given),
+        (None, None) => true,
+    }
 }
 
 /// The label that a choice's stored value shows, if it is known.

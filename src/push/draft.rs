@@ -25,8 +25,8 @@ pub struct Sent {
     pub column: usize,
     /// Whether sending it appends an entry rather than setting a value.
     pub appends: bool,
-    /// Whether it was given as what people see.
-    pub by_label: bool,
+    /// What people see, if it was given as that.
+    pub label: Option<String>,
     /// What the answer has in that column if the instance has ignored the value.
     pub before: Vec<String>,
 }
@@ -35,7 +35,8 @@ impl Sent {
     /// About how much memory it takes, in bytes.
     pub fn memory(&self) -> usize {
         let before: usize = self.before.iter().map(|before| size_of::<String>() + before.len()).sum();
-        size_of::<Self>() + self.field.len() + self.value.len() + before
+        let label = self.label.as_ref().map_or(0, String::len);
+        size_of::<Self>() + self.field.len() + self.value.len() + label + before
     }
 }
 
@@ -79,7 +80,8 @@ impl Draft<'_> {
                 continue; // in the address of the call
             }
             let field = self.writable(column)?;
-            let value = self.wire_value(&field, column)?;
+            let text = wire_text(column, &self.row.get(column.number));
+            let value = self.wire_value(&field, column, &text)?;
             match sent.iter().find(|other| other.field == column.field) {
                 None => {
                     let shows_value = |c: &MirrorColumn| c.field == column.field && c.show == Show::Value;
@@ -88,7 +90,7 @@ impl Draft<'_> {
                         value,
                         column: shown,
                         appends: field_type(&field.internal_type) == FieldType::Journal,
-                        by_label: column.show == Show::Label,
+                        label: (column.show == Show::Label).then_some(text),
                         before: self.before(&field, shown),
                         field: field.name,
                     });
@@ -144,14 +146,12 @@ impl Draft<'_> {
     }
 
     /// A column's value as it is sent; `""` empties the field.
-    fn wire_value(&self, field: &FieldDef, column: &MirrorColumn) -> Result<String, Unknown> {
-        let value = self.row.get(column.number);
-        let text = wire_text(column, &value);
+    fn wire_value(&self, field: &FieldDef, column: &MirrorColumn, text: &str) -> Result<String, Unknown> {
         match (column.show, &field.reference) {
-            _ if text.is_empty() => Ok(text),
-            (Show::Label, Some(reference)) => Ok(label::reference(self.connection, field, reference, &text)),
-            (Show::Label, None) => label::choice(field, &text, self.dependent_value(field)?.as_deref()),
-            (Show::Value, _) => label::stored_choice(field, &text).map(|()| text),
+            _ if text.is_empty() => Ok(String::new()),
+            (Show::Label, Some(reference)) => Ok(label::reference(self.connection, field, reference, text)),
+            (Show::Label, None) => label::choice(field, text, self.dependent_value(field)?.as_deref()),
+            (Show::Value, _) => label::stored_choice(field, text).map(|()| text.to_owned()),
         }
     }
 

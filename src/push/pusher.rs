@@ -430,7 +430,7 @@ impl Pusher {
                 }
                 Show::Label => match answer::label_of(self.def.as_deref(), sent) {
                     Some(label) => OwnedScalar::Text(label),
-                    None if sent.by_label => row.get(column.number),
+                    None if sent.label.is_some() => row.get(column.number),
                     None => OwnedScalar::Null,
                 },
             }

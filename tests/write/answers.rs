@@ -39,6 +39,24 @@ async fn a_field_the_user_may_not_set_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_label_that_is_ignored_is_named_also_without_its_stored_value() {
+    let world = World::new().await;
+    world
+        .db
+        .run("IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident) FROM SERVER acme INTO public OPTIONS (values 'false')")
+        .await;
+    world.sync("incident").await;
+    // As the instance compares names.
+    world.db.run(&format!("UPDATE incident SET assigned_to = 'gurney HALLECK' WHERE {KNOWN}")).await;
+    protect(&world, "incident", "assigned_to");
+    for name in ["'System Administrator'", "NULL"] {
+        let error = world.db.error(&format!("UPDATE incident SET assigned_to = {name} WHERE {KNOWN}")).await;
+        assert_eq!(error.code().code(), "42501", "{name}: {}", error.message());
+        assert!(error.message().contains("\"assigned_to\""), "{}", error.message());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_is_ignored_in_an_insert_is_named_and_the_record_arrives_by_polling() {
     let world = incidents().await;
     protect(&world, "incident", "description");
