@@ -91,7 +91,7 @@ impl Item {
             Task::Update { sent } => {
                 let appends = sent.iter().any(|sent| sent.appends);
                 let effect = if appends { Effect::Once } else { Effect::Idempotent };
-                Change::Update { id, fields: json(sent), effect }
+                Change::Update { id, fields: json(sent), effect, from: self.cached }
             }
             Task::Confirm { .. } => unreachable!("it was confirmed, or is an update by now"),
             Task::Delete => Change::Delete { id },

@@ -207,7 +207,7 @@ impl Pusher {
         // What is wrong comes first: nothing else matters then.
         for ((_, item), fate) in &fates {
             if let Some(failure) = self.failure(item, fate) {
-                raise(if many { self.in_batch(failure, item) } else { failure });
+                raise(if many { self.in_batch(failure, item) } else { alone(failure, item, fate) });
             }
         }
         for ((place, item), fate) in fates.drain(..) {
@@ -465,5 +465,15 @@ impl Pusher {
             catalog::ask_to_recheck(self.mirror.foreign_table, &self.to_recheck);
         }
         self.progress
+    }
+}
+
+/// Adds to an ERROR which record may have been made: nobody has seen its key.
+fn alone(report: ErrorReport, item: &Item, fate: &Fate) -> ErrorReport {
+    match (&item.task, fate) {
+        (Task::Insert { .. }, Fate::Failed(e)) if e.leaves_outcome_unknown() => {
+            report.set_detail(format!("If it was made, the record has the sys_id \"{}\".", item.id.as_str()))
+        }
+        _ => report,
     }
 }

@@ -138,3 +138,64 @@ async fn a_token_that_ends_under_way_is_renewed() {
     assert_eq!(made(&world), 0);
     assert_eq!(world.remote("incident", &known(&world), "impact").as_deref(), Some("2"));
 }
+
+fn patches(world: &World) -> usize {
+    world.writes().iter().filter(|write| write.method == "PATCH").count()
+}
+
+/// The version that the record was tells a lost answer from a lost request.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_optimistic_lock_a_lost_update_is_repeated_only_if_nothing_has_changed() {
+    let world = incidents().await;
+    let id = known(&world);
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD optimistic_lock 'true')").await;
+    world.sync("incident").await;
+    let both = "number IN ('INC0012345', 'INC0010001')";
+    for (n, (effect, whom, attempts)) in
+        [(Effect::ResetAfter, KNOWN, 1), (Effect::ResetBefore, KNOWN, 2), (Effect::ResetAfter, both, 2)]
+            .into_iter()
+            .enumerate()
+    {
+        let before = patches(&world);
+        let fault = Fault::new(effect.clone()).times(1);
+        world.sim.fault(if whom == both { fault.path("/batch") } else { fault.method("PATCH") });
+        world.db.run(&format!("UPDATE incident SET short_description = 'text {n}' WHERE {whom}")).await;
+        assert_eq!(patches(&world) - before, attempts, "{effect:?} {whom}");
+        assert_eq!(world.remote("incident", &id, "short_description"), Some(format!("text {n}")));
+        world.sync("incident").await; // the records' new versions
+    }
+    // An entry of a journal arrives once, and that is known.
+    next(&world, "PATCH", Effect::ResetAfter);
+    world.db.run(&format!("UPDATE incident SET work_notes = 'note' WHERE {KNOWN}")).await;
+    let query = format!("element_id={id}^element=work_notes^value=note");
+    assert_eq!(world.sim.edit().find("sys_journal_field", &query).expect("a query").len(), 1);
+    // Somebody else has changed it since.
+    world.db.run("ALTER SERVER acme OPTIONS (ADD request_timeout '2s')").await;
+    world.sync("incident").await;
+    let before = patches(&world);
+    next(&world, "PATCH", Effect::HangAfter);
+    let statement = format!("UPDATE incident SET short_description = 'ours' WHERE {KNOWN}");
+    let theirs = async {
+        while world.remote("incident", &id, "short_description").as_deref() != Some("ours") {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        world.sim.edit().update("incident", &id, &[("short_description", "theirs")]).expect("a change");
+    };
+    let (error, ()) = tokio::join!(world.db.error(&statement), theirs);
+    assert_eq!(error.code().code(), "08007", "{}", error.message());
+    assert_eq!(
+        (patches(&world) - before, world.remote("incident", &id, "short_description").as_deref()),
+        (1, Some("theirs"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_may_have_been_made_is_named() {
+    let world = incidents().await;
+    world.sim.fault(Fault::new(Effect::ResetBefore).method("POST").table("incident"));
+    let error = world.db.error("INSERT INTO incident (short_description) VALUES ('once')").await;
+    assert_eq!(error.code().code(), "08007", "{}", error.message());
+    let sent = world.writes()[0].body.clone().expect("a body");
+    let detail = format!("If it was made, the record has the sys_id {}.", sent["sys_id"]);
+    assert_eq!(error.detail(), Some(detail.as_str()));
+}

@@ -217,9 +217,14 @@ async fn a_record_that_is_not_the_version_in_the_cache_is_not_written_if_the_tab
         assert_eq!(error.code().code(), "40001", "{}", error.message());
         assert!(error.detail().is_some_and(|detail| detail.contains(&id)) && error.hint().is_some());
     }
+    // One of many keeps the others from being written, too.
+    let error = world.db.error("UPDATE incident SET description = 'many'").await;
+    assert_eq!(error.code().code(), "40001", "{}", error.message());
+    assert!(error.detail().is_some_and(|detail| detail.contains(&id)));
     assert_eq!(world.writes().len(), sent);
     world.db.run("SELECT servicenow.sync('incident')").await;
     world.db.run(&format!("UPDATE incident SET impact_value = 1 WHERE {KNOWN}")).await;
+    world.db.run("UPDATE incident SET description = 'many'").await;
     assert_eq!(world.remote("incident", &id, "impact").as_deref(), Some("1"));
 }
 

@@ -16,7 +16,7 @@ use super::table_api::{Identity, body_of_insert, body_of_update, confirm_deletio
 use super::transport::Response;
 use super::write::{Change, Fate};
 use crate::error::{Error, Refusal, Result};
-use crate::page::{Layout, Rows, decode_record};
+use crate::page::{Layout, Rows, Version, decode_record};
 use crate::value::SysId;
 
 /// A change whose fate is open.
@@ -32,6 +32,8 @@ pub(super) struct Pending {
     /// It was sent before.
     pub(super) is_repeat: bool,
     kind: Kind,
+    /// The version an update is to change, if no other one.
+    from: Option<Version>,
     /// Attempts that have failed.
     pub(super) failures: u32,
     /// The first failure after which it may have been carried out.
@@ -72,6 +74,10 @@ pub(super) enum Pause {
 impl Pending {
     /// A change that has not been sent.
     pub(super) fn new(index: usize, change: Change) -> Self {
+        let from = match &change {
+            Change::Update { from, .. } => *from,
+            _ => None,
+        };
         let (kind, id, body) = match change {
             Change::Insert { id: Identity::Fresh(id), fields } => {
                 let body = body_of_insert(&id, fields);
@@ -81,7 +87,9 @@ impl Pending {
                 let body = body_of_insert(&id, fields);
                 (Kind::InsertGiven, id, Some(body))
             }
-            Change::Update { id, fields, effect } => (Kind::Update(effect), id, Some(body_of_update(fields))),
+            Change::Update { id, fields, effect, .. } => {
+                (Kind::Update(effect), id, Some(body_of_update(fields)))
+            }
             Change::Delete { id } => (Kind::Delete, id, None),
         };
         Self {
@@ -91,6 +99,7 @@ impl Pending {
             singly: false,
             is_repeat: false,
             kind,
+            from,
             failures: 0,
             unknown: None,
             has_logged_in_again: false,
@@ -148,7 +157,9 @@ impl Pending {
                 Next::Again(Pause::No)
             }
             e if e.leaves_outcome_unknown() => match self.kind {
-                Kind::Update(effect) if policy(&e, effect) == Policy::Fail => Next::Settled(Fate::Failed(e)),
+                Kind::Update(effect) if self.from.is_none() && policy(&e, effect) == Policy::Fail => {
+                    Next::Settled(Fate::Failed(e))
+                }
                 _ => self.lost(e, patience),
             },
             e => match policy(&e, Effect::Once) {
@@ -166,6 +177,7 @@ impl Pending {
         self.failures += 1;
         match self.kind {
             Kind::InsertFresh => Next::Look(error),
+            Kind::Update(_) if self.from.is_some() => Next::Look(error),
             Kind::InsertGiven | Kind::Update(Effect::Once) => Next::Settled(Fate::Failed(error)),
             Kind::Update(_) | Kind::Delete => {
                 let after = error.retry_after();
@@ -191,6 +203,21 @@ impl Pending {
 
     /// It was looked up after a failure.
     pub(super) fn looked(&mut self, error: Error, found: Result<Option<Rows>>, patience: &Patience) -> Next {
+        if let (Kind::Update(effect), Some(from)) = (self.kind, self.from) {
+            let arrived = match &found {
+                Ok(Some(rows)) => from.was_changed_once(rows.version(0)),
+                _ => None,
+            };
+            return match (arrived, found) {
+                (Some(true), Ok(Some(rows))) => Next::Settled(Fate::Done(rows)),
+                (Some(false), _) if policy(&error, effect) != Policy::Fail => {
+                    let after = error.retry_after();
+                    self.unknown.get_or_insert(error);
+                    self.retry(after, patience).unwrap_or_else(|| Next::Settled(self.withdraw()))
+                }
+                _ => self.give_up(error),
+            };
+        }
         match found {
             Ok(Some(rows)) => Next::Settled(Fate::Done(rows)),
             Ok(None) if !error.leaves_outcome_unknown() => Next::Settled(Fate::Failed(error)),

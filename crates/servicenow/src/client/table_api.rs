@@ -13,7 +13,7 @@ use super::retry::{Effect, Policy, policy};
 use super::transport::{Response, Transport};
 use super::{Call, Client};
 use crate::error::{Error, Refusal, Result};
-use crate::page::{Layout, Rows, decode_list, decode_record};
+use crate::page::{Layout, Rows, Version, decode_list, decode_record};
 use crate::query::Query;
 use crate::value::{SysId, TableName};
 
@@ -145,6 +145,33 @@ impl<T: Transport> Client<T> {
         let url = self.record_url(table, Some(id), layout)?;
         let call = Call::write(Method::PATCH, url, Some(body_of_update(fields.clone())), effect);
         self.call(call, |response| decode_record(layout, &response.body)).await
+    }
+
+    /// As [`Client::update`], of a record that is some version: it is not sent again to another one, and a lost answer can be
+    /// told from a lost request.
+    pub async fn update_from(
+        &self,
+        from: Version,
+        table: &TableName,
+        id: &SysId,
+        fields: &Map<String, Json>,
+        layout: &Arc<Layout>,
+        effect: Effect,
+    ) -> Result<Rows> {
+        let mut attempts_left = self.inner.patience.attempts;
+        loop {
+            let error = match self.update(table, id, fields, layout, Effect::Once).await {
+                Err(e) if e.leaves_outcome_unknown() => e,
+                other => return other,
+            };
+            attempts_left = attempts_left.saturating_sub(1);
+            let Ok(rows) = self.get(table, id, layout).await else { return Err(error) };
+            match from.was_changed_once(rows.version(0)) {
+                Some(true) => return Ok(rows),
+                Some(false) if attempts_left > 0 && policy(&error, effect) != Policy::Fail => {}
+                _ => return Err(error),
+            }
+        }
     }
 
     /// Deletes a record. A record that is gone after an attempt without an answer was deleted by it.

@@ -21,7 +21,7 @@ use super::table_api::{Identity, parameters, record_path};
 use super::transport::Transport;
 use super::{Answered, Call, Client, chance};
 use crate::error::{Error, Refusal, Result, Words};
-use crate::page::{Layout, Rows};
+use crate::page::{Layout, Rows, Version};
 use crate::value::{SysId, TableName};
 
 /// The largest body of a batch, in bytes: an instance takes 10 MB, and we hold one for each call under way.
@@ -45,6 +45,8 @@ pub enum Change {
         fields: Map<String, Json>,
         /// What sending it twice would do.
         effect: Effect,
+        /// The version to change, if no other one: a lost attempt is not repeated on another one.
+        from: Option<Version>,
     },
     /// Deletes a record.
     Delete {
@@ -113,7 +115,12 @@ impl<T: Transport> Client<T> {
     async fn write_one(&self, table: &TableName, change: &Change, layout: &Arc<Layout>) -> Result<Rows> {
         match change {
             Change::Insert { id, fields } => self.insert(table, id, fields, layout).await,
-            Change::Update { id, fields, effect } => self.update(table, id, fields, layout, *effect).await,
+            Change::Update { id, fields, effect, from: None } => {
+                self.update(table, id, fields, layout, *effect).await
+            }
+            Change::Update { id, fields, effect, from: Some(from) } => {
+                self.update_from(*from, table, id, fields, layout, *effect).await
+            }
             Change::Delete { id } => self.delete(table, id).await.map(|()| Rows::new(layout.clone())),
         }
     }

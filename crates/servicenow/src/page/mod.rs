@@ -168,6 +168,16 @@ pub enum Order {
 }
 
 impl Version {
+    /// Whether a record that was this version, and may or may not have been changed once since, was: `None` if that cannot
+    /// be told from the version it is now.
+    pub fn was_changed_once(self, now: Version) -> Option<bool> {
+        match self.mod_count.zip(now.mod_count)? {
+            (before, now) if now == before => Some(false),
+            (before, now) if now == before + 1 => Some(true),
+            _ => None, // by others too
+        }
+    }
+
     /// How this version, which was read, stands to one that is stored.
     pub fn order(self, stored: Version) -> Order {
         let (Some(read_on), Some(stored_on)) = (self.updated_on, stored.updated_on) else {

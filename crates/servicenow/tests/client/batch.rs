@@ -59,7 +59,8 @@ pub(crate) fn there(sim: &Simulator, count: usize) -> Vec<SysId> {
 }
 
 pub(crate) fn updates(ids: &[SysId], effect: Repeated, field: &str, text: &str) -> Vec<Change> {
-    let update = |id: &SysId| Change::Update { id: id.clone(), fields: fields(field, text), effect };
+    let update =
+        |id: &SysId| Change::Update { id: id.clone(), fields: fields(field, text), effect, from: None };
     ids.iter().map(update).collect()
 }
 

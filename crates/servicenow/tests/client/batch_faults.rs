@@ -451,9 +451,11 @@ fn carry_out(sim: &Simulator, runtime: &tokio::runtime::Runtime, plan: &Plan) {
     let change = |(kind, id): (&Kind, &SysId)| match (kind, id.clone()) {
         (Kind::Insert, id) => Change::Insert { id: Identity::Fresh(id), fields: short() },
         (Kind::Given | Kind::Taken, id) => Change::Insert { id: Identity::Given(id), fields: short() },
-        (Kind::Update, id) => Change::Update { id, fields: short(), effect: Repeated::Idempotent },
+        (Kind::Update, id) => {
+            Change::Update { id, fields: short(), effect: Repeated::Idempotent, from: None }
+        }
         (Kind::Append, id) => {
-            Change::Update { id, fields: fields("work_notes", &text), effect: Repeated::Once }
+            Change::Update { id, fields: fields("work_notes", &text), effect: Repeated::Once, from: None }
         }
         (Kind::Delete, id) => Change::Delete { id },
     };
