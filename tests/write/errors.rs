@@ -129,6 +129,26 @@ fn cases() -> Vec<Case> {
             "a field that is computed",
             "UPDATE u_pg_widget SET u_calculated = 1 WHERE u_name = 'Widget ordinary'",
         ),
+        case(
+            "a field that is closed to the interface",
+            "UPDATE u_pg_widget SET u_strict = 'x' WHERE u_name = 'Widget ordinary'",
+        ),
+        case(
+            "a table that is not to be written",
+            "UPDATE fixed SET number = 'x' WHERE number = 'INC0012345'",
+        ),
+        case(
+            "a row that would move into a foreign table",
+            "UPDATE every SET place = 'software' WHERE place = 'here'",
+        ),
+        case(
+            "a row that would move out of a foreign table",
+            "UPDATE every SET place = 'here' WHERE number = 'INC0012345'",
+        ),
+        case(
+            "a row that the statement changes twice",
+            "UPDATE incident SET short_description = touch(sys_id) WHERE number = 'INC0012345'",
+        ),
         case("a key that is changed", "UPDATE incident SET sys_id = 'another' WHERE number = 'INC0012345'"),
         case("TRUNCATE", "TRUNCATE incident"),
         case(
@@ -136,6 +156,7 @@ fn cases() -> Vec<Case> {
             "BEGIN; UPDATE incident SET impact_value = 2 WHERE number = 'INC0012345'; PREPARE TRANSACTION 'p'",
         ),
         case("a transaction that only reads", "BEGIN READ ONLY; DELETE FROM incident"),
+        case("MERGE", "MERGE INTO incident i USING fixed f ON f.sys_id = i.sys_id WHEN MATCHED THEN DELETE"),
         case(
             "ON CONFLICT DO UPDATE",
             "INSERT INTO incident (sys_id) VALUES ('x') ON CONFLICT (sys_id) DO UPDATE SET impact_value = 2",
@@ -143,6 +164,14 @@ fn cases() -> Vec<Case> {
         case(
             "a commit that is refused",
             "BEGIN; SET LOCAL servicenow_fdw.push = 'commit'; UPDATE incident SET state = 'Resolved' WHERE number = 'INC0012345'; COMMIT",
+        ),
+        case(
+            "a table for which writes wait",
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit'; UPDATE incident SET impact_value = 2 WHERE number = 'INC0012345'; DROP FOREIGN TABLE incident CASCADE",
+        ),
+        case(
+            "more writes than may wait",
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit'; SET LOCAL servicenow_fdw.push_memory = '64kB'; INSERT INTO incident (description) VALUES (repeat('x', 100000))",
         ),
         case("an answer that is lost", "UPDATE incident SET work_notes = 'x' WHERE number = 'INC0012345'")
             .faulty(Fault::new(Effect::ResetAfter).method("PATCH")),
@@ -253,10 +282,22 @@ async fn writes_fail_as_the_file_of_errors_says() {
                  SERVER acme OPTIONS (\"table\" 'incident');
              CREATE FOREIGN TABLE nothing (sys_id text, name text) SERVER acme;
              CREATE FOREIGN TABLE typo (sys_id text, shrot_description text) SERVER acme OPTIONS (\"table\" 'incident');
+             CREATE FOREIGN TABLE fixed (sys_id text, number text) SERVER acme
+                 OPTIONS (\"table\" 'incident', updatable 'false');
+             CREATE TABLE every (sys_id text, number text, place text) PARTITION BY LIST (place);
+             CREATE TABLE here PARTITION OF every FOR VALUES IN ('here');
+             INSERT INTO here VALUES ('x', 'x', 'here');
+             CREATE FOREIGN TABLE there (sys_id text, number text, place text OPTIONS (field 'category')) SERVER acme
+                 OPTIONS (\"table\" 'incident');
+             ALTER TABLE every ATTACH PARTITION there DEFAULT;
+             CREATE FUNCTION touch(id text) RETURNS text LANGUAGE plpgsql AS
+                 $$ BEGIN UPDATE incident SET description = 'inner' WHERE sys_id = id; RETURN 'outer'; END $$;
              INSERT INTO incident (short_description) VALUES ('gone')",
         )
         .await;
-    world.sync("caller").await;
+    for table in ["caller", "fixed", "there"] {
+        world.sync(table).await;
+    }
     world.stop_worker().await;
     let mut out = String::new();
     for case in cases() {
@@ -312,7 +353,16 @@ async fn writes_fail_as_the_file_of_errors_says() {
     let (free, _socket) = deaf_address();
     world.db.run(&format!("ALTER SERVER acme OPTIONS (SET instance_url 'http://{free}')")).await;
     fails(&mut out, &world, &world.db, "an instance that is not there", update).await;
+    world
+        .db
+        .run(&format!(
+            "DROP USER MAPPING FOR PUBLIC SERVER acme; GRANT SELECT, UPDATE ON incident TO {}",
+            world.role("nobody")
+        ))
+        .await;
+    fails(&mut out, &world, &nobody, "a role without a user mapping", update).await;
     let out = out
+        .replace(&world.role("nobody"), "nobody")
         .replace(&format!("servicenow_fdw/{database}"), "servicenow_fdw/DATABASE")
         .replace(&free.to_string(), "NOBODY");
 
