@@ -5,7 +5,7 @@ use futures_util::SinkExt;
 use servicenow_sim::Dataset;
 use world::World;
 
-use crate::{incidents, world_with};
+use crate::{KNOWN, incidents, world_with};
 
 const COLUMNS: &[&str] = &["number", "short_description", "state_value=state", "impact_value=impact"];
 
@@ -188,4 +188,65 @@ async fn statement_triggers_of_a_partitioned_table_see_what_copy_has_written() {
     world.sync("there").await;
     assert_eq!(copy_one(&world, "every").await, 1);
     assert_eq!(world.db.value::<i64>("SELECT rows FROM seen").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_accepted_rows_is_exact_although_batches_go_side_by_side() {
+    let world = world_with(&["x_acme_app_thing"]).await;
+    world.stop_worker().await;
+    let error = world
+        .db
+        .error(
+            "INSERT INTO x_acme_app_thing (name, code)
+             SELECT CASE n WHEN 777 THEN 'forbidden' ELSE 'many ' || n END, 'M-' || n FROM generate_series(1, 1200) n",
+        )
+        .await;
+    assert_eq!(error.code().code(), "38000", "{}", error.message());
+    let there = world.sim.edit().find("x_acme_app_thing", "codeSTARTSWITHM-").expect("a query").len();
+    let count = format!("; {there} records of this statement had been inserted in ServiceNow.");
+    assert!(
+        there >= 500 && error.detail().is_some_and(|d| d.ends_with(&count)),
+        "{there}: {:?}",
+        error.detail()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_of_a_session_share_its_connections() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    let session = world.session().await;
+    let write = async |n: usize| {
+        session.run(&format!("UPDATE incident SET short_description = 'text {n}' WHERE {KNOWN}")).await;
+    };
+    write(0).await;
+    let before = world.sim.connections();
+    for n in 1..10 {
+        write(n).await;
+    }
+    assert_eq!(world.sim.connections(), before);
+    let many =
+        "UPDATE incident SET description = description || '.', short_description = short_description || '.'";
+    session.run(many).await;
+    let after_many = world.sim.connections();
+    session.run(many).await;
+    assert_eq!(world.sim.connections(), after_many);
+}
+
+/// Somebody who waits is told how far it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_statement_says_how_far_it_is() {
+    let world = World::with(Dataset::Small, ", max_concurrency '1'").await;
+    world.import(&["x_acme_app_thing"]).await;
+    world.stop_worker().await;
+    world.sim.set(|s| (s.batch_api, s.latency_ms) = (false, 11));
+    world
+        .db
+        .run(
+            "SET log_min_messages = 'notice';
+             INSERT INTO x_acme_app_thing (name, code) SELECT n, 'S-' || n FROM generate_series(1, 501) n",
+        )
+        .await;
+    let said = "NOTICE:  public.x_acme_app_thing: 500 records written so far";
+    assert!(world.cluster.log().contains(said));
 }

@@ -115,3 +115,33 @@ fn walk(directory: &Path) -> Vec<std::path::PathBuf> {
     let paths = entries.map(|entry| entry.path());
     paths.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_standby_writes_are_refused_before_any_call() {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("")));
+    let world = World::on(cluster, Dataset::Small).await;
+    world.set_up("").await;
+    world.import(&["incident"]).await;
+    world.stop_worker().await;
+    let (socket, program) = (cluster.socket().display().to_string(), cluster.bin().join("pg_basebackup"));
+    let standby =
+        cluster.copied(&program, &["-h", &socket, "-U", "postgres", "--checkpoint=fast", "-R", "-D"]);
+    standby.control(&["start"]);
+    let session = connect(&standby, &world.database).await;
+    let before = world.sim.requests().len();
+    for push in ["statement", "commit", "dry_run"] {
+        session.run(&format!("SET servicenow_fdw.push = '{push}'")).await;
+        for (statement, verb) in [
+            ("INSERT INTO incident (short_description) VALUES ('x')", "INSERT"),
+            ("UPDATE incident SET short_description = 'x'", "UPDATE"),
+            ("DELETE FROM incident", "DELETE"),
+        ] {
+            let error = session.error(statement).await;
+            let message = format!("cannot execute {verb} in a read-only transaction");
+            assert_eq!((error.code().code(), error.message()), ("25006", message.as_str()));
+        }
+    }
+    let here = session.value::<i64>("SELECT count(*) FROM incident").await;
+    assert_eq!(here, world.db.value::<i64>("SELECT count(*) FROM incident").await);
+    assert_eq!(world.sim.requests().len(), before);
+}

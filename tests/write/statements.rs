@@ -638,3 +638,107 @@ async fn a_row_that_a_function_of_the_statement_has_changed_is_refused() {
     }
     world.until_like_the_instance("incident", &["short_description", "description"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_values_and_a_default_are_assigned() {
+    let world = incidents().await;
+    let id = known(&world);
+    let remote = |field: &str| world.remote("incident", &id, field).unwrap_or_default();
+    for (values, description, impact) in [
+        ("(SELECT 'from a query', 3)", "from a query", "3"),
+        ("ROW ('from a row', 2)", "from a row", "2"),
+        ("('from values', DEFAULT)", "from values", ""),
+    ] {
+        let before = world.writes().len();
+        let update = format!(
+            "UPDATE incident SET (description, business_stc) = {values} WHERE {KNOWN} RETURNING description, business_stc::text"
+        );
+        let rows = world.db.rows(&update).await;
+        assert_eq!(rows[0].get::<_, &str>(0), description);
+        assert_eq!(rows[0].get::<_, Option<String>>(1).unwrap_or_default(), impact);
+        assert_eq!(
+            (remote("description"), remote("business_stc")),
+            (description.to_owned(), impact.to_owned())
+        );
+        assert_eq!(world.writes().len() - before, 1);
+    }
+    world.db.run("ALTER FOREIGN TABLE incident ALTER description SET DEFAULT 'by default'").await;
+    world.db.run(&format!("UPDATE incident SET description = DEFAULT WHERE {KNOWN}")).await;
+    assert_eq!(remote("description"), "by default");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partitioned_table_writes_through_to_its_foreign_partition() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE TABLE every (sys_id text, place text, short_description text) PARTITION BY LIST (place);
+             CREATE TABLE here PARTITION OF every FOR VALUES IN ('here');
+             CREATE FOREIGN TABLE there (short_description text, sys_id text, place text OPTIONS (field 'category'))
+                 SERVER acme OPTIONS (table 'incident', query 'category=software');
+             ALTER TABLE every ATTACH PARTITION there FOR VALUES IN ('software')",
+        )
+        .await;
+    world.sync("there").await;
+    let texts = |rows: Vec<tokio_postgres::Row>| -> Vec<(String, String)> {
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    };
+    let shown = "RETURNING tableoid::regclass::text, short_description";
+    let both = |a: &str, b: &str| vec![("here".to_owned(), a.to_owned()), ("there".to_owned(), b.to_owned())];
+    let insert = format!("INSERT INTO every VALUES ('x', 'here', 'a'), (NULL, 'software', 'a') {shown}");
+    assert_eq!(texts(world.db.rows(&insert).await), both("a", "a"));
+    let sink = world.db.client().copy_in::<_, Bytes>("COPY every FROM STDIN").await.expect("COPY");
+    let mut sink = std::pin::pin!(sink);
+    sink.send(Bytes::from_static(b"y\there\tcopied\n\\N\tsoftware\tcopied\n\\N\tsoftware\tcopied\n"))
+        .await
+        .expect("rows");
+    assert_eq!(sink.finish().await.expect("they are written"), 3);
+    assert_eq!(
+        world
+            .sim
+            .edit()
+            .find("incident", "short_description=copied^category=software")
+            .expect("a query")
+            .len(),
+        2
+    );
+    let update = format!("UPDATE every SET short_description = 'b' WHERE short_description = 'a' {shown}");
+    assert_eq!(texts(world.db.rows(&update).await), both("b", "b"));
+    let made = world.find("incident", "short_description=b");
+    let error = world.db.error("TRUNCATE every").await;
+    assert_eq!((error.code().code(), error.hint().is_some()), ("0A000", true), "{}", error.message());
+    assert_eq!(world.db.value::<i64>("SELECT count(*) FROM here").await, 2);
+    let delete = format!("DELETE FROM every WHERE short_description = 'b' {shown}");
+    assert_eq!(texts(world.db.rows(&delete).await), both("b", "b"));
+    assert!(world.sim.record("incident", &made).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn triggers_see_and_stop_deletions() {
+    let world = incidents().await;
+    let id = known(&world);
+    world
+        .db
+        .run(
+            "CREATE TABLE seen (number text);
+             CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN RETURN CASE WHEN OLD.number = 'INC0012345' THEN NULL ELSE OLD END; END $$;
+             CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN INSERT INTO seen VALUES (OLD.number); RETURN NULL; END $$;
+             CREATE TRIGGER stop BEFORE DELETE ON incident FOR EACH ROW EXECUTE FUNCTION stop();
+             CREATE TRIGGER see AFTER DELETE ON incident FOR EACH ROW EXECUTE FUNCTION see()",
+        )
+        .await;
+    let deleted = "DELETE FROM incident WHERE number IN ('INC0012345', 'INC0010001')";
+    assert_eq!(world.db.client().execute(deleted, &[]).await.expect("one of them"), 1);
+    assert!(world.sim.record("incident", &id).is_some());
+    assert_eq!(world.db.value::<String>("SELECT string_agg(number, ',') FROM seen").await, "INC0010001");
+    assert_eq!(world.writes().len(), 1);
+    // Postgres keeps no rows of foreign tables for a statement's trigger.
+    let error = world
+        .db
+        .error("CREATE TRIGGER all_of_them AFTER INSERT ON incident REFERENCING NEW TABLE AS made EXECUTE FUNCTION see()")
+        .await;
+    assert_eq!(error.detail(), Some("Triggers on foreign tables cannot have transition tables."));
+}

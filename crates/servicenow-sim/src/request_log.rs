@@ -65,6 +65,7 @@ struct State {
     requests: VecDeque<LoggedRequest>,
     counters: BTreeMap<String, Counter>,
     next: u64,
+    connections: u64,
 }
 
 /// The log.
@@ -91,6 +92,16 @@ impl RequestLog {
         while state.requests.len() > capacity {
             state.requests.pop_front();
         }
+    }
+
+    /// Counts a connection.
+    pub(crate) fn connected(&self) {
+        self.state.lock().connections += 1;
+    }
+
+    /// The connections so far.
+    pub(crate) fn connections(&self) -> u64 {
+        self.state.lock().connections
     }
 
     /// The requests, oldest first.

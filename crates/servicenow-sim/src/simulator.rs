@@ -219,6 +219,11 @@ impl Simulator {
         self.instance.log.requests()
     }
 
+    /// The connections that were accepted so far.
+    pub fn connections(&self) -> u64 {
+        self.instance.log.connections()
+    }
+
     /// Totals per method, endpoint and table.
     pub fn counters(&self) -> BTreeMap<String, Counter> {
         self.instance.log.counters()

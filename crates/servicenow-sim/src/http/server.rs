@@ -103,6 +103,7 @@ pub(crate) async fn serve(
             _ = stop.changed() => return,
         };
         let Ok((stream, _)) = accepted else { continue };
+        instance.log.connected();
         let _ = stream.set_nodelay(true);
         let (instance, tls, mut stop) = (Arc::clone(&instance), tls.clone(), stop.clone());
         tokio::spawn(async move {
