@@ -31,6 +31,7 @@ CREATE TABLE servicenow.sync_table (
     rows_filled     bigint NOT NULL DEFAULT 0,
     rows_total      bigint,
     rows_hidden     bigint,
+    ranges_total    integer,
     fill_started_at timestamptz,
     fill_ended_at   timestamptz,
     last_change_at  timestamptz,
@@ -211,6 +212,45 @@ CREATE TABLE servicenow.drift (
     noticed_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (server, remote_table, field)
 );
+
+-- What went wrong, and how often in a row; kept for a month. A server's own errors are about no table.
+CREATE TABLE servicenow.failure (
+    id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    server          oid NOT NULL,
+    foreign_table   oid,
+    phase           text,
+    sqlstate        text,
+    message         text NOT NULL,
+    detail          text,
+    hint            text,
+    first_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    last_at         timestamptz NOT NULL DEFAULT clock_timestamp(),
+    count           bigint NOT NULL DEFAULT 1,
+    recovered_at    timestamptz
+) WITH (fillfactor = 70);
+CREATE INDEX ON servicenow.failure (server, foreign_table) WHERE recovered_at IS NULL;
+
+-- What is to be told by mail and was not yet: of servers with the option notify_email.
+CREATE TABLE servicenow.mail_event (
+    id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    server          oid NOT NULL,
+    at              timestamptz NOT NULL DEFAULT clock_timestamp(),
+    event           text NOT NULL CHECK (event IN ('backfill_completed', 'sync_failed', 'sync_recovered')),
+    foreign_table   text NOT NULL,
+    rows            bigint,
+    error           text
+);
+
+-- What became of mails, one row per server.
+CREATE TABLE servicenow.mail (
+    server          oid PRIMARY KEY,
+    sent            bigint NOT NULL DEFAULT 0,
+    failed          bigint NOT NULL DEFAULT 0,
+    last_sent_at    timestamptz,
+    last_error      text,
+    last_error_at   timestamptz,
+    retry_at        timestamptz
+) WITH (fillfactor = 50);
 
 -- Whether the worker of this database may run: one row.
 CREATE TABLE servicenow.worker (

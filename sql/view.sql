@@ -147,3 +147,78 @@ WHERE pg_catalog.has_server_privilege(s.oid, 'USAGE') OR pg_catalog.pg_has_role(
 COMMENT ON VIEW servicenow.stat_requests IS 'calls made to ServiceNow; latencies in milliseconds';
 
 GRANT SELECT ON servicenow.stat_requests TO PUBLIC;
+
+CREATE VIEW servicenow.progress WITH (security_barrier) AS
+SELECT w.pid,
+       d.oid AS datid,
+       d.datname,
+       s.srvname AS server,
+       t.foreign_table::regclass AS foreign_table,
+       CASE WHEN t.fill_columns IS NOT NULL THEN 'added columns' WHEN t.refill THEN 'resync' ELSE 'backfill' END AS command,
+       CASE t.phase WHEN 'pending' THEN 'initializing' WHEN 'catchup' THEN 'catching up' ELSE 'reading records' END AS phase,
+       t.rows_filled AS rows_done,
+       t.rows_total,
+       CASE WHEN t.phase = 'pending' THEN 0
+            WHEN t.phase = 'catchup' THEN t.ranges_total
+            ELSE t.ranges_total - (SELECT count(*) FROM servicenow.sync_range r WHERE r.foreign_table = t.foreign_table)::integer
+       END AS ranges_done,
+       t.ranges_total,
+       t.fill_started_at AS started_at
+FROM servicenow.sync_table t
+     JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+     JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver
+     JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
+     -- The lock that the worker of a database holds, see worker/mod.rs.
+     LEFT JOIN pg_catalog.pg_locks w
+          ON w.locktype = 'advisory' AND w.database = d.oid AND w.classid = 1936617335::oid AND w.objid = 1::oid
+             AND w.objsubid = 3 AND w.granted
+WHERE t.phase IN ('pending', 'backfill', 'resync', 'catchup')
+  AND (pg_catalog.has_any_column_privilege(t.foreign_table, 'SELECT')
+       OR pg_catalog.pg_has_role('pg_monitor', 'USAGE'));
+
+COMMENT ON VIEW servicenow.progress IS 'fills under way, as pg_stat_progress_* shows other commands';
+
+GRANT SELECT ON servicenow.progress TO PUBLIC;
+
+CREATE VIEW servicenow.sync_error WITH (security_barrier) AS
+SELECT x.last_at AS at,
+       s.srvname AS server,
+       x.foreign_table::regclass AS foreign_table,
+       x.phase,
+       x.sqlstate,
+       x.message,
+       x.detail,
+       x.hint,
+       x.count,
+       x.first_at,
+       x.recovered_at
+FROM servicenow.failure x
+     JOIN pg_catalog.pg_foreign_server s ON s.oid = x.server
+WHERE CASE WHEN x.foreign_table IS NULL THEN pg_catalog.has_server_privilege(s.oid, 'USAGE')
+           ELSE coalesce(pg_catalog.has_any_column_privilege(x.foreign_table, 'SELECT'), false) END
+   OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
+
+COMMENT ON VIEW servicenow.sync_error IS 'what went wrong with foreign tables in the last month, and how often in a row';
+
+GRANT SELECT ON servicenow.sync_error TO PUBLIC;
+
+CREATE VIEW servicenow.stat_mail WITH (security_barrier) AS
+SELECT s.srvname AS server,
+       coalesce(m.sent, 0) AS sent,
+       coalesce(m.failed, 0) AS failed,
+       e.waiting,
+       e.waiting_since,
+       m.last_sent_at,
+       m.last_error,
+       m.last_error_at,
+       m.retry_at
+FROM pg_catalog.pg_foreign_server s
+     LEFT JOIN servicenow.mail m ON m.server = s.oid,
+     LATERAL (SELECT count(*) AS waiting, min(e.at) AS waiting_since
+              FROM servicenow.mail_event e WHERE e.server = s.oid) e
+WHERE (m.server IS NOT NULL OR e.waiting > 0)
+  AND (pg_catalog.has_server_privilege(s.oid, 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE'));
+
+COMMENT ON VIEW servicenow.stat_mail IS 'mails sent about a server, and events that wait to be told';
+
+GRANT SELECT ON servicenow.stat_mail TO PUBLIC;

@@ -15,6 +15,7 @@ use crate::catalog;
 use crate::error::{Doing, error, raise, report, unknown_outcome};
 use crate::option::{self, Login, ServerOptions};
 use crate::pg;
+use crate::setting;
 use crate::worker::mailbox;
 
 /// A client over HTTP.
@@ -108,6 +109,13 @@ pub fn new_client(
     Client::new(instance, transport)
 }
 
+/// Writes what a client has sent into the server log, if it was to be kept.
+pub fn log_requests(client: &HttpClient, server: &str) {
+    for request in client.take_log() {
+        pg::worker::log(&format!("request to server \"{server}\": {request}"));
+    }
+}
+
 impl Connection {
     /// The server's name.
     pub fn server(&self) -> &str {
@@ -145,6 +153,7 @@ impl Connection {
         F: Future<Output = servicenow::Result<R>> + Send + 'static,
         R: Send + 'static,
     {
+        self.client.log_requests(setting::log_requests());
         let running = call(self.client.clone());
         self.told(pg::io::block_on(running))
     }
@@ -162,6 +171,7 @@ impl Connection {
         F: Future<Output = servicenow::Result<R>> + Send + 'static,
         R: Send + 'static,
     {
+        self.client.log_requests(setting::log_requests());
         let traces = Arc::new(Traces::default());
         let running = call(self.client.tracing(traces.clone()));
         let interrupted = || match traces.withdraw() {
@@ -171,9 +181,10 @@ impl Connection {
         self.told(pg::xact::when_interrupted(|| pg::io::block_on(running), interrupted))
     }
 
-    /// Tells the worker of the calls that were made.
+    /// Tells the worker of the calls that were made, and the server log if it is to know.
     fn told<R>(&self, answer: Result<servicenow::Result<R>, pg::io::IoError>) -> servicenow::Result<R> {
         mailbox::tell(self.oid, self.client.take_stats());
+        log_requests(&self.client, &self.server);
         match answer {
             Ok(answer) => answer,
             Err(e) => raise(error(Sql::ERRCODE_SYSTEM_ERROR, e.to_string())),

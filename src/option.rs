@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lettre::Address;
 use pgrx::PgSqlErrorCode as Sql;
 use pgrx::pg_sys::panic::ErrorReport;
 use servicenow::client::auth::{Credentials, Secret};
@@ -50,6 +51,10 @@ enum Kind {
     TableName,
     /// A field, or a dot-walk.
     Field,
+    /// Addresses of mail, with commas between them.
+    Mail,
+    /// Where reads get their rows from.
+    Mode,
     /// One of these words.
     OneOf(&'static [&'static str]),
 }
@@ -70,6 +75,7 @@ const OPTIONS: &[(&str, Context, Kind)] = &[
     ("connect_timeout", Context::Server, Kind::Time(1)),
     ("request_timeout", Context::Server, Kind::Time(1)),
     ("ca_file", Context::Server, Kind::Text),
+    ("notify_email", Context::Server, Kind::Mail),
     ("auth", Context::UserMapping, Kind::OneOf(&["client_credentials", "password", "basic"])),
     ("client_id", Context::UserMapping, Kind::Text),
     ("client_secret", Context::UserMapping, Kind::Text),
@@ -78,7 +84,7 @@ const OPTIONS: &[(&str, Context, Kind)] = &[
     ("token_url", Context::UserMapping, Kind::Url),
     ("table", Context::Table, Kind::TableName),
     ("query", Context::Table, Kind::Query),
-    ("mode", Context::Table, Kind::OneOf(&["cached"])),
+    ("mode", Context::Table, Kind::Mode),
     ("updatable", Context::Table, Kind::Boolean),
     ("poll_interval", Context::Table, Kind::Time(100)),
     ("cdc", Context::Table, Kind::Boolean),
@@ -209,6 +215,13 @@ fn check(name: &str, value: &str, kind: Kind) -> Result<()> {
             value,
             "A field's name consists of letters, digits and underscores; dots lead to fields of referenced records.",
         )),
+        Kind::Mail => parse_mail(name, value).map(|_| ()),
+        Kind::Mode if value == "live" => Err(OptionError::new(
+            Sql::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("value \"live\" of option \"{name}\" is not supported"),
+            "Use \"cached\"; servicenow_fdw.max_staleness bounds how old what is read may be.",
+        )),
+        Kind::Mode => check(name, value, Kind::OneOf(&["cached"])),
         Kind::OneOf(words) if words.contains(&value) => Ok(()),
         Kind::OneOf(words) => {
             Err(OptionError::value(name, value, format!("Valid values are: {}", words.join(", "))))
@@ -257,6 +270,12 @@ fn parse_integer(name: &str, value: &str, least: u32, most: u32) -> Result<u32> 
         .ok()
         .filter(|n| (least..=most).contains(n))
         .ok_or_else(|| OptionError::value(name, value, hint()))
+}
+
+fn parse_mail(name: &str, value: &str) -> Result<Vec<Address>> {
+    let hint = "The value must be addresses such as dba@example.com, with commas between them.";
+    let addresses = value.split(',').map(|address| address.trim().parse());
+    addresses.collect::<std::result::Result<_, _>>().map_err(|_| OptionError::value(name, value, hint))
 }
 
 fn parse_query(name: &str, value: &str) -> Result<Query> {
@@ -308,6 +327,8 @@ pub struct ServerOptions {
     pub request_timeout: Duration,
     /// Certificate authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// Who is told by mail when tables are filled, fail or have recovered.
+    pub notify_email: Vec<Address>,
 }
 
 impl ServerOptions {
@@ -344,6 +365,8 @@ impl ServerOptions {
             connect_timeout: time("connect_timeout", "10s")?,
             request_timeout: time("request_timeout", "90s")?,
             ca_file: find(options, "ca_file").map(PathBuf::from),
+            notify_email: find(options, "notify_email")
+                .map_or(Ok(Vec::new()), |value| parse_mail("notify_email", value))?,
         })
     }
 }

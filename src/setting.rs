@@ -37,6 +37,20 @@ pub enum Push {
     DryRun,
 }
 
+/// Where reads get their rows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum ReadMode {
+    /// From the caches.
+    #[name = c"cached"]
+    Cached,
+    /// From ServiceNow; refused until it is there.
+    #[name = c"live"]
+    Live,
+}
+
+static READ_MODE: GucSetting<ReadMode> = GucSetting::<ReadMode>::new(ReadMode::Cached);
+static LOG_REQUESTS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static SMTP_URL: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static PUSH: GucSetting<Push> = GucSetting::<Push>::new(Push::Statement);
 static PUSH_MEMORY: GucSetting<i32> = GucSetting::<i32>::new(256 << 10);
 static LISTEN_ADDRESS: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
@@ -95,7 +109,27 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::UNIT_S,
     );
+    crate::pg::session::define_choice_of_one(
+        c"servicenow_fdw.read_mode",
+        c"Where reads of foreign tables get their rows from.",
+        c"\"cached\" reads the caches; \"live\" is not supported.",
+        &READ_MODE,
+    );
+    GucRegistry::define_bool_guc(
+        c"servicenow_fdw.log_requests",
+        c"Logs each request that is sent to ServiceNow.",
+        c"Method, path, status, milliseconds and bytes; neither queries nor bodies.",
+        &LOG_REQUESTS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
     let texts = [
+        (
+            c"servicenow_fdw.smtp_url",
+            c"The mail server through which servers' option notify_email is served.",
+            c"Such as smtps://user:password@mail.example.com?from=postgres@example.com. Empty turns mail off.",
+            &SMTP_URL,
+        ),
         (
             c"servicenow_fdw.listen_address",
             c"Where ServiceNow's webhooks are listened for: host and port.",
@@ -161,6 +195,16 @@ pub fn listen_certificate() -> Option<(PathBuf, PathBuf)> {
     let (certificate, key) = (text(&LISTEN_CERT_FILE), text(&LISTEN_KEY_FILE));
     let is_wanted = certificate.is_some() || key.is_some();
     is_wanted.then(|| (certificate.unwrap_or_default().into(), key.unwrap_or_default().into()))
+}
+
+/// Whether requests are written into the server log.
+pub fn log_requests() -> bool {
+    LOG_REQUESTS.get()
+}
+
+/// The mail server, with its password; `None` if there is to be no mail.
+pub fn smtp_url() -> Option<String> {
+    text(&SMTP_URL)
 }
 
 fn text(setting: &GucSetting<Option<CString>>) -> Option<String> {

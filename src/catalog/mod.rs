@@ -7,7 +7,9 @@ mod capture;
 mod change_log;
 mod dictionary;
 mod drift;
+mod failure;
 mod follow;
+mod mail;
 mod notice;
 mod progress;
 mod request_stat;
@@ -43,11 +45,16 @@ pub use capture::{
 pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
 pub use dictionary::{definition, is_referred_to, keep_definition, kept_definition, remember_definition};
 pub use drift::{Drift, DriftKind, note_drift, removed_fields, settle_drift};
+pub use failure::{Failure, forget_old_failures, log_failure, note_recovery, note_server_outcome};
 pub use follow::{
     Follow, Refill, delete_followed, followed, insert_followed, note_source, orphans, read_columns_again,
     start_over, tidy, touch_server, update_followed,
 };
-pub use notice::notify;
+pub use mail::{
+    MailEvent, forget_mail_events, forget_old_mail, mail_events, mail_failed, mail_sent, mail_waiting,
+    remember_event,
+};
+pub use notice::{notify, notify_of};
 pub use progress::{
     Progress, enable_worker, is_in_the_way, lock_holder, locked_objects, progress, worker_enabled,
 };
@@ -58,6 +65,13 @@ pub use rows::{
 };
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};
+
+/// The name of this process's database.
+pub fn database_name() -> String {
+    read("SELECT pg_catalog.current_database()::text", &[], |mut rows| {
+        rows.next().and_then(|row| get(&row, 1)).unwrap_or_default()
+    })
+}
 
 /// The foreign-data wrapper's name.
 pub const WRAPPER: &CStr = c"servicenow_fdw";

@@ -1,8 +1,9 @@
-//! What listeners are told on channel `servicenow_sync`.
+//! What listeners are told on channel `servicenow_sync`, and some of it by mail.
 
+use pgrx::pg_sys;
 use serde_json::{Value, json};
 
-use super::{Mirror, qualified, write};
+use super::{Mirror, WRAPPER, qualified, remember_event, write};
 use crate::pg;
 
 /// The channel.
@@ -14,10 +15,19 @@ const MOST_NAMES: usize = 50;
 
 /// Tells, at commit, that something has happened to a foreign table; `more` is an object of what else is to be said.
 pub fn notify(event: &str, mirror: &Mirror, more: Value) {
+    notify_of(mirror.foreign_table, event, more);
+}
+
+/// As [`notify`], of a foreign table that may not have all that makes a mirror.
+pub fn notify_of(relation: pg_sys::Oid, event: &str, more: Value) {
+    let Some((server, _)) = pg::catalog::foreign_table(relation, WRAPPER) else { return };
+    let table = qualified(relation);
+    let (rows, error) = (more["rows"].as_i64(), more["error"].as_str());
+    remember_event(server, event, &table, rows, error);
     let mut payload = json!({
         "event": event,
-        "server": pg::catalog::server(mirror.server).name,
-        "foreign_table": qualified(mirror.foreign_table),
+        "server": pg::catalog::server(server).name,
+        "foreign_table": table,
     });
     if let (Value::Object(payload), Value::Object(more)) = (&mut payload, more) {
         payload.extend(more.into_iter().map(|(name, value)| (name, short(value))));

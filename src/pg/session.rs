@@ -1,8 +1,9 @@
 //! Who the session acts as.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int, c_void};
 
-use pgrx::pg_sys;
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::{PgSqlErrorCode, pg_sys};
 
 /// The role the current statement runs as.
 pub fn current_user() -> pg_sys::Oid {
@@ -153,5 +154,51 @@ pub fn setting(name: &'static CStr) -> String {
     unsafe {
         super::catalog::text(pg_sys::GetConfigOptionByName(name.as_ptr(), std::ptr::null_mut(), true))
             .unwrap_or_default()
+    }
+}
+
+/// Defines a setting of which only the default is supported so far: SET refuses the other words with 0A000.
+pub fn define_choice_of_one<T: pgrx::guc::GucEnum>(
+    name: &'static CStr,
+    short: &'static CStr,
+    long: &'static CStr,
+    setting: &'static GucSetting<T>,
+) {
+    let flags = GucFlags::default();
+    // SAFETY: the hook is of the right kind and lives as long as the library.
+    unsafe {
+        GucRegistry::define_enum_guc_with_hooks(
+            name,
+            short,
+            long,
+            setting,
+            GucContext::Userset,
+            flags,
+            Some(check_choice_of_one),
+            None,
+            None,
+        );
+    }
+}
+
+/// The words of a setting are numbered in their order.
+unsafe extern "C-unwind" fn check_choice_of_one(
+    value: *mut c_int,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: Postgres passes a valid pointer, reads the two texts before the next check, and changes neither.
+    unsafe {
+        if *value == 0 {
+            return true;
+        }
+        pg_sys::GUC_check_errcode(PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED as c_int);
+        pg_sys::GUC_check_errmsg_string =
+            c"reading live from ServiceNow is not supported".as_ptr().cast_mut();
+        pg_sys::GUC_check_errhint_string =
+            c"Use \"cached\"; servicenow_fdw.max_staleness bounds how old what is read may be."
+                .as_ptr()
+                .cast_mut();
+        false
     }
 }

@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod launcher;
 mod listener;
+mod mail;
 pub mod mailbox;
 pub mod recovery;
 mod store;
@@ -26,6 +27,7 @@ use crate::pg::io::Bell;
 use crate::pg::worker::End;
 use crate::setting;
 use listener::Front;
+use mail::Mailer;
 use mailbox::Mailbox;
 use recovery::Recovery;
 use tasks::Tasks;
@@ -107,6 +109,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
     let mut recovery = Recovery::new(bell.clone());
     recovery::tidy();
     let mut front = Front::default();
+    let mut mailer = Mailer::default();
     let (mut tidied, mut counted): (Option<Instant>, _) = (None, Instant::now());
     loop {
         let mut woken = pg::io::wait(Some(&bell), Some(TICK));
@@ -138,13 +141,19 @@ fn run() -> std::io::Result<(&'static str, End)> {
             let more = setting::cdc_retention().is_some_and(|age| {
                 matches!(pg::xact::transaction(|| catalog::forget_old_changes(age)), Ok(true))
             });
-            let _tried_again_later = pg::xact::transaction(catalog::forget_old_absent);
+            let _tried_again_later = pg::xact::transaction(|| {
+                catalog::forget_old_absent();
+                catalog::forget_old_failures();
+                catalog::forget_old_mail();
+            });
             tidied = if more { None } else { Some(Instant::now()) };
         }
         if counted.elapsed() > COUNT_INTERVAL {
             counted = Instant::now();
             tasks.count(mailbox.as_ref().map(Mailbox::take).unwrap_or_default());
         }
+        tasks.log_requests(setting::log_requests());
+        mailer.look();
         tasks.nudge(&recovery.look());
         if woken && let Ok(waiting) = pg::xact::transaction(|| catalog::locked_objects(WAIT_CLASS)) {
             tasks.nudge(&waiting);

@@ -22,7 +22,7 @@ use super::store::{PgStore, Request, Table, note_failure};
 use crate::cache::ddl;
 use crate::capture::new_key;
 use crate::catalog::{self, Manners};
-use crate::connection::{HttpClient, WORKER, new_client, sync_user};
+use crate::connection::{HttpClient, WORKER, log_requests, new_client, sync_user};
 use crate::failpoint;
 use crate::option::{self, CaptureMode, Login, ServerOptions};
 use crate::pg;
@@ -44,6 +44,8 @@ pub struct Tasks {
 
 /// One server's tasks.
 struct Server {
+    /// Its name when it was planned.
+    name: String,
     options: ServerOptions,
     login: Login,
     client: HttpClient,
@@ -83,6 +85,7 @@ impl Task {
 
 /// What should run for a server, as the catalogs say.
 struct Plan {
+    name: String,
     options: ServerOptions,
     login: Login,
     capture: Option<capture::Plan>,
@@ -124,6 +127,7 @@ impl Tasks {
                         let (options, login) = (plan.options.clone(), plan.login.clone());
                         let (mirrors, brake) = (HashMap::new(), Arc::new(Brake::default()));
                         let server = Server {
+                            name: plan.name.clone(),
                             options,
                             login,
                             client,
@@ -141,7 +145,7 @@ impl Tasks {
                         let tables: Vec<_> = plan.tables.iter().map(|t| t.table.relation).collect();
                         let _reported = pg::xact::transaction(|| {
                             for relation in &tables {
-                                note_failure(*relation, &text);
+                                note_failure(*relation, text.as_str());
                             }
                         });
                         continue;
@@ -179,6 +183,14 @@ impl Tasks {
         }
         for (oid, server) in &mut self.servers {
             server.show(*oid);
+        }
+    }
+
+    /// Writes the requests that were made into the server log, if they are to be there.
+    pub fn log_requests(&self, on: bool) {
+        for server in self.servers.values() {
+            server.client.log_requests(on);
+            log_requests(&server.client, &server.name);
         }
     }
 
@@ -322,14 +334,14 @@ fn plans() -> HashMap<pg_sys::Oid, Plan> {
         let plan = match plans.entry(work.server).or_insert_with(|| plan(work.server)) {
             Ok(plan) => plan,
             Err(e) => {
-                note_failure(relation, e);
+                note_failure(relation, e.as_str());
                 continue;
             }
         };
         match pg::xact::subtransaction(std::panic::AssertUnwindSafe(|| table(plan, &work))) {
             Ok(Some(planned)) if planned.table.generation == work.generation => plan.tables.push(planned),
             Err(caught) if !caught.is_conflict() => {
-                note_failure(relation, &caught.message);
+                note_failure(relation, caught);
             }
             // It is being changed at this very moment.
             _ => {
@@ -356,7 +368,15 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
         }
         let capture = capture_plan(server, &options);
         let past_calls = catalog::past_calls(server);
-        Ok(Plan { options, login, capture, past_calls, tables: Vec::new(), unclear: HashSet::new() })
+        Ok(Plan {
+            name: description.name,
+            options,
+            login,
+            capture,
+            past_calls,
+            tables: Vec::new(),
+            unclear: HashSet::new(),
+        })
     };
     pg::xact::subtransaction(read).unwrap_or_else(|caught| Err(caught.message))
 }

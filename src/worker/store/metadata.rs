@@ -268,9 +268,11 @@ pub fn note(server: pg_sys::Oid, outcome: &Result<i64, Stop>) {
                  SET metadata_watermark = $2, metadata_error = NULL, metadata_error_at = NULL WHERE server = $1",
                 &[server.into(), (*watermark).into()],
             );
+            catalog::note_server_outcome(server, "metadata", None);
         }
         Err(stop) => {
             let text = format!("could not read the dictionary and labels: {stop}");
+            catalog::note_server_outcome(server, "metadata", Some(&text));
             let news = write(
                 "UPDATE servicenow.sync_server SET metadata_error = $2
                  WHERE server = $1 AND metadata_error IS DISTINCT FROM $2",

@@ -450,9 +450,11 @@ fn note_deletes(server: pg_sys::Oid, outcome: &Result<DeletesRead, Stop>) {
                  WHERE server = $1",
                 &[server.into(), read.watermark.into(), timestamp(read.at).into()],
             );
+            catalog::note_server_outcome(server, "deletions", None);
         }
         Err(stop) => {
             let text = format!("could not read deletions from sys_audit_delete: {stop}");
+            catalog::note_server_outcome(server, "deletions", Some(&text));
             let news = write(
                 "UPDATE servicenow.sync_server SET last_error = $2
                  WHERE server = $1 AND last_error IS DISTINCT FROM $2",

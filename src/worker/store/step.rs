@@ -12,7 +12,7 @@ use servicenow::value::SysId;
 use super::Table;
 use crate::cache::apply::{self, CacheWriter, Outcome, Replace};
 use crate::cache::change::Source;
-use crate::catalog::{self, Mirror, timestamp, write};
+use crate::catalog::{self, Failure, Mirror, timestamp, write};
 use crate::error::{Doing, report};
 use crate::failpoint;
 use crate::pg;
@@ -58,7 +58,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             write(
                 "UPDATE servicenow.sync_table
                  SET phase = CASE WHEN $5 THEN 'resync' ELSE 'backfill' END, refill = $5, watermark = $2,
-                     rows_total = $3, rows_filled = 0, fill_started_at = $4, fill_ended_at = NULL
+                     rows_total = $3, rows_filled = 0, fill_started_at = $4, fill_ended_at = NULL, ranges_total = $6
                  WHERE foreign_table = $1",
                 &[
                     relation.into(),
@@ -66,6 +66,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
                     total.and_then(|total| i64::try_from(total).ok()).into(),
                     timestamp(*at).into(),
                     (*refill).into(),
+                    i32::try_from(ranges.len()).unwrap_or(i32::MAX).into(),
                 ],
             );
             let news = serde_json::json!({"rows_total": total, "resync": refill});
@@ -182,6 +183,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
                 &[relation.into(), (*watermark).into(), timestamp(*at).into()],
             );
             if recovered > 0 {
+                catalog::note_recovery(relation);
                 catalog::notify("sync_recovered", &mirror, serde_json::json!({}));
                 pg::worker::log(&format!(
                     "foreign table {} is synchronized again",
@@ -282,36 +284,33 @@ fn complete(mirror: &Mirror, watermark: i64) {
 
 /// Keeps what went wrong for `sync_status`; the log hears of it when it begins or changes.
 fn failed(mirror: &Mirror, stop: &Stop) {
-    let text = match stop {
+    let failure = match stop {
         Stop::Remote(e) => {
             let server = pg::catalog::server(mirror.server).name;
             let what = format!("synchronize table \"{}\"", mirror.table);
-            let report = report(e, Doing { server: &server, what: &what, writing: false });
-            match report.detail() {
-                Some(detail) => format!("{}: {detail}", report.message()),
-                None => report.message().to_owned(),
-            }
+            Failure::from(report(e, Doing { server: &server, what: &what, writing: false }))
         }
-        Stop::Store(e) => e.to_string(),
+        Stop::Store(e) => Failure::from(e.to_string()),
     };
-    if note_failure(mirror.foreign_table, &text) {
-        catalog::notify("sync_failed", mirror, serde_json::json!({"error": text}));
-    }
+    note_failure(mirror.foreign_table, failure);
 }
 
-/// As [`failed`], for what cannot even begin; gives back whether it is news.
-pub fn note_failure(relation: pg_sys::Oid, text: &str) -> bool {
+/// As [`failed`], for what cannot even begin.
+pub fn note_failure(relation: pg_sys::Oid, failure: impl Into<Failure>) {
+    let failure = failure.into();
+    let text = failure.text();
     let news = write(
         "UPDATE servicenow.sync_table SET last_error = $2
          WHERE foreign_table = $1 AND last_error IS DISTINCT FROM $2",
-        &[relation.into(), text.into()],
+        &[relation.into(), text.as_str().into()],
     );
     write(
         "UPDATE servicenow.sync_table SET last_error_at = clock_timestamp() WHERE foreign_table = $1",
         &[relation.into()],
     );
+    catalog::log_failure(relation, &failure);
     if news > 0 {
+        catalog::notify_of(relation, "sync_failed", serde_json::json!({"error": text}));
         pg::worker::log(&format!("foreign table {}: {text}", catalog::qualified(relation)));
     }
-    news > 0
 }

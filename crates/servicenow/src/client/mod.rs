@@ -5,7 +5,8 @@
 //!
 //! A call is made when the instance has had the rest it asked for, when the hour's [`budget`] has room, and when
 //! the `gate` lets it in, which knows how many calls at a time the instance bears (`limit`). Lists ask for less
-//! at a time when the instance cannot answer them whole ([`page_size`]). What calls cost is counted in [`stats`].
+//! at a time when the instance cannot answer them whole ([`page_size`]). What calls cost is counted in [`stats`], and
+//! each one is told of in `journal`.
 //!
 //! Many writes at once ([`mod@write`]) go as batches (`batch`) whose size follows what the instance bears
 //! (`batch_size`); what becomes of each one is decided in `pending`.
@@ -17,6 +18,7 @@ mod batch;
 mod batch_size;
 pub mod budget;
 mod gate;
+mod journal;
 mod limit;
 mod look;
 pub mod page_size;
@@ -47,6 +49,8 @@ use auth::{Credentials, Login};
 use batch_size::BatchSizes;
 use budget::{Answer, Budget, Remaining};
 use gate::{Gate, Permit};
+use journal::Journal;
+pub use journal::LoggedRequest;
 use limit::Outcome;
 use retry::{Effect, Patience, Policy, Urgency};
 use stats::{Recorder, Stats, endpoint};
@@ -103,6 +107,7 @@ struct Inner<T> {
     hold: Mutex<Hold>,
     budget: Option<Mutex<Budget>>,
     recorder: Recorder,
+    journal: Journal,
     patience: Patience,
     batch_sizes: BatchSizes,
 }
@@ -164,6 +169,7 @@ impl<T: Transport> Client<T> {
                 gate: Gate::new(instance.max_concurrency),
                 hold: Mutex::default(),
                 recorder: Recorder::default(),
+                journal: Journal::default(),
                 budget: instance.max_calls_per_hour.map(|calls| Mutex::new(Budget::new(calls, now()))),
                 patience: instance.patience,
                 batch_sizes: BatchSizes::default(),
@@ -221,6 +227,16 @@ impl<T: Transport> Client<T> {
     /// What this client has counted since it was last asked, to be added to what is kept.
     pub fn take_stats(&self) -> Stats {
         self.inner.recorder.take()
+    }
+
+    /// Begins or ends to keep a line of every request, logins included, to be taken with [`Self::take_log`].
+    pub fn log_requests(&self, on: bool) {
+        self.inner.journal.keep(on);
+    }
+
+    /// The requests that came to an end since this was last called, while they were to be kept.
+    pub fn take_log(&self) -> Vec<LoggedRequest> {
+        self.inner.journal.take()
     }
 
     fn with_budget<R>(&self, ask: impl FnOnce(&mut Budget, std::time::Instant) -> R) -> Option<R> {
@@ -448,8 +464,11 @@ impl<T: Transport> Transport for Inner<T> {
         let endpoint = endpoint(&request.method, &request.url);
         let sent_at = Instant::now();
         self.recorder.sending(&endpoint);
+        let (method, url) = (request.method.clone(), request.url.clone());
         let answer = self.transport.send(request).await;
-        self.recorder.ended(&endpoint, sent_at.elapsed(), &answer);
+        let latency = sent_at.elapsed();
+        self.recorder.ended(&endpoint, latency, &answer);
+        self.journal.ended(&method, &url, latency, &answer);
         answer
     }
 }

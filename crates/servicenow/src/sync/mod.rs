@@ -20,6 +20,7 @@ pub mod capture;
 pub mod compare;
 pub mod deletes;
 mod describe;
+pub mod digest;
 mod fill;
 pub mod memory;
 pub mod metadata;

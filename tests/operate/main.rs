@@ -1,0 +1,9 @@
+//! What a DBA does with it: look, be told, dump and restore, fail over.
+
+mod look;
+mod mail;
+mod setting;
+mod sink;
+
+const INCIDENT: &str = "CREATE FOREIGN TABLE incident (
+    sys_id text, number text, short_description text, state bigint, reopen_count bigint) SERVER acme";
