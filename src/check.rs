@@ -1,5 +1,7 @@
 //! `check_server`: whether a server can be reached, logged in to and read, and what to do where it cannot.
 
+use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -7,13 +9,15 @@ use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::capture::install::Inspection;
 use servicenow::capture::{Subscription, Way};
 use servicenow::client::table_api::List;
-use servicenow::page::Layout;
+use servicenow::page::{Layout, Rows};
 use servicenow::query::Query;
+use servicenow::sync::tail::Tail;
 use servicenow::value::TableName;
 use servicenow::{Error, Result};
+use tokio::task::JoinSet;
 
-use crate::catalog;
-use crate::connection::{Connection, HttpClient, workers_connection};
+use crate::catalog::{self, Mirror};
+use crate::connection::{Connection, HttpClient, impatient_connection};
 use crate::error::{Doing, error, raise, report};
 use crate::option::{CaptureMode, ServerOptions};
 use crate::pg;
@@ -53,7 +57,7 @@ pub fn check(name: &str) -> Vec<Finding> {
         raise(error(Sql::ERRCODE_INSUFFICIENT_PRIVILEGE, message));
     }
     let mut findings = Vec::new();
-    let connection = match pg::xact::subtransaction(|| workers_connection(server)) {
+    let connection = match pg::xact::subtransaction(|| impatient_connection(server)) {
         Ok(connection) => connection,
         Err(caught) => {
             let hint =
@@ -63,63 +67,92 @@ pub fn check(name: &str) -> Vec<Finding> {
     };
     findings.push(Finding::fine("user mapping", "the worker has one"));
     let began = SystemTime::now();
-    let served = match ask(&connection, "sys_user", "user_name") {
-        Ok(answer) => answer.served_at,
-        Err(e) => {
-            findings.push(failed(&connection, "login", &e));
-            if !matches!(e, Error::Refused { .. } | Error::NoTable(_)) {
-                return findings;
-            }
-            None
-        }
+    // One call before all others: a login that is refused many times may lock the account.
+    let first = ask(&connection, vec![Question::new("sys_user", &["user_name"])]).remove(0);
+    let secure = server_is_secure(server);
+    let reached = match &first {
+        Err(e) => reach(&connection, e, secure),
+        Ok(_) => None,
     };
-    if served.is_some() {
-        findings.push(Finding::fine("login", format!("logged in to {}", connection.host())));
+    if let Some(finding) = reached {
+        findings.push(finding);
+        return findings;
     }
+    findings.push(Finding::fine("reachability", format!("{} answers", connection.host())));
+    findings.push(match secure {
+        true => Finding::fine("TLS", "the instance's certificate is trusted"),
+        false => Finding::fine("TLS", "not used: the address begins with http"),
+    });
+    let served = match first {
+        Ok(answer) => answer.served_at,
+        Err(e @ (Error::RateLimited { .. } | Error::BudgetUsedUp { .. } | Error::Discarded)) => {
+            findings.push(failed(&connection, "rate limits", &e));
+            return findings;
+        }
+        Err(e) if !matches!(e, Error::Refused { .. } | Error::NoTable(_)) => {
+            findings.push(failed(&connection, "login", &e));
+            return findings;
+        }
+        Err(_) => None, // logged in, and not allowed to see users
+    };
+    findings.push(Finding::fine("login", format!("logged in to {}", connection.host())));
     findings.extend(served.map(|served| clock(served, began)));
-    for (check, table, field, hint) in [
-        (
-            "dictionary",
-            "sys_dictionary",
-            "element",
-            "Give the user read access to sys_db_object, sys_dictionary, sys_dictionary_override and sys_choice; without it tables are described by what forms show.",
-        ),
-        (
-            "deletions",
-            "sys_audit_delete",
-            "documentkey",
-            "Give the user read access to sys_audit_delete; without it deleted records are missed when records are counted (reconcile_interval).",
-        ),
-    ] {
-        findings.push(match ask(&connection, table, field) {
-            Ok(Answer { rows: 0, total: 1.., .. }) => {
-                Finding::wrong(check, format!("the records of table \"{table}\" are hidden"), hint)
-            }
-            Ok(_) => Finding::fine(check, format!("table \"{table}\" can be read")),
-            Err(e) => Finding { hint: Some(hint.to_owned()), ..failed(&connection, check, &e) },
-        });
-    }
-    for table in mirrored(server) {
-        findings.push(readable(&connection, &table));
-    }
+    findings.push(rate_limits(server));
+    findings.extend(inspect(server, &connection));
     findings.extend(capture(server, &connection));
     findings
 }
 
+/// What is asked of an instance.
+struct Question {
+    table: Result<TableName>,
+    query: Query,
+    layout: Arc<Layout>,
+}
+
+impl Question {
+    fn new(table: &str, fields: &[&'static str]) -> Self {
+        Self {
+            table: TableName::new(table).map_err(Error::from),
+            query: Query::all(),
+            layout: Arc::new(Layout::of_text(fields)),
+        }
+    }
+}
+
 struct Answer {
-    rows: usize,
+    rows: Rows,
     total: u64,
     served_at: Option<i64>,
 }
 
-fn ask(connection: &Connection, table: &str, field: &'static str) -> Result<Answer> {
-    let table = TableName::new(table)?;
-    connection.ask(move |client| async move {
-        let (query, layout) = (Query::all(), Arc::new(Layout::of_text(&[field])));
+/// Asks several questions at a time; answers in the same order.
+fn ask(connection: &Connection, questions: Vec<Question>) -> Vec<Result<Answer>> {
+    let count = questions.len();
+    let asked = connection.ask(move |client: HttpClient| async move {
+        let mut running = JoinSet::new();
+        for (number, question) in questions.into_iter().enumerate() {
+            let client = client.clone();
+            running.spawn(async move { (number, question.ask(&client).await) });
+        }
+        let mut answers = running.join_all().await;
+        answers.sort_by_key(|(number, _)| *number);
+        Ok(answers.into_iter().map(|(_, answer)| answer).collect::<Vec<_>>())
+    });
+    match asked {
+        Ok(answers) => answers,
+        Err(e) => (0..count).map(|_| Err(e.clone())).collect(),
+    }
+}
+
+impl Question {
+    async fn ask(self, client: &HttpClient) -> Result<Answer> {
+        let Self { table, query, layout } = self;
+        let table = table?;
         let list = List { table: &table, query: &query, layout: &layout, limit: 1, offset: 0, count: true };
         let page = client.list(list).await?;
-        Ok(Answer { rows: page.rows.len(), total: page.total.unwrap_or(0), served_at: page.served_at })
-    })
+        Ok(Answer { rows: page.rows, total: page.total.unwrap_or(0), served_at: page.served_at })
+    }
 }
 
 fn failed(connection: &Connection, check: &str, e: &Error) -> Finding {
@@ -129,6 +162,37 @@ fn failed(connection: &Connection, check: &str, e: &Error) -> Finding {
         None => report.message().to_owned(),
     };
     Finding::wrong(check, detail, report.hint().unwrap_or_default())
+}
+
+/// Why no usable answer has come at all, if that is so.
+fn reach(connection: &Connection, e: &Error, secure: bool) -> Option<Finding> {
+    match e {
+        Error::Connect { reason, .. } | Error::Broken { reason, .. }
+            if secure
+                && ["certificate", "tls", "handshake"]
+                    .iter()
+                    .any(|word| reason.to_lowercase().contains(word)) =>
+        {
+            let hint = "Set the server option ca_file to the PEM file of the authority that has signed the instance's certificate (or a proxy's before it), and check the host's name in instance_url.";
+            Some(Finding { hint: Some(hint.to_owned()), ..failed(connection, "TLS", e) })
+        }
+        Error::Broken { .. } | Error::TimedOut { .. } => {
+            let hint =
+                "Check that the instance is up, and that no firewall or proxy cuts the connection off.";
+            Some(Finding { hint: Some(hint.to_owned()), ..failed(connection, "reachability", e) })
+        }
+        Error::Connect { .. }
+        | Error::Unavailable { .. }
+        | Error::Unreadable(_)
+        | Error::CutShort(_)
+        | Error::TooLarge { .. } => Some(failed(connection, "reachability", e)),
+        _ => None,
+    }
+}
+
+fn server_is_secure(server: pg_sys::Oid) -> bool {
+    ServerOptions::parse(&pg::catalog::server(server).options)
+        .is_ok_and(|options| options.instance_url.scheme() == "https")
 }
 
 fn clock(served: i64, asked: SystemTime) -> Finding {
@@ -141,25 +205,145 @@ fn clock(served: i64, asked: SystemTime) -> Finding {
     }
 }
 
+/// Whether the worker may call as often as it has to.
+fn rate_limits(server: pg_sys::Oid) -> Finding {
+    let check = "rate limits";
+    let known = catalog::manners(server);
+    let options = ServerOptions::parse(&pg::catalog::server(server).options).ok();
+    let budget = options.and_then(|options| options.max_calls_per_hour);
+    match (known.held_for, known.calls_left.zip(budget)) {
+        (Some(seconds), _) => Finding::wrong(
+            check,
+            format!("the instance has asked the worker to make no call for {seconds} more seconds"),
+            "Have the rate limit rule for this user raised in ServiceNow (sys_rate_limit_rules), or raise the server option poll_interval.",
+        ),
+        (None, Some((left, budget))) if left <= i32::try_from(budget / 10).unwrap_or(i32::MAX) => {
+            Finding::wrong(
+                check,
+                format!("{left} of {budget} calls an hour are left, and those are for writes"),
+                "Raise the server option max_calls_per_hour, or poll_interval.",
+            )
+        }
+        (None, Some((left, budget))) => {
+            Finding::fine(check, format!("{left} of {budget} calls an hour are left"))
+        }
+        (None, None) => Finding::fine(check, "the instance does not hold the worker back"),
+    }
+}
+
+/// The mirrors of a server, one for each remote table and query.
+fn mirrors(server: pg_sys::Oid) -> Vec<Rc<Mirror>> {
+    let works = catalog::work().into_iter().filter(|work| work.server == server);
+    let mut mirrors: Vec<Rc<Mirror>> = works
+        .filter_map(|work| pg::xact::subtransaction(|| catalog::mirror(work.foreign_table)).ok().flatten())
+        .collect();
+    mirrors.sort_by_key(|mirror| (mirror.table.clone(), mirror.foreign_table.to_u32()));
+    mirrors
+}
+
 /// The remote tables of a server's foreign tables.
 fn mirrored(server: pg_sys::Oid) -> Vec<TableName> {
-    let works = catalog::work().into_iter().filter(|work| work.server == server);
-    let mut tables: Vec<TableName> =
-        works.filter_map(|work| Some(catalog::mirror(work.foreign_table)?.table.clone())).collect();
-    tables.sort();
+    let mut tables: Vec<TableName> = mirrors(server).iter().map(|mirror| mirror.table.clone()).collect();
     tables.dedup();
     tables
 }
 
-fn readable(connection: &Connection, table: &TableName) -> Finding {
-    let check = format!("table {table}");
+/// Whether metadata, deletions and every table can be read.
+fn inspect(server: pg_sys::Oid, connection: &Connection) -> Vec<Finding> {
+    let mirrors = mirrors(server);
+    let roles = Query::parse("user=javascript:gs.getUserID()").unwrap_or_default();
+    let mut questions = vec![
+        Question { query: roles, ..Question::new("sys_user_has_role", &["role.name"]) },
+        Question::new("sys_dictionary", &["element"]),
+        Question::new("sys_audit_delete", &["documentkey"]),
+    ];
+    let first = questions.len();
+    for mirror in &mirrors {
+        let table = || Ok(mirror.table.clone());
+        let (query, layout) = (mirror.query.clone(), mirror.layout.clone());
+        questions.push(Question { table: table(), query, layout });
+        questions.push(Question {
+            table: table(),
+            query: as_polled(&mirror.query),
+            layout: Arc::new(Layout::of_text(&["sys_id"])),
+        });
+    }
+    let mut answers = ask(connection, questions);
+    let rest = answers.split_off(first);
+    let mut findings = vec![roles_of(&answers[0])];
+    let metadata = [
+        (
+            "dictionary",
+            "sys_dictionary",
+            "Give the user read access to sys_db_object, sys_dictionary, sys_dictionary_override and sys_choice; without it tables are described by what forms show.",
+        ),
+        (
+            "deletions",
+            "sys_audit_delete",
+            "Give the user read access to sys_audit_delete; without it deleted records are missed when records are counted (reconcile_interval).",
+        ),
+    ];
+    for ((check, table, hint), answer) in metadata.into_iter().zip(&answers[1..]) {
+        findings.push(match answer {
+            Ok(Answer { rows, total: 1.., .. }) if rows.is_empty() => {
+                Finding::wrong(check, format!("the records of table \"{table}\" are hidden"), hint)
+            }
+            Ok(_) => Finding::fine(check, format!("table \"{table}\" can be read")),
+            Err(e) => Finding { hint: Some(hint.to_owned()), ..failed(connection, check, e) },
+        });
+    }
+    for (mirror, answers) in mirrors.iter().zip(rest.chunks(2)) {
+        findings.push(readable(connection, mirror, &answers[0]));
+        if let (Ok(_), Err(e)) = (&answers[0], &answers[1]) {
+            findings.push(failed(connection, &format!("query access to table {}", mirror.table), e));
+        }
+    }
+    findings
+}
+
+/// A query as polls ask: by range and order of time, which query access rules may forbid.
+fn as_polled(query: &Query) -> Query {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+    let tail = Tail::new("sys_updated_on", now);
+    tail.page(query, 1).map_or_else(|_| query.clone(), |(query, _)| query)
+}
+
+/// The user's roles, as far as it may see them; which ones it takes is known by what can be read.
+fn roles_of(answer: &Result<Answer>) -> Finding {
+    let detail = match answer {
+        Ok(Answer { rows, total, .. }) if !rows.is_empty() => {
+            format!("{} and {} more", rows.text(0, 0), total.saturating_sub(1))
+        }
+        _ => "the user may not see its own, which is nothing to worry about".to_owned(),
+    };
+    Finding::fine("roles", detail)
+}
+
+fn readable(connection: &Connection, mirror: &Mirror, answer: &Result<Answer>) -> Finding {
+    let check = format!("table {}", mirror.table);
     let hint = "Give the user a role that may read the table: an access control rule hides its records.";
-    match ask(connection, table.as_str(), "sys_id") {
-        Ok(Answer { rows: 0, total: total @ 1.., .. }) => {
+    match answer {
+        Ok(Answer { rows, total: total @ 1.., .. }) if rows.is_empty() => {
             Finding::wrong(&check, format!("{total} records, and the first ones are hidden"), hint)
         }
-        Ok(Answer { total, .. }) => Finding::fine(&check, format!("{total} records")),
-        Err(e) => failed(connection, &check, &e),
+        Ok(Answer { rows, total, .. }) => {
+            let hidden: BTreeSet<&str> = (0..mirror.columns.len())
+                .filter(|column| !rows.is_empty() && !rows.is_shown(0, *column))
+                .map(|column| mirror.columns[column].field.as_str())
+                .collect();
+            match hidden.is_empty() {
+                true => Finding::fine(&check, format!("{total} records")),
+                false => Finding::wrong(
+                    &check,
+                    format!(
+                        "{total} records, of which fields are hidden or gone: {}",
+                        Vec::from_iter(hidden).join(", ")
+                    ),
+                    "Give the user read access to these fields, or drop their columns: they are NULL.",
+                ),
+            }
+        }
+        Err(e) => failed(connection, &check, e),
     }
 }
 

@@ -27,6 +27,11 @@ const STATEMENT: Patience =
 /// The worker has time; what takes longer is reported and tried again by the mirror itself.
 pub const WORKER: Patience =
     Patience { attempts: 3, longest_wait: Duration::from_secs(60), urgency: Urgency::Background };
+/// Who checks wants to hear of trouble, not to have it overcome.
+const CHECK: Patience =
+    Patience { attempts: 1, longest_wait: Duration::from_secs(1), urgency: Urgency::Statement };
+/// What has not answered a check after this long does not work.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 thread_local! {
     static CONNECTIONS: RefCell<HashMap<(pg_sys::Oid, pg_sys::Oid), Connection>> = RefCell::new(HashMap::new());
@@ -85,6 +90,21 @@ pub fn workers_connection(server: pg_sys::Oid) -> Connection {
     let user = sync_user(&description, &options)
         .unwrap_or_else(|text| raise(error(Sql::ERRCODE_UNDEFINED_OBJECT, text)));
     connection(server, user)
+}
+
+/// As [`workers_connection`], but one that gives up soon: for looking what is wrong.
+pub fn impatient_connection(server: pg_sys::Oid) -> Connection {
+    let known = workers_connection(server);
+    let description = pg::catalog::server(server);
+    let mut options = ServerOptions::parse(&description.options).unwrap_or_else(|e| raise(e));
+    options.connect_timeout = options.connect_timeout.min(CHECK_TIMEOUT);
+    options.request_timeout = options.request_timeout.min(CHECK_TIMEOUT);
+    let mapping = pg::catalog::user_mapping(known.user, server);
+    let login = option::credentials(&mapping.options).unwrap_or_else(|e| raise(e));
+    let client = new_client(&options, login, CHECK).unwrap_or_else(|e| {
+        raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
+    });
+    Connection { client, ..known }
 }
 
 /// A client for a server and login.

@@ -58,7 +58,7 @@ pub use notice::{notify, notify_of};
 pub use progress::{
     Progress, enable_worker, is_in_the_way, lock_holder, locked_objects, progress, worker_enabled,
 };
-pub use request_stat::{Manners, add_request_stats, past_calls, show_manners, show_page_size};
+pub use request_stat::{Manners, add_request_stats, manners, past_calls, show_manners, show_page_size};
 pub use rows::{
     Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent,
     gone_since, leave_to_recheck, note_not_undone, outlook, rechecked, remember_absent, settled, to_recheck,

@@ -34,6 +34,26 @@ pub struct Manners {
     pub calls_left: Option<i32>,
 }
 
+/// How the worker calls a server, as it was last shown.
+pub fn manners(server: pg_sys::Oid) -> Manners {
+    let shown = read(
+        "SELECT concurrency,
+                CASE WHEN held_until > clock_timestamp()
+                     THEN ceil(extract(epoch FROM held_until - clock_timestamp()))::bigint END,
+                calls_left
+         FROM servicenow.sync_server WHERE server = $1",
+        &[server.into()],
+        |mut rows| {
+            rows.next().map(|row| Manners {
+                concurrency: get(&row, 1).unwrap_or_default(),
+                held_for: get(&row, 2),
+                calls_left: get(&row, 3),
+            })
+        },
+    );
+    shown.unwrap_or(Manners { concurrency: 0, held_for: None, calls_left: None })
+}
+
 /// Shows how the worker calls a server.
 pub fn show_manners(server: pg_sys::Oid, manners: Manners) {
     write(

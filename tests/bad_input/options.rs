@@ -297,7 +297,7 @@ async fn a_malformed_table_or_column_option_is_refused_by_name() {
             table("query", "nonsense", query),
             table("query", "active=true^and this", query),
             table("query", "RLQUERYincident.caller_id,>=1^ENDRLQUERY", query),
-            table("mode", "live", "Valid values are: cached"),
+            table("mode", "dead", "Valid values are: cached"),
             table("updatable", "perhaps", "The value must be true or false."),
             table("poll_interval", "1ms", "The value must be at least 100 ms."),
             column("field", "in cident", field),

@@ -144,7 +144,7 @@ async fn a_check_says_what_is_wrong_and_what_to_do() {
     assert_eq!(check, "clock", "{detail}");
     world.sim.set(|s| s.availability = servicenow_sim::Availability::Unreachable);
     let (check, detail) = wrong().await.expect("nobody answers");
-    assert_eq!(check, "login", "{detail}");
+    assert_eq!(check, "reachability", "{detail}");
     world.db.run("DROP USER MAPPING FOR PUBLIC SERVER acme").await;
     assert_eq!(wrong().await.expect("there is no mapping").0, "user mapping");
 }

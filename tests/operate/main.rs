@@ -1,5 +1,7 @@
 //! What a DBA does with it: look, be told, dump and restore, fail over.
 
+mod docs;
+mod doctor;
 mod look;
 mod mail;
 mod setting;
