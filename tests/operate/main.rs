@@ -6,6 +6,7 @@ mod look;
 mod mail;
 mod setting;
 mod sink;
+mod standby;
 
 const INCIDENT: &str = "CREATE FOREIGN TABLE incident (
     sys_id text, number text, short_description text, state bigint, reopen_count bigint) SERVER acme";
