@@ -4,6 +4,7 @@ mod docs;
 mod doctor;
 mod look;
 mod mail;
+mod restore;
 mod setting;
 mod sink;
 mod standby;
