@@ -131,3 +131,60 @@ async fn a_server_that_goes_back_to_before_a_write_catches_up_with_it() {
     assert_eq!(world.writes().len(), sent, "nothing is written");
     assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("written"));
 }
+
+/// The blocks of SQL of the page about operations.
+fn blocks() -> Vec<&'static str> {
+    let page = include_str!("../../docs/operations.md");
+    page.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_is_replicated_to_a_database_without_the_extension() {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("wal_level = logical")));
+    let world = World::on(cluster, Dataset::Small).await;
+    world.set_up("").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    let [publish, define] = blocks()[..] else { panic!("two blocks") };
+    world.db.run(publish).await;
+    let definition = world.db.value::<String>(define).await;
+    world.db.run("SELECT pg_create_logical_replication_slot('incidents', 'pgoutput')").await;
+    connect(cluster, "postgres").await.run("CREATE DATABASE copy").await;
+    let copy = connect(cluster, "copy").await;
+    let socket = cluster.socket().display();
+    copy.run(&format!("CREATE SCHEMA servicenow_cache; {definition}")).await;
+    copy.run(&format!(
+        "CREATE SUBSCRIPTION incidents CONNECTION 'host={socket} user=postgres dbname={}' PUBLICATION incidents
+         WITH (create_slot = false)",
+        world.database
+    ))
+    .await;
+    let content =
+        "SELECT coalesce(md5(string_agg(i::text, ',' ORDER BY sys_id)), '') FROM servicenow_cache.incident i";
+    let alike = async || {
+        let began = Instant::now();
+        loop {
+            let (here, there) =
+                (copy.value::<String>(content).await, world.db.value::<String>(content).await);
+            if here == there && !here.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "the copy is like the cache");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    alike().await;
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.edit().update("incident", &id, &[("short_description", "over there")]).expect("it is there");
+    let new =
+        world.sim.edit().insert("incident", &[("short_description", "made over there")]).expect("a record");
+    world.until("SELECT count(*) = 2 FROM incident WHERE short_description LIKE '%over there'").await;
+    alike().await;
+    world.db.run("UPDATE incident SET reopen_count = 9 WHERE number = 'INC0012345'").await;
+    world.db.run(&format!("DELETE FROM incident WHERE sys_id = '{new}'")).await;
+    alike().await;
+    world.db.run("SELECT servicenow.resync('incident')").await;
+    world.sync("incident").await;
+    alike().await;
+    copy.run("DROP SUBSCRIPTION incidents").await;
+}
