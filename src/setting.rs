@@ -127,7 +127,7 @@ pub fn define() {
         (
             c"servicenow_fdw.smtp_url",
             c"The mail server through which servers' option notify_email is served.",
-            c"Such as smtps://user:password@mail.example.com?from=postgres@example.com. Empty turns mail off.",
+            c"Such as smtps://user@mail.example.com?from=postgres@example.com&password_file=/etc/postgresql/mail. Empty turns mail off.",
             &SMTP_URL,
         ),
         (

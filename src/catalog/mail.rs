@@ -42,7 +42,7 @@ pub struct Waiting {
     pub oldest: Duration,
     /// How long ago the last of it has happened.
     pub latest: Duration,
-    /// It is about fills that are over, and others are not.
+    /// Other tables are still to be filled, or have not been polled since one has failed, or still fail since one has recovered.
     pub more_to_come: bool,
 }
 
@@ -74,11 +74,13 @@ pub fn mail_waiting() -> Vec<Waiting> {
     let waiting: Vec<Waiting> = read(
         "SELECT m.server, extract(epoch FROM clock_timestamp() - min(m.at))::float8,
                 extract(epoch FROM clock_timestamp() - max(m.at))::float8,
-                bool_and(m.event = 'backfill_completed')
-                AND EXISTS (SELECT FROM servicenow.sync_table t
-                                        JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
-                            WHERE f.ftserver = m.server AND t.phase IN ('pending', 'backfill', 'resync')
-                                  AND t.last_error IS NULL)
+                EXISTS (
+                    SELECT FROM servicenow.sync_table t JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+                    WHERE f.ftserver = m.server
+                      AND (bool_and(m.event = 'backfill_completed') AND t.phase IN ('pending', 'backfill', 'resync')
+                           AND t.last_error IS NULL
+                           OR bool_or(m.event = 'sync_failed') AND t.last_error IS NULL AND t.last_poll_at < min(m.at)
+                           OR bool_or(m.event = 'sync_recovered') AND t.last_error IS NOT NULL))
          FROM servicenow.mail_event m GROUP BY m.server",
         &[],
         |rows| {

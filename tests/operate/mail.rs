@@ -99,3 +99,36 @@ async fn addresses_are_checked_when_they_are_set() {
         assert!(error.hint().is_some_and(|hint| hint.contains("dba@example.com")));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_server_that_cannot_be_used_is_told_without_its_password() {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("")));
+    let configure = |url: &str| cluster.configure(&format!("servicenow_fdw.smtp_url = '{url}'"));
+    configure("smtp://me:geheim@mail.example.com?colour=red");
+    let world = World::on(cluster, Dataset::Small).await;
+    world.set_up(", notify_email 'three@dba.example'").await;
+    world.db.run(INCIDENT).await;
+    let said = async |part: &str| {
+        let error =
+            format!("SELECT EXISTS (SELECT FROM servicenow.stat_mail WHERE last_error LIKE '%{part}%')");
+        world.until(&error).await;
+    };
+    said("\"colour\" is none of the parameters tls, from, password_file").await;
+    configure("smtp://me:geheim@mail.example.com?tls=opportunistic");
+    said("a password takes smtps, or tls=required").await;
+    let password = std::env::temp_dir().join(format!("snfdw-{}-password", std::process::id()));
+    configure(&format!("smtp://me@127.0.0.1:{}?password_file={}", sink::port(), password.display()));
+    said("No such file").await;
+    std::fs::write(&password, "gehe/im\n").expect("a file");
+    let filled = mail("three@dba.example", 1).await;
+    let _gone = std::fs::remove_file(&password);
+    // "me" and the password, as that way of logging in has them.
+    assert!(filled.starts_with("AUTH PLAIN AG1lAGdlaGUvaW0="), "{filled}");
+    assert!(filled.contains("From: servicenow_fdw <servicenow_fdw@"), "{filled}");
+    let log = cluster.log();
+    assert!(log.lines().any(|line| line.contains("could not send mail")));
+    assert!(
+        !log.lines().any(|line| line.contains("could not send mail") && line.contains("geheim")),
+        "{log}"
+    );
+}

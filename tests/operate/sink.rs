@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Mutex, OnceLock};
 
-/// Mails, as they came: the recipients, then headers and body.
+/// Mails, as they came: login and recipients in a line, then headers and body.
 static MAILS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 /// Recipients that are refused.
 static REFUSED: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -47,7 +47,15 @@ fn serve(stream: &TcpStream) -> Option<()> {
     loop {
         let line = lines.next()?.ok()?;
         let command = line.to_ascii_uppercase();
-        if command.starts_with("RCPT TO:") {
+        if command.starts_with("EHLO") {
+            say("250-sink")?;
+            say("250 AUTH PLAIN")?;
+            continue;
+        } else if command.starts_with("AUTH") {
+            to.push_str(&line);
+            say("235 welcome")?;
+            continue;
+        } else if command.starts_with("RCPT TO:") {
             if REFUSED.lock().unwrap().iter().any(|address| line.contains(address.as_str())) {
                 say("550 no such mailbox")?;
                 continue;

@@ -13,6 +13,10 @@ use super::message::Text;
 /// The longest wait for the mail server's answer to one command.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What may stand behind the question mark: how to encrypt (`required`, `opportunistic`), who sends, and a file with the
+/// password. Postgres writes settings that change into its log, where a password of the setting's own would be.
+const PARAMETERS: [&str; 3] = ["tls", "from", "password_file"];
+
 /// A mail server.
 pub struct Relay {
     transport: AsyncSmtpTransport<Tokio1Executor>,
@@ -26,9 +30,16 @@ impl Relay {
         let mut url = Url::parse(text).map_err(|e| invalid(&e.to_string()))?;
         let parameters: Vec<(String, String)> = url.query_pairs().into_owned().collect();
         let find = |name: &str| parameters.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
-        if let Some((name, _)) = parameters.iter().find(|(name, _)| !matches!(name.as_str(), "tls" | "from"))
-        {
-            return Err(invalid(&format!("\"{name}\" is not a parameter; tls and from are")));
+        let is_unknown = |(name, _): &&(String, String)| !PARAMETERS.contains(&name.as_str());
+        if let Some((name, _)) = parameters.iter().find(is_unknown) {
+            let known = PARAMETERS.join(", ");
+            return Err(invalid(&format!("\"{name}\" is none of the parameters {known}")));
+        }
+        if let Some(path) = find("password_file") {
+            let password =
+                std::fs::read_to_string(&path).map_err(|e| invalid(&format!("\"{path}\": {e}")))?;
+            let password = password.trim_end_matches(['\r', '\n']);
+            url.set_password(Some(password)).map_err(|()| invalid("it has no host"))?;
         }
         let tls = find("tls").or_else(|| default_tls(&url).map(str::to_owned));
         if url.scheme() == "smtp"

@@ -26,7 +26,7 @@ pub struct Untold {
     pub oldest: Duration,
     /// How long ago the last of it has happened.
     pub latest: Duration,
-    /// More of the same is about to happen: other tables of the server are being filled.
+    /// More of the same may be about to happen: other tables of the server are being filled, or fail still.
     pub more_to_come: bool,
 }
 
