@@ -11,7 +11,7 @@ const QUIET: Duration = Duration::from_secs(3);
 /// It is told after this long, whatever else may happen.
 const LONGEST: Duration = Duration::from_secs(60);
 /// The pause after a message; it doubles with every one in [`MEMORY`].
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(2);
 /// The longest pause between two messages, and between two attempts to deliver one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
 /// How long a message makes the next ones wait.
