@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
+use servicenow::client::address::Trust;
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance, Traces};
@@ -46,6 +47,43 @@ pub struct Connection {
     server: String,
     /// The worker logs in the same way, so that it sees what this connection sees.
     is_workers: bool,
+    owner: pg_sys::Oid,
+    standing: Standing,
+}
+
+/// What decides how far the addresses of a server and its user mappings are trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    anybody_may: bool,
+    owner_may: bool,
+    user_may: bool,
+}
+
+impl Standing {
+    fn of(owner: pg_sys::Oid, user: pg_sys::Oid) -> Self {
+        Self {
+            anybody_may: setting::allow_private_addresses(),
+            owner_may: pg::session::is_superuser_role(owner),
+            user_may: pg::session::is_superuser_role(user),
+        }
+    }
+}
+
+/// How far names are trusted in the addresses of a server and the user mapping of a role: as far as those who may
+/// have written them. A mapping of PUBLIC's is the server's owner's, any other one may be its role's own.
+pub fn trust(
+    server: &pg::catalog::Server,
+    options: &ServerOptions,
+    user: pg_sys::Oid,
+    mapping: &pg::catalog::Mapping,
+) -> Trust {
+    let standing = Standing::of(server.owner, user);
+    match standing {
+        Standing { anybody_may: true, .. } => Trust::Everywhere,
+        Standing { owner_may: true, user_may, .. } if user_may || mapping.is_public => Trust::Everywhere,
+        Standing { owner_may: true, .. } => Trust::Origins(vec![options.instance_url.origin()]),
+        _ => Trust::Origins(Vec::new()),
+    }
 }
 
 /// The role whose user mapping the worker uses; an error's text if there is no such role.
@@ -62,7 +100,9 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
     if catalog::take_servers_changed() {
         CONNECTIONS.with_borrow_mut(HashMap::clear);
     }
-    if let Some(known) = CONNECTIONS.with_borrow(|known| known.get(&(server, user)).cloned()) {
+    if let Some(known) = CONNECTIONS.with_borrow(|known| known.get(&(server, user)).cloned())
+        && known.standing == Standing::of(known.owner, user)
+    {
         return known;
     }
     let description = pg::catalog::server(server);
@@ -72,13 +112,17 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
     let sync_mapping =
         sync_user(&description, &options).ok().map(|user| pg::catalog::user_mapping(user, server));
     let is_workers = sync_mapping.is_some_and(|sync| sync.oid == mapping.oid);
-    let client = new_client(&options, login, STATEMENT).unwrap_or_else(|e| {
+    let trust = trust(&description, &options, user, &mapping);
+    let client = new_client(&options, login, trust, STATEMENT).unwrap_or_else(|e| {
         raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
     });
     if options.max_calls_per_hour.is_some() {
         client.note_past_calls(&catalog::past_calls(server));
     }
-    let connection = Connection { client, oid: server, user, server: description.name, is_workers };
+    let (owner, standing) = (description.owner, Standing::of(description.owner, user));
+    let server_name = description.name;
+    let connection =
+        Connection { client, oid: server, user, server: server_name, is_workers, owner, standing };
     CONNECTIONS.with_borrow_mut(|known| known.insert((server, user), connection.clone()));
     connection
 }
@@ -101,7 +145,8 @@ pub fn impatient_connection(server: pg_sys::Oid) -> Connection {
     options.request_timeout = options.request_timeout.min(CHECK_TIMEOUT);
     let mapping = pg::catalog::user_mapping(known.user, server);
     let login = option::credentials(&mapping.options).unwrap_or_else(|e| raise(e));
-    let client = new_client(&options, login, CHECK).unwrap_or_else(|e| {
+    let trust = trust(&description, &options, known.user, &mapping);
+    let client = new_client(&options, login, trust, CHECK).unwrap_or_else(|e| {
         raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
     });
     Connection { client, ..known }
@@ -111,12 +156,15 @@ pub fn impatient_connection(server: pg_sys::Oid) -> Connection {
 pub fn new_client(
     options: &ServerOptions,
     login: Login,
+    trust: Trust,
     patience: Patience,
 ) -> servicenow::Result<HttpClient> {
     let transport = HttpTransport::new(&TransportOptions {
         connect_timeout: options.connect_timeout,
         request_timeout: options.request_timeout,
         ca_file: options.ca_file.clone(),
+        proxy: options.proxy_url.clone(),
+        trust,
     })?;
     let instance = Instance {
         url: options.instance_url.clone(),

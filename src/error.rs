@@ -7,7 +7,9 @@
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql};
 use servicenow::Error;
-use servicenow::error::{Refusal, Words};
+use servicenow::error::{Distrust, Refusal, Words};
+
+use crate::option;
 
 /// What was being done when an error came.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +35,30 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             Sql::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION,
             &format!("could not connect: {reason}"),
             "Check that the instance is up and that this host can reach it.",
+        ),
+        Error::NotPublic { .. } => {
+            plain(Sql::ERRCODE_INSUFFICIENT_PRIVILEGE, &error.to_string(), option::PRIVATE_HINT)
+        }
+        Error::Untrusted { distrust, .. } => plain(
+            Sql::ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION,
+            &format!("could not connect: {distrust}"),
+            match distrust {
+                Distrust::Expired => {
+                    "Have the instance's certificate renewed, or set the clock of this host."
+                }
+                Distrust::NotYetValid => "Set the clock of this host, by NTP for example.",
+                Distrust::OtherName => {
+                    "Check the address in server option \"instance_url\": it must have the name that the certificate is for."
+                }
+                Distrust::Issuer => {
+                    "If the instance is the right one, name a file with the authority's certificate in server option \"ca_file\"."
+                }
+                Distrust::Version => {
+                    "Have the other side, or a proxy that ends TLS before it, speak TLS 1.2 or 1.3."
+                }
+                Distrust::NoTls => "Check the port in server option \"instance_url\".",
+                Distrust::Other(_) => "Check the instance's certificate.",
+            },
         ),
         Error::Broken { reason, .. } => {
             plain(Sql::ERRCODE_CONNECTION_FAILURE, &format!("connection broke: {reason}"), "Try again.")

@@ -9,6 +9,7 @@ use std::time::Duration;
 use lettre::Address;
 use pgrx::PgSqlErrorCode as Sql;
 use pgrx::pg_sys::panic::ErrorReport;
+use servicenow::client::address::is_private;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::query::Query;
 use servicenow::value::{Show, TableName, is_field_path};
@@ -16,6 +17,7 @@ use url::{Host, Url};
 
 use crate::pg::catalog::{Options, parse_milliseconds};
 use crate::pg::session;
+use crate::setting;
 
 /// Where an option may stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ enum Kind {
     Text,
     /// An address of an instance or token endpoint.
     Url,
+    /// An address of a proxy.
+    ProxyUrl,
     /// `true` or `false` in any of Postgres's spellings.
     Boolean,
     /// A time of at least so many milliseconds.
@@ -75,6 +79,7 @@ const OPTIONS: &[(&str, Context, Kind)] = &[
     ("connect_timeout", Context::Server, Kind::Time(1)),
     ("request_timeout", Context::Server, Kind::Time(1)),
     ("ca_file", Context::Server, Kind::Text),
+    ("proxy_url", Context::Server, Kind::ProxyUrl),
     ("notify_email", Context::Server, Kind::Mail),
     ("auth", Context::UserMapping, Kind::OneOf(&["client_credentials", "password", "basic"])),
     ("client_id", Context::UserMapping, Kind::Text),
@@ -147,7 +152,7 @@ pub fn validate(context: Context, options: &Options) -> Result<()> {
         Context::UserMapping => credentials(options).and_then(|login| {
             login
                 .token_url
-                .map_or(Ok(()), |url| require_https("token_url", find(options, "token_url"), &url, false))
+                .map_or(Ok(()), |url| may_name("token_url", find(options, "token_url"), &url, false))
         }),
         Context::Table => TableOptions::parse(options).map(|_| ()),
         Context::Wrapper | Context::Column => Ok(()),
@@ -171,11 +176,36 @@ fn may_set(server: &ServerOptions, options: &Options) -> Result<()> {
             "Only roles with privileges of role pg_read_server_files may set it.",
         ));
     }
+    if server.proxy_url.is_some() && !session::is_superuser() {
+        return Err(OptionError::new(
+            Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "only a superuser may set option \"proxy_url\"",
+            "Ask a superuser to set it.",
+        ));
+    }
     if let Some(url) = &server.webhook_url {
         require_https("webhook_url", find(options, "webhook_url"), url, allow_http)?;
     }
-    require_https("instance_url", find(options, "instance_url"), &server.instance_url, allow_http)
+    may_name("instance_url", find(options, "instance_url"), &server.instance_url, allow_http)
 }
+
+/// Checks an address that is connected to, as far as it can be without resolving names. What those lead to is looked
+/// at when it is connected to, see [`crate::connection::trust`].
+fn may_name(name: &str, value: Option<&str>, url: &Url, allow_http: bool) -> Result<()> {
+    require_https(name, value, url, allow_http)?;
+    if is_private(url) && !session::is_superuser() && !setting::allow_private_addresses() {
+        return Err(OptionError::new(
+            Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("only a superuser may set option \"{name}\" to an address that is not public"),
+            PRIVATE_HINT,
+        ));
+    }
+    Ok(())
+}
+
+/// What to do where a private address is refused.
+pub const PRIVATE_HINT: &str =
+    "A superuser may own the server, or turn on servicenow_fdw.allow_private_addresses.";
 
 /// `value` is the address as it was written.
 fn require_https(name: &str, value: Option<&str>, url: &Url, allow_http: bool) -> Result<()> {
@@ -202,6 +232,7 @@ fn check(name: &str, value: &str, kind: Kind) -> Result<()> {
         }
         Kind::Text => Ok(()),
         Kind::Url => parse_url(name, value).map(|_| ()),
+        Kind::ProxyUrl => parse_proxy_url(name, value).map(|_| ()),
         Kind::Boolean => parse_boolean(name, value).map(|_| ()),
         Kind::Time(least) => parse_time(name, value, least).map(|_| ()),
         Kind::Integer(least, most) => parse_integer(name, value, least, most).map(|_| ()),
@@ -236,6 +267,31 @@ fn parse_url(name: &str, value: &str) -> Result<Url> {
         let hint = "The value must be an address such as https://acme.service-now.com.";
         return Err(OptionError::value(name, value, hint));
     };
+    without_credentials(name, url)
+}
+
+fn parse_proxy_url(name: &str, value: &str) -> Result<Url> {
+    let url = Url::parse(value).ok().filter(|url| {
+        matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h")
+            && url.host_str().is_some_and(|host| !host.is_empty())
+            && matches!(url.path(), "" | "/")
+            && url.query().is_none()
+            && url.fragment().is_none()
+    });
+    let Some(url) = url else {
+        let message = format!("invalid value for option \"{name}\"");
+        let hint = "The value must be an address such as http://proxy.example:3128; schemes are http, https, socks5 and socks5h.";
+        return Err(OptionError::new(Sql::ERRCODE_INVALID_PARAMETER_VALUE, message, hint));
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        let message = format!("invalid value for option \"{name}\"");
+        let hint = "Everybody can read the options of servers, so the address must not hold credentials; let the proxy accept this host without.";
+        return Err(OptionError::new(Sql::ERRCODE_INVALID_PARAMETER_VALUE, message, hint));
+    }
+    Ok(url)
+}
+
+fn without_credentials(name: &str, url: Url) -> Result<Url> {
     if !url.username().is_empty() || url.password().is_some() {
         let message = format!("invalid value for option \"{name}\"");
         let hint = "Credentials belong into the user mapping, not into an address.";
@@ -327,6 +383,8 @@ pub struct ServerOptions {
     pub request_timeout: Duration,
     /// Certificate authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// Where connections go through.
+    pub proxy_url: Option<Url>,
     /// Who is told by mail when tables are filled, fail or have recovered.
     pub notify_email: Vec<Address>,
 }
@@ -365,6 +423,7 @@ impl ServerOptions {
             connect_timeout: time("connect_timeout", "10s")?,
             request_timeout: time("request_timeout", "90s")?,
             ca_file: find(options, "ca_file").map(PathBuf::from),
+            proxy_url: find(options, "proxy_url").map(|url| parse_proxy_url("proxy_url", url)).transpose()?,
             notify_email: find(options, "notify_email")
                 .map_or(Ok(Vec::new()), |value| parse_mail("notify_email", value))?,
         })

@@ -58,6 +58,7 @@ static LISTEN_CERT_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CStri
 static LISTEN_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static MAX_STALENESS: GucSetting<i32> = GucSetting::<i32>::new(0);
 static CDC_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 3_600);
+static ALLOW_PRIVATE_ADDRESSES: GucSetting<bool> = GucSetting::<bool>::new(false);
 static INCOMPLETE_READS: GucSetting<IncompleteReads> =
     GucSetting::<IncompleteReads>::new(IncompleteReads::Warn);
 
@@ -123,6 +124,14 @@ pub fn define() {
         GucContext::Suset,
         GucFlags::default(),
     );
+    GucRegistry::define_bool_guc(
+        c"servicenow_fdw.allow_private_addresses",
+        c"Lets servers of roles that are not superusers connect to addresses that are not public.",
+        c"Those are this host's own, those of private networks, and what else only this host can reach.",
+        &ALLOW_PRIVATE_ADDRESSES,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
     let texts = [
         (
             c"servicenow_fdw.smtp_url",
@@ -183,6 +192,11 @@ pub fn max_staleness_text() -> String {
 /// How long changes stay in the log; `None` is for ever.
 pub fn cdc_retention() -> Option<Duration> {
     u64::try_from(CDC_RETENTION.get()).ok().map(Duration::from_secs)
+}
+
+/// Whether those who are no superusers may have servers at addresses that are not public.
+pub fn allow_private_addresses() -> bool {
+    ALLOW_PRIVATE_ADDRESSES.get()
 }
 
 /// Where webhooks are listened for; `None` if they are not.

@@ -183,7 +183,8 @@ pub fn forget_changed() -> bool {
     if changes.servers || changes.all {
         SERVERS_CHANGED.set(true);
     }
-    if changes.all || changes.relations.iter().any(|relation| Some(*relation) == WORK_TABLE.get()) {
+    let is_work = |relation: &pg_sys::Oid| Some(*relation) == WORK_TABLE.get();
+    if changes.all || changes.roles || changes.relations.iter().any(is_work) {
         WORK_CHANGED.set(true);
     }
     if changes.all || changes.relations.iter().any(|relation| Some(*relation) == NAMES_TABLE.get()) {

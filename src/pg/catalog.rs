@@ -254,6 +254,8 @@ pub fn server(oid: pg_sys::Oid) -> Server {
 pub struct Mapping {
     /// Its identifier.
     pub oid: pg_sys::Oid,
+    /// Whether it is PUBLIC's.
+    pub is_public: bool,
     /// Its options.
     pub options: Options,
 }
@@ -263,7 +265,11 @@ pub fn user_mapping(user: pg_sys::Oid, server: pg_sys::Oid) -> Mapping {
     // SAFETY: as for `server`.
     unsafe {
         let mapping = pg_sys::GetUserMapping(user, server);
-        Mapping { oid: (*mapping).umid, options: options((*mapping).options) }
+        let cache = pg_sys::SysCacheIdentifier::USERMAPPINGUSERSERVER as i32;
+        let (unused, user, server) =
+            (pg_sys::Datum::from(0), pg_sys::Datum::from(user), pg_sys::Datum::from(server));
+        let is_public = !pg_sys::SearchSysCacheExists(cache, user, server, unused, unused);
+        Mapping { oid: (*mapping).umid, is_public, options: options((*mapping).options) }
     }
 }
 
@@ -354,6 +360,8 @@ pub struct Changes {
     pub relations: Vec<pg_sys::Oid>,
     /// A server, mapping or wrapper has changed.
     pub servers: bool,
+    /// A role has changed.
+    pub roles: bool,
 }
 
 thread_local! {
@@ -386,6 +394,8 @@ pub fn listen_for_changes() {
         ] {
             pg_sys::CacheRegisterSyscacheCallback(cache as i32, Some(on_server), pg_sys::Datum::from(0));
         }
+        let roles = pg_sys::SysCacheIdentifier::AUTHOID as i32;
+        pg_sys::CacheRegisterSyscacheCallback(roles, Some(on_role), pg_sys::Datum::from(0));
     }
 }
 
@@ -405,6 +415,11 @@ unsafe extern "C-unwind" fn on_relation(_argument: pg_sys::Datum, relation: pg_s
 #[pg_guard]
 unsafe extern "C-unwind" fn on_server(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
     CHANGES.with(|changes| changes.borrow_mut().servers = true);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_role(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
+    CHANGES.with(|changes| changes.borrow_mut().roles = true);
 }
 
 /// Tells every process that a relation's definition has changed, when this transaction commits.

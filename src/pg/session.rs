@@ -17,6 +17,12 @@ pub fn is_superuser() -> bool {
     unsafe { pg_sys::superuser() }
 }
 
+/// Whether a role is a superuser.
+pub fn is_superuser_role(role: pg_sys::Oid) -> bool {
+    // SAFETY: a syscache lookup; a role that is gone is none.
+    unsafe { pg_sys::superuser_arg(role) }
+}
+
 /// A role by name.
 pub fn role(name: &str) -> Option<pg_sys::Oid> {
     let name = super::catalog::c_string(name);

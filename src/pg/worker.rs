@@ -229,14 +229,16 @@ unsafe fn set_handler(signal: c_int, handler: unsafe extern "C-unwind" fn(c_int)
     }
 }
 
-/// Reads the configuration again if the server was told to.
-pub fn reload_configuration_if_asked() {
+/// Reads the configuration again if the server was told to; gives back whether it was.
+pub fn reload_configuration_if_asked() -> bool {
     // SAFETY: a flag that a signal handler of Postgres sets; outside of any transaction, in the main loop.
     unsafe {
-        if pg_sys::ConfigReloadPending != 0 {
+        let is_asked = pg_sys::ConfigReloadPending != 0;
+        if is_asked {
             pg_sys::ConfigReloadPending = 0;
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
+        is_asked
     }
 }
 

@@ -123,7 +123,9 @@ fn run() -> std::io::Result<(&'static str, End)> {
         if !inbox.is_empty() {
             bell.ring();
         }
-        pg::worker::reload_configuration_if_asked();
+        if pg::worker::reload_configuration_if_asked() {
+            catalog::keep_work_changed(); // settings decide what servers may do
+        }
         front.follow_settings();
         tasks.tell_trouble(front.trouble().as_deref());
         if pg::worker::database_is_wanted() {

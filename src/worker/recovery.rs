@@ -22,7 +22,7 @@ use servicenow::value::{SysId, TableName};
 
 use super::tasks::THREADS;
 use crate::catalog::{self, Outlook};
-use crate::connection::{HttpClient, WORKER, new_client};
+use crate::connection::{HttpClient, WORKER, new_client, trust};
 use crate::failpoint;
 use crate::option::{self, ServerOptions};
 use crate::pg;
@@ -380,7 +380,8 @@ fn client(server: pg_sys::Oid, role: pg_sys::Oid) -> Result<HttpClient, String> 
     let options = ServerOptions::parse(&description.options).map_err(|e| e.to_string())?;
     let mapping = pg::catalog::user_mapping(role, server);
     let login = option::credentials(&mapping.options).map_err(|e| e.to_string())?;
-    new_client(&options, login, WORKER).map_err(|e| e.to_string())
+    let trust = trust(&description, &options, role, &mapping);
+    new_client(&options, login, trust, WORKER).map_err(|e| e.to_string())
 }
 
 /// How many writes to which foreign tables are under way or not settled, as sessions and worker have noted them.

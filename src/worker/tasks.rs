@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgrx::pg_sys;
+use servicenow::client::address::Trust;
 use servicenow::client::page_size::PageSize;
 use servicenow::client::stats::Stats;
 use servicenow::dictionary::TableDef;
@@ -22,7 +23,7 @@ use super::store::{PgStore, Request, Table, note_failure};
 use crate::cache::ddl;
 use crate::capture::new_key;
 use crate::catalog::{self, Manners};
-use crate::connection::{HttpClient, WORKER, log_requests, new_client, sync_user};
+use crate::connection::{HttpClient, WORKER, log_requests, new_client, sync_user, trust};
 use crate::failpoint;
 use crate::option::{self, CaptureMode, Login, ServerOptions};
 use crate::pg;
@@ -48,6 +49,7 @@ struct Server {
     name: String,
     options: ServerOptions,
     login: Login,
+    trust: Trust,
     client: HttpClient,
     mirrors: HashMap<Table, MirrorTask>,
     /// What was last said of how it is called.
@@ -88,6 +90,7 @@ struct Plan {
     name: String,
     options: ServerOptions,
     login: Login,
+    trust: Trust,
     capture: Option<capture::Plan>,
     past_calls: Vec<(Duration, u32)>,
     tables: Vec<PlannedTable>,
@@ -119,10 +122,12 @@ impl Tasks {
         };
         self.servers.retain(|server, _| plans.contains_key(server));
         for (oid, plan) in plans {
-            let same = |server: &Server| (&server.options, &server.login) == (&plan.options, &plan.login);
+            let same = |server: &Server| {
+                (&server.options, &server.login, &server.trust) == (&plan.options, &plan.login, &plan.trust)
+            };
             if !self.servers.get(&oid).is_some_and(same) {
                 self.servers.remove(&oid);
-                match new_client(&plan.options, plan.login.clone(), WORKER) {
+                match new_client(&plan.options, plan.login.clone(), plan.trust.clone(), WORKER) {
                     Ok(client) => {
                         let (options, login) = (plan.options.clone(), plan.login.clone());
                         let (mirrors, brake) = (HashMap::new(), Arc::new(Brake::default()));
@@ -130,6 +135,7 @@ impl Tasks {
                             name: plan.name.clone(),
                             options,
                             login,
+                            trust: plan.trust.clone(),
                             client,
                             mirrors,
                             shown: None,
@@ -362,6 +368,7 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
         let user = sync_user(&description, &options)?;
         let mapping = pg::catalog::user_mapping(user, server);
         let login = option::credentials(&mapping.options).map_err(|e| e.to_string())?;
+        let trust = trust(&description, &options, user, &mapping);
         let (instance, who) = (options.instance_url.as_str().to_owned(), login.credentials.identity());
         if pg::xact::subtransaction(|| catalog::note_source(server, &instance, &who)).is_err() {
             catalog::keep_work_changed(); // somebody is changing one of its tables at this very moment
@@ -372,6 +379,7 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
             name: description.name,
             options,
             login,
+            trust,
             capture,
             past_calls,
             tables: Vec::new(),

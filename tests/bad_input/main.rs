@@ -1,6 +1,7 @@
 //! Bad input: each a clear error in the session that asked, or in `servicenow.sync_status`, while everything else
 //! goes on.
 
+mod addresses;
 mod ddl;
 mod definitions;
 mod instance;

@@ -75,10 +75,6 @@ async fn an_option_nobody_knows_is_refused_with_those_that_are_valid() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_option_without_an_effect_yet_is_refused() {
     let world = prepared().await;
-    for name in ["proxy_url"] {
-        let error = world.db.error(&format!("ALTER SERVER there OPTIONS (ADD {name} '1')")).await;
-        assert_eq!(error.code().code(), "HV00D", "{name}");
-    }
     for name in ["api_key", "private_key", "key_id", "subject", "refresh_token"] {
         let statement = format!("ALTER USER MAPPING FOR PUBLIC SERVER there OPTIONS (ADD {name} 'x')");
         assert_eq!(world.db.error(&statement).await.code().code(), "HV00D", "{name}");
@@ -158,6 +154,33 @@ async fn an_address_with_credentials_is_refused_without_repeating_them() {
             ("22023", "invalid value for option \"instance_url\"")
         );
         assert!(error.hint().is_some_and(|hint| hint.contains("user mapping") && !hint.contains("s3cret")));
+    }
+}
+
+/// What is malformed may hold credentials too, so it is not repeated.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_proxy_or_one_with_credentials_is_refused_without_repeating_it() {
+    let world = prepared().await;
+    for (address, hint) in [
+        ("proxy.example:3128", "The value must be an address such as http://proxy.example:3128;"),
+        ("s3cret", "The value must be an address such as http://proxy.example:3128;"),
+        ("ftp://s3cret.example", "The value must be an address such as http://proxy.example:3128;"),
+        ("http://proxy.example/s3cret", "The value must be an address such as http://proxy.example:3128;"),
+        ("http://me:s3cret@proxy.example", "Everybody can read the options of servers,"),
+        ("socks5://s3cret@proxy.example", "Everybody can read the options of servers,"),
+    ] {
+        let statement = format!("ALTER SERVER there OPTIONS (ADD proxy_url '{address}')");
+        refused(&world, &[(statement, "22023", "invalid value for option \"proxy_url\"".to_owned(), hint)])
+            .await;
+    }
+    for scheme in ["http", "https", "socks5", "socks5h"] {
+        let options = format!("ADD proxy_url '{scheme}://proxy.example:1080/'");
+        world
+            .db
+            .run(&format!(
+                "ALTER SERVER there OPTIONS ({options}); ALTER SERVER there OPTIONS (DROP proxy_url)"
+            ))
+            .await;
     }
 }
 

@@ -38,6 +38,32 @@ pub enum Refusal {
     Aborted,
 }
 
+/// Why the other side of a TLS connection is not taken for the instance.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Distrust {
+    /// The certificate is too old.
+    #[error("certificate has expired")]
+    Expired,
+    /// The certificate is of the future.
+    #[error("certificate is not valid yet")]
+    NotYetValid,
+    /// The certificate is another host's.
+    #[error("certificate is not for this host name")]
+    OtherName,
+    /// Nobody who is trusted has signed the certificate.
+    #[error("certificate is signed by nobody who is trusted")]
+    Issuer,
+    /// There is no version of TLS that both sides are willing to speak.
+    #[error("TLS 1.2 or later is not spoken there")]
+    Version,
+    /// What came was not TLS.
+    #[error("TLS is not spoken there")]
+    NoTls,
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
 /// An error of the client. [`crate::client::retry::policy`] decides which ones are worth another attempt.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -48,6 +74,20 @@ pub enum Error {
         host: String,
         /// The operating system's or TLS library's reason.
         reason: String,
+    },
+    /// The name leads to no public address, and is not trusted to lead elsewhere; nothing was sent.
+    #[error("\"{host}\" is not a public address")]
+    NotPublic {
+        /// Host and port.
+        host: String,
+    },
+    /// The other side could not prove to be the instance; nothing was sent.
+    #[error("could not connect to \"{host}\": {distrust}")]
+    Untrusted {
+        /// Host and port.
+        host: String,
+        /// What is wrong.
+        distrust: Distrust,
     },
     /// The connection broke after the request may have reached the instance.
     #[error("connection to \"{host}\" broke: {reason}")]
@@ -185,6 +225,8 @@ impl Error {
         matches!(
             self,
             Error::Connect { .. }
+                | Error::NotPublic { .. }
+                | Error::Untrusted { .. }
                 | Error::Login
                 | Error::Unauthorized(_)
                 | Error::RateLimited { .. }

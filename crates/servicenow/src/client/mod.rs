@@ -11,6 +11,7 @@
 //! Many writes at once ([`mod@write`]) go as batches (`batch`) whose size follows what the instance bears
 //! (`batch_size`); what becomes of each one is decided in `pending`.
 
+pub mod address;
 mod aggregate;
 mod answer;
 pub mod auth;

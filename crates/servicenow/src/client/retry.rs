@@ -50,7 +50,9 @@ pub fn policy(error: &Error, effect: Effect) -> Policy {
             Effect::Read => Policy::Shrink,
             Effect::Idempotent | Effect::Once => unless_done(None),
         },
-        Error::Login
+        Error::NotPublic { .. }
+        | Error::Untrusted { .. }
+        | Error::Login
         | Error::Unauthorized(_)
         | Error::BudgetUsedUp { .. }
         | Error::Refused { .. }

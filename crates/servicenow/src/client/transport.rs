@@ -1,5 +1,6 @@
 //! How requests reach an instance. Everything above this trait is independent of the HTTP library.
 
+use std::error::Error as StdError;
 use std::future::Future;
 use std::io::Read;
 use std::path::PathBuf;
@@ -12,9 +13,11 @@ use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use http::{HeaderMap, HeaderValue, Method};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::{AlertDescription, CertificateError, OtherError};
 use url::Url;
 
-use crate::error::{Error, Result};
+use super::address::{Guard, Trust, causes, is_guards};
+use crate::error::{Distrust, Error, Result};
 
 /// The largest answer held in memory, in bytes after decompression. An instance's own trouble begins at
 /// about 12.7 MB; pages shrink long before this.
@@ -77,47 +80,104 @@ pub struct TransportOptions {
     pub request_timeout: Duration,
     /// A PEM file with certificate authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// Where connections go through: `http`, `https`, `socks5` or `socks5h` (which resolves names itself).
+    pub proxy: Option<Url>,
+    /// How far names are trusted. Names that a proxy resolves are the proxy's to judge.
+    pub trust: Trust,
 }
 
 /// The transport over HTTP/1.1 and TLS 1.2 or later, with the system's certificate authorities.
 #[derive(Clone, Debug)]
 pub struct HttpTransport {
-    client: reqwest::Client,
+    /// For what is trusted.
+    open: reqwest::Client,
+    /// For what is not.
+    guarded: reqwest::Client,
+    trust: Trust,
+    proxy: Option<Url>,
 }
 
 impl HttpTransport {
     /// Sets up a pool of connections. Nothing is connected yet. Cookies are not kept: calls that share a
     /// session are carried out one after the other by the instance, and discarded beyond ten.
     pub fn new(options: &TransportOptions) -> Result<Self> {
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls_config(options.ca_file.as_ref())?)
-            .connect_timeout(options.connect_timeout)
-            .timeout(options.request_timeout)
-            .pool_idle_timeout(Duration::from_secs(15)) // the instance's Keep-Alive says 20 s
-            .redirect(reqwest::redirect::Policy::none())
-            .tcp_nodelay(true)
-            .user_agent(concat!("servicenow_fdw/", env!("CARGO_PKG_VERSION")))
-            .no_proxy()
-            .build()
-            .map_err(|e| Error::Setup(format!("could not set up HTTP: {}", root_cause(&e))))?;
-        Ok(Self { client })
+        let tls = tls_config(options.ca_file.as_ref())?;
+        let failed = |e: reqwest::Error| Error::Setup(format!("could not set up HTTP: {}", root_cause(&e)));
+        let proxy =
+            options.proxy.as_ref().map(|url| reqwest::Proxy::all(url.clone())).transpose().map_err(failed)?;
+        let builder = || {
+            let builder = reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .connect_timeout(options.connect_timeout)
+                .timeout(options.request_timeout)
+                .pool_idle_timeout(Duration::from_secs(15)) // the instance's Keep-Alive says 20 s
+                .redirect(reqwest::redirect::Policy::none())
+                .tcp_nodelay(true)
+                .user_agent(concat!("servicenow_fdw/", env!("CARGO_PKG_VERSION")))
+                .no_proxy();
+            match &proxy {
+                Some(proxy) => builder.proxy(proxy.clone()),
+                None => builder,
+            }
+        };
+        let proxy = options.proxy.clone();
+        let guard = Guard { proxy: proxy.as_ref().and_then(Url::host_str).map(str::to_owned) };
+        Ok(Self {
+            open: builder().build().map_err(failed)?,
+            guarded: builder().dns_resolver(guard).build().map_err(failed)?,
+            trust: options.trust.clone(),
+            proxy,
+        })
+    }
+
+    fn classify(&self, host: &str, e: &reqwest::Error) -> Error {
+        let host = host.to_owned();
+        if is_guards(e) {
+            return Error::NotPublic { host };
+        }
+        if let Some(distrust) = distrust(e) {
+            return Error::Untrusted { host, distrust };
+        }
+        let reason = if e.is_timeout() { "timeout expired".to_owned() } else { root_cause(e) };
+        if e.is_connect() || e.is_builder() {
+            Error::Connect { host, reason: self.through_proxy(reason) }
+        } else if e.is_timeout() {
+            Error::TimedOut { host }
+        } else {
+            Error::Broken { host, reason }
+        }
+    }
+
+    /// Why there is no connection, with the proxy that may be to blame.
+    fn through_proxy(&self, reason: String) -> String {
+        match &self.proxy {
+            Some(proxy) => format!("{reason} (by way of proxy \"{}\")", host_of(proxy)),
+            None => reason,
+        }
     }
 }
 
 impl Transport for HttpTransport {
     async fn send(&self, request: Request) -> Result<Response> {
         let host = host_of(&request.url);
-        let mut builder = self
-            .client
+        let client = if self.trust.covers(&request.url) { &self.open } else { &self.guarded };
+        let mut builder = client
             .request(request.method, request.url)
             .headers(request.headers)
             .header(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         if let Some(body) = request.body {
             builder = builder.body(body);
         }
-        let failed = |e: reqwest::Error| classify(&host, &e);
+        let failed = |e: reqwest::Error| self.classify(&host, &e);
         let answer = builder.send().await.map_err(failed)?;
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        if status == 407 && self.proxy.is_some() {
+            // Instances do not say so, and a proxy that does has passed nothing on.
+            return Err(Error::Connect {
+                host,
+                reason: self.through_proxy("a login is asked for".to_owned()),
+            });
+        }
         let mut body = BytesMut::with_capacity(answer.content_length().unwrap_or(0).min(1 << 20) as usize);
         let mut chunks = answer.bytes_stream();
         while let Some(chunk) = chunks.next().await {
@@ -161,20 +221,40 @@ pub fn host_of(url: &Url) -> String {
     }
 }
 
-fn classify(host: &str, e: &reqwest::Error) -> Error {
-    let host = host.to_owned();
-    let reason = if e.is_timeout() { "timeout expired".to_owned() } else { root_cause(e) };
-    if e.is_connect() || e.is_builder() {
-        Error::Connect { host, reason }
-    } else if e.is_timeout() {
-        Error::TimedOut { host }
-    } else {
-        Error::Broken { host, reason }
-    }
+/// What is wrong with the other side's certificate, or its TLS, if that is why a request failed.
+fn distrust(e: &reqwest::Error) -> Option<Distrust> {
+    let found = causes(e).find_map(|e| match e.downcast_ref::<std::io::Error>() {
+        // What an I/O error wraps is not its source.
+        Some(e) => e.get_ref()?.downcast_ref::<rustls::Error>(),
+        None => e.downcast_ref::<rustls::Error>(),
+    })?;
+    Some(match found {
+        rustls::Error::InvalidCertificate(certificate) => match certificate {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Distrust::Expired,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                Distrust::NotYetValid
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Distrust::OtherName
+            }
+            CertificateError::UnknownIssuer => Distrust::Issuer,
+            // An authority's own certificate, or one that somebody has signed for themselves.
+            CertificateError::Other(OtherError(cause)) if cause.to_string().contains("CaUsedAsEndEntity") => {
+                Distrust::Issuer
+            }
+            other => Distrust::Other(format!("certificate is not valid: {other}")),
+        },
+        rustls::Error::PeerIncompatible(_)
+        | rustls::Error::AlertReceived(
+            AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure,
+        ) => Distrust::Version,
+        rustls::Error::InvalidMessage(_) => Distrust::NoTls,
+        other => Distrust::Other(format!("TLS failed: {other}")),
+    })
 }
 
 /// The innermost error's text: the outer ones of an HTTP library repeat the address and say little.
-fn root_cause(e: &dyn std::error::Error) -> String {
+fn root_cause(e: &dyn StdError) -> String {
     let mut cause = e;
     while let Some(source) = cause.source() {
         cause = source;
@@ -210,4 +290,26 @@ fn tls_config(ca_file: Option<&PathBuf>) -> Result<rustls::ClientConfig> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_that_leads_inside_is_said_to_do_so() {
+        let options = TransportOptions {
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
+            ca_file: None,
+            proxy: None,
+            trust: Trust::Origins(Vec::new()),
+        };
+        let transport = HttpTransport::new(&options).expect("a transport");
+        // `localhost` says what it is, and would be taken at its word; other names of this host cannot be relied on.
+        let error = transport.guarded.get("https://localhost:1").send().await.expect_err("a refusal");
+        let error = transport.classify("localhost:1", &error);
+        assert!(matches!(&error, Error::NotPublic { host } if host == "localhost:1"), "{error:?}");
+        assert!(!error.leaves_outcome_unknown());
+    }
 }

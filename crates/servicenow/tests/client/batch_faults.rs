@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use servicenow::client::address::Trust;
 use servicenow::client::retry::{Effect as Repeated, Patience, Urgency};
 use servicenow::client::table_api::Identity;
 use servicenow::client::transport::{HttpTransport, Request, Response, Transport, TransportOptions};
@@ -337,6 +338,8 @@ fn client_over<T: Transport>(
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(5),
         ca_file: None,
+        proxy: None,
+        trust: Trust::Everywhere,
     };
     let instance = Instance {
         url: sim.url().parse().expect("an address"),

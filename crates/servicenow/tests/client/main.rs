@@ -9,7 +9,9 @@ mod budget;
 mod dictionary;
 mod load;
 mod login;
+mod proxy;
 mod records;
+mod redirect;
 mod retry;
 mod stats;
 mod tls;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use servicenow::Error;
+use servicenow::client::address::Trust;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::table_api::{List, Page};
@@ -55,6 +58,8 @@ fn set_up(
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(5),
         ca_file: None,
+        proxy: None,
+        trust: Trust::Everywhere,
     };
     change(&mut instance, &mut options);
     Client::new(instance, HttpTransport::new(&options)?)

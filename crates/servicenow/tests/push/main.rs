@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use servicenow::Result;
+use servicenow::client::address::Trust;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Effect, Patience, Urgency};
 use servicenow::client::table_api::Identity;
@@ -56,6 +57,8 @@ impl Backend {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(2),
             ca_file: None,
+            proxy: None,
+            trust: Trust::Everywhere,
         };
         let transport = HttpTransport::new(&options).expect("a transport");
         let client = client(&sim, &transport);
