@@ -66,7 +66,7 @@ package: packages pgrx
 
 # The tests inside a server install a library of their own, so they come before the others.
 test: packages pgrx lint majors test-in-server install-debug
-	cargo test -p servicenow -p servicenow-sim
+	cargo test -p servicenow -p servicenow-sim -p fuzz
 	cargo test -p tests
 
 # Outside of the checkout, which another user may not be able to read: Postgres does not run as root. Whatever can be

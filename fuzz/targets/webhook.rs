@@ -1,0 +1,4 @@
+//! See [`fuzz::webhook`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::webhook(bytes));
