@@ -183,6 +183,8 @@ CREATE TABLE servicenow.dictionary (
     remote_table    text NOT NULL,
     definition      jsonb NOT NULL,
     fetched_at      timestamptz NOT NULL DEFAULT now(),
+    -- Columns of mirrored tables show something of it, by way of references.
+    walked          boolean NOT NULL DEFAULT false,
     PRIMARY KEY (server, remote_table)
 );
 

@@ -12,9 +12,9 @@
 //! - `worker.count`: calls have been written down and not committed
 //! - `worker.<request>.before`, `.commit`, `.after`: before the transaction of a request of a mirror or reader, before
 //!   its commit, and after it. A request is a step (`described`, `begin`, `newest`, `filled`, `range_done`, `complete`,
-//!   `changed`, `rechecked`, `doubted`, `polled`, `hidden`, `reconciled`, `scrubbed`, `failed`), a question (`compare`,
-//!   `count_by_prefix`, `hidden_ranges`, `find`, `to_recheck`, `deletes_since`, `metadata_since`, `to_look_up`) or news of a server
-//!   (`deletes`, `describe`, `relabel`, `metadata`, `events`, `capture`, `renew_subscription`)
+//!   `changed`, `rechecked`, `doubted`, `doubted_where`, `relabelled`, `reread`, `polled`, `hidden`, `reconciled`, `scrubbed`, `failed`), a question (`compare`,
+//!   `count_by_prefix`, `hidden_ranges`, `find`, `find_in`, `to_recheck`, `deletes_since`, `metadata_since`, `to_look_up`) or news of a server
+//!   (`deletes`, `describe`, `metadata`, `events`, `capture`, `renew_subscription`)
 //! - `worker.rows`: rows of a step have been put into the cache, and neither their log nor the position
 //! - `push.noting`, `push.noted`: before and after writes are noted, before they are sent; `push.answered`: the instance has
 //!   answered; `push.kept`: the answers are in the cache; `push.committing`, `push.committed`: before and after the

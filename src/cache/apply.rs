@@ -367,36 +367,8 @@ impl CacheWriter {
     }
 }
 
-/// Puts a few columns (positions in the mirror) of rows into the cache, where it has those rows in that version. What
-/// else is different is left to whoever compares.
-pub fn put_columns(mirror: &Rc<Mirror>, columns: &[usize], rows: &Rows) -> Outcome {
-    let free = lock_free(mirror, rows.ids());
-    let there = versions(mirror, rows.ids());
-    let mut table = open_columns(mirror, columns);
-    let mut outcome = Outcome::default();
-    for row in 0..rows.len() {
-        let id = rows.id(row);
-        if there.get(id) != Some(&rows.version(row)) {
-            continue;
-        }
-        if !free.contains(id) || !table.find(id) {
-            outcome.unsettled.push(id.to_owned());
-            continue;
-        }
-        match table.stage(|column| to_scalar(rows.value(row, column))) {
-            Ok(changed) if changed.is_empty() => table.keep(),
-            Ok(_) => {
-                table.update();
-                outcome.updated += 1;
-            }
-            Err(at) => raise(misfit(mirror, id, columns[at.column])),
-        }
-    }
-    table.close();
-    outcome
-}
-
-fn open_columns(mirror: &Mirror, columns: &[usize]) -> TableWriter {
+/// Opens some columns (positions in the mirror) of a cache for writing.
+pub fn open_columns(mirror: &Mirror, columns: &[usize]) -> TableWriter {
     let names: Vec<&str> = columns.iter().map(|i| mirror.columns[*i].name.as_str()).collect();
     let key = &mirror.columns[mirror.key].name;
     TableWriter::open(mirror.cache, &names, key, Triggers::Own)
@@ -404,7 +376,7 @@ fn open_columns(mirror: &Mirror, columns: &[usize]) -> TableWriter {
 }
 
 /// The ERROR for a value that its column (a position in the mirror) cannot hold.
-fn misfit(mirror: &Mirror, sys_id: &str, column: usize) -> ErrorReport {
+pub fn misfit(mirror: &Mirror, sys_id: &str, column: usize) -> ErrorReport {
     error(Sql::ERRCODE_FDW_INVALID_DATA_TYPE, describe_misfit(mirror, sys_id, column))
         .set_hint("Change the column's type, to text if need be.")
 }
@@ -572,9 +544,22 @@ fn bounds(range: &Range) -> [DatumWithOid<'_>; 2] {
 pub fn each_version(mirror: &Mirror, range: &Range, mut each: impl FnMut(SysId, Version)) {
     let KeyColumns { table, key, version: parts } = KeyColumns::of(mirror);
     let sql = format!("SELECT {key}::text, {parts} FROM {table} WHERE {}", in_range(&key));
+    each_row(&sql, &bounds(range), |row| {
+        if let Some(id) = get::<String>(row, 1) {
+            each(SysId::new(id), version(row));
+        }
+    });
+}
+
+/// Tells every row of a query's answer, which may be larger than the memory.
+pub fn each_row(
+    sql: &str,
+    args: &[DatumWithOid<'_>],
+    mut each: impl FnMut(&pgrx::spi::SpiHeapTupleData<'_>),
+) {
     let _owner = pg::session::AsOwner::begin();
-    // The table may be larger than the memory: a cursor, and a connection per piece, whose end lets go of it.
-    let mut cursor = Spi::connect(|client| client.open_cursor(&sql, &bounds(range)).detach_into_name());
+    // A cursor, and a connection per piece, whose end lets go of it.
+    let mut cursor = Spi::connect(|client| client.open_cursor(sql, args).detach_into_name());
     let mut done = false;
     while !done {
         cursor = Spi::connect(|client| {
@@ -582,9 +567,7 @@ pub fn each_version(mirror: &Mirror, range: &Range, mut each: impl FnMut(SysId, 
             let rows = cursor.fetch(SCANNED_AT_A_TIME).expect("a valid use of SPI");
             done = rows.is_empty();
             for row in rows {
-                if let Some(id) = get::<String>(&row, 1) {
-                    each(SysId::new(id), version(&row));
-                }
+                each(&row);
             }
             cursor.detach_into_name()
         });

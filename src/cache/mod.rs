@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod change;
 pub mod ddl;
+pub mod label;
 pub mod type_map;
 
 use servicenow::value::{Kind, Show};

@@ -93,3 +93,13 @@ pub fn keep_definition(server: pg_sys::Oid, def: &TableDef) {
         &[server.into(), def.name.as_str().into(), JsonB(json).into()],
     );
 }
+
+/// Descriptions of tables that are not mirrored are kept as long as columns lead through them: through these. By the worker
+/// only.
+pub fn keep_definitions_of(server: pg_sys::Oid, tables: Vec<&str>) {
+    write(
+        "UPDATE servicenow.dictionary SET walked = remote_table = ANY ($2)
+         WHERE server = $1 AND walked IS DISTINCT FROM (remote_table = ANY ($2))",
+        &[server.into(), tables.into()],
+    );
+}

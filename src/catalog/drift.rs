@@ -63,6 +63,14 @@ pub fn settle_drift(server: pg_sys::Oid, table: &TableName, fields: Vec<String>)
     );
 }
 
+/// These fields of a table are there, as ever.
+pub fn forget_drift(server: pg_sys::Oid, table: &TableName, fields: Vec<String>) {
+    write(
+        "DELETE FROM servicenow.drift WHERE server = $1 AND remote_table = $2 AND field = ANY ($3)",
+        &[server.into(), table.as_str().into(), fields.into()],
+    );
+}
+
 /// The fields of a table that were there and are not any more.
 pub fn removed_fields(server: pg_sys::Oid, table: &TableName) -> Vec<String> {
     read(

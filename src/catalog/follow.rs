@@ -2,6 +2,7 @@
 //! change them.
 
 use pgrx::{JsonB, pg_sys};
+use servicenow::value::Show;
 
 use super::{announce, get, read, write};
 
@@ -29,6 +30,47 @@ pub fn followed(relation: pg_sys::Oid) -> Option<Follow> {
                 query: get(&row, 3).unwrap_or_default(),
                 columns: get::<JsonB>(&row, 4).map(|json| json.0).unwrap_or_default(),
             })
+        },
+    )
+}
+
+/// The columns of a foreign table, as its cache was made for them.
+pub struct FollowedColumns {
+    /// The foreign table.
+    pub relation: pg_sys::Oid,
+    /// The table in ServiceNow.
+    pub remote_table: String,
+    /// Its columns.
+    pub columns: Vec<FollowedColumn>,
+}
+
+/// What a column of a foreign table shows.
+#[derive(Debug, serde::Deserialize)]
+pub struct FollowedColumn {
+    /// Attribute number.
+    pub number: i16,
+    /// The field.
+    pub field: String,
+    /// Which side of the field.
+    pub show: Show,
+}
+
+/// The columns of every mirrored table of a server. The tables themselves, which somebody may have locked, are not looked
+/// at.
+pub fn followed_columns(server: pg_sys::Oid) -> Vec<FollowedColumns> {
+    read(
+        "SELECT t.foreign_table, t.remote_table, t.columns FROM servicenow.sync_table t
+         JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table WHERE f.ftserver = $1 ORDER BY 1",
+        &[server.into()],
+        |rows| {
+            rows.filter_map(|row| {
+                Some(FollowedColumns {
+                    relation: get(&row, 1)?,
+                    remote_table: get(&row, 2)?,
+                    columns: serde_json::from_value(get::<JsonB>(&row, 3)?.0).ok()?,
+                })
+            })
+            .collect()
         },
     )
 }
@@ -164,7 +206,7 @@ pub fn tidy() {
         "DELETE FROM servicenow.dictionary d
          WHERE NOT EXISTS (SELECT FROM servicenow.sync_table t
                            JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
-                           WHERE f.ftserver = d.server AND t.remote_table = d.remote_table)",
+                           WHERE f.ftserver = d.server AND (d.walked OR t.remote_table = d.remote_table))",
         &[],
     );
 }

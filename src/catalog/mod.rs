@@ -43,12 +43,14 @@ pub use capture::{
     note_capture, renew_subscription, subscription, suspect, trust, with_rechecks,
 };
 pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
-pub use dictionary::{definition, is_referred_to, keep_definition, kept_definition, remember_definition};
-pub use drift::{Drift, DriftKind, note_drift, removed_fields, settle_drift};
+pub use dictionary::{
+    definition, is_referred_to, keep_definition, keep_definitions_of, kept_definition, remember_definition,
+};
+pub use drift::{Drift, DriftKind, forget_drift, note_drift, removed_fields, settle_drift};
 pub use failure::{Failure, forget_old_failures, log_failure, note_recovery, note_server_outcome};
 pub use follow::{
-    Follow, Refill, delete_followed, followed, insert_followed, note_source, orphans, read_columns_again,
-    start_over, tidy, touch_server, update_followed,
+    Follow, FollowedColumns, Refill, delete_followed, followed, followed_columns, insert_followed,
+    note_source, orphans, read_columns_again, start_over, tidy, touch_server, update_followed,
 };
 pub use mail::{
     MailEvent, forget_mail_events, forget_old_mail, mail_events, mail_failed, mail_sent, mail_waiting,

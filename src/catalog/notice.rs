@@ -3,7 +3,7 @@
 use pgrx::pg_sys;
 use serde_json::{Value, json};
 
-use super::{Mirror, WRAPPER, qualified, remember_event, write};
+use super::{WRAPPER, qualified, remember_event, write};
 use crate::pg;
 
 /// The channel.
@@ -14,13 +14,7 @@ const LONGEST_TEXT: usize = 2_000;
 const MOST_NAMES: usize = 50;
 
 /// Tells, at commit, that something has happened to a foreign table; `more` is an object of what else is to be said.
-pub fn notify(event: &str, mirror: &Mirror, more: Value) {
-    notify_of(mirror.foreign_table, event, more);
-}
-
-/// As [`notify`], of a foreign table that may not have all that makes a mirror.
-pub fn notify_of(relation: pg_sys::Oid, event: &str, more: Value) {
-    let Some((server, _)) = pg::catalog::foreign_table(relation, WRAPPER) else { return };
+pub fn notify(event: &str, server: pg_sys::Oid, relation: pg_sys::Oid, more: Value) {
     let table = qualified(relation);
     let (rows, error) = (more["rows"].as_i64(), more["error"].as_str());
     remember_event(server, event, &table, rows, error);
@@ -33,6 +27,13 @@ pub fn notify_of(relation: pg_sys::Oid, event: &str, more: Value) {
         payload.extend(more.into_iter().map(|(name, value)| (name, short(value))));
     }
     write("SELECT pg_catalog.pg_notify($1, $2)", &[CHANNEL.into(), payload.to_string().into()]);
+}
+
+/// As [`notify`], of a foreign table that may not have all that makes a mirror.
+pub fn notify_of(relation: pg_sys::Oid, event: &str, more: Value) {
+    if let Some((server, _)) = pg::catalog::foreign_table(relation, WRAPPER) {
+        notify(event, server, relation, more);
+    }
 }
 
 fn short(value: Value) -> Value {

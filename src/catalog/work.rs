@@ -79,10 +79,15 @@ pub fn deletes_since(server: pg_sys::Oid) -> Option<i64> {
     )
 }
 
-/// The second from which on changes of a server's metadata have not been read.
+/// The second from which on changes of a server's metadata have not been read; before the first reading, from the first
+/// fill on.
 pub fn metadata_since(server: pg_sys::Oid) -> Option<i64> {
     read(
-        "SELECT metadata_watermark FROM servicenow.sync_server WHERE server = $1",
+        "SELECT coalesce(v.metadata_watermark,
+                         (SELECT least(min(t.watermark), min(extract(epoch FROM t.fill_started_at)::bigint))
+                          FROM servicenow.sync_table t JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+                          WHERE f.ftserver = v.server))
+         FROM servicenow.sync_server v WHERE v.server = $1",
         &[server.into()],
         |mut rows| rows.next().and_then(|row| get(&row, 1)),
     )

@@ -369,7 +369,7 @@ fn tell(write: &OpenWrite, why: &str) {
         if let Some(mirror) = catalog::mirror(intent.foreign_table.into()) {
             catalog::note_not_undone(mirror.foreign_table, &text);
             let news = serde_json::json!({"sys_id": id, "reason": why});
-            catalog::notify("undo_failed", &mirror, news);
+            catalog::notify("undo_failed", mirror.server, mirror.foreign_table, news);
         }
     });
 }

@@ -446,8 +446,12 @@ fn had(mirror: &catalog::Mirror, position: &Position, known: Option<&TableDef>) 
     let mut had: HashSet<String> =
         catalog::removed_fields(mirror.server, &mirror.table).into_iter().collect();
     had.extend(known.iter().flat_map(|def| &def.fields).map(|field| field.name.clone()));
+    had.extend(
+        mirror.columns.iter().map(|column| &column.field).filter(|field| field.contains('.')).cloned(),
+    );
     for position in mirror.fill_columns.iter().flatten() {
         let field = &mirror.columns[*position].field;
+        had.remove(field);
         had.remove(field.split('.').next().unwrap_or(field));
     }
     had

@@ -135,6 +135,12 @@ impl Term {
         Ok(Self { field: field.to_owned(), rest: list })
     }
 
+    /// `field` has a value in it: one of a list of identifiers, for example.
+    pub fn contains(field: &str, value: &str) -> Result<Self, QueryError> {
+        let Self { field, rest } = Self::new(field, Op::Eq, value)?;
+        Ok(Self { field, rest: format!("LIKE{}", &rest[Op::Eq.text().len()..]) })
+    }
+
     /// `field` has no value.
     pub fn is_empty(field: &str) -> Self {
         Self { field: field.to_owned(), rest: "ISEMPTY".to_owned() }

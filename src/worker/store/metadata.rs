@@ -1,24 +1,27 @@
-//! What the dictionary says, and the labels in caches that change with it or with referenced records.
+//! What the dictionary says, and the labels in caches that change with it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
+use std::time::SystemTime;
 
 use pgrx::pg_sys;
-use pgrx::spi::quote_identifier;
 use servicenow::dictionary::{FieldDef, TableDef};
 use servicenow::sync::Stop;
-use servicenow::value::{Show, SysId, TableName};
+use servicenow::value::{Show, TableName};
 
-use crate::cache::apply::lock_free;
-use crate::cache::change::{ChangeLog, Op, Source};
-use crate::catalog::{self, Drift, DriftKind, Mirror, get, read, write};
-use crate::error::{error, raise};
+use super::latest;
+use crate::cache::change::Source;
+use crate::cache::label;
+use crate::catalog::{self, Drift, DriftKind, FollowedColumns, Mirror, MirrorColumn, write};
 use crate::pg;
-use crate::pg::tuple::OwnedScalar;
 
-/// Rows given new labels in one go.
-const ROWS_AT_A_TIME: usize = 20_000;
+/// Takes in what the dictionary says now of the tables of a server: those that are mirrored and those that columns lead
+/// through.
+pub fn describe_all(server: pg_sys::Oid, defs: &[TableDef]) {
+    defs.iter().for_each(|def| describe(server, def));
+    catalog::keep_definitions_of(server, defs.iter().map(|def| def.name.as_str()).collect());
+}
 
 /// Takes in what the dictionary says of a table now: keeps it, notes what is new, and has the caches show choices as
 /// they are called now.
@@ -31,8 +34,8 @@ pub fn describe(server: pg_sys::Oid, def: &TableDef) {
     let Some(before) = before else { return };
     let drift = drift(&before, def);
     catalog::note_drift(server, &def.name, &drift);
-    for mirror in mirrors(server).filter(|mirror| mirror.table == def.name) {
-        if !drift.is_empty() {
+    for table in catalog::followed_columns(server) {
+        if !drift.is_empty() && table.remote_table == def.name.as_str() {
             let names = |kind| -> Vec<&str> {
                 drift.iter().filter(|d| d.kind == kind).map(|d| d.field.as_str()).collect()
             };
@@ -41,22 +44,72 @@ pub fn describe(server: pg_sys::Oid, def: &TableDef) {
             let news = serde_json::json!({
                 "added": added, "removed": removed, "changed": changed, "choices": choices,
             });
-            catalog::notify("schema_changed", &mirror, news);
+            catalog::notify("schema_changed", server, table.relation, news);
         }
-        let mut named_anew = Vec::new();
-        for pair in label_pairs(&mirror) {
-            let field = |def: &TableDef| def.field(&mirror.columns[pair.label].field).cloned();
-            let (Some(old), Some(new)) = (field(&before), field(def)) else { continue };
-            show_choices(&mirror, pair, &old, &new);
-            if shown_by(&old) != shown_by(&new) {
-                named_anew.push(mirror.columns[pair.label].number);
+        show_definition(server, &table, &before, def);
+    }
+}
+
+/// Has a mirror's labels show what the description of a table now says. Choices whose stored values stand beside are
+/// relabelled in place; other columns are read again, and so are all of a cache that somebody has locked.
+fn show_definition(server: pg_sys::Oid, table: &FollowedColumns, before: &TableDef, after: &TableDef) {
+    let mut to_read = Vec::new();
+    for column in table.columns.iter().filter(|column| column.show == Show::Label) {
+        let Some(field) = last_field(server, &table.remote_table, &column.field, after) else { continue };
+        let (Some(old), Some(new)) = (before.field(field), after.field(field)) else { continue };
+        if shown_by(old) != shown_by(new) {
+            // Every label of such a reference is another one.
+            to_read.push(column.number);
+        } else if choices_differ(old, new).is_some() {
+            let shown = pg::xact::subtransaction(AssertUnwindSafe(|| {
+                let mirror = catalog::mirror(table.relation)?;
+                let pair = label_pair(&mirror, column.number)?;
+                Some(show_choices(&mirror, pair, old, new))
+            }));
+            if !matches!(shown, Ok(Some(true))) {
+                to_read.push(column.number);
             }
         }
-        if !named_anew.is_empty() {
-            // Every label of such a reference is another one.
-            catalog::read_columns_again(mirror.foreign_table, named_anew);
-            catalog::announce(mirror.foreign_table);
-        }
+    }
+    if !to_read.is_empty() {
+        catalog::read_columns_again(table.relation, to_read);
+        catalog::announce(table.relation);
+    }
+}
+
+/// The field of the table just described that a column shows, if it shows one of its fields: a field of the mirrored table or, at the
+/// end of a dot-walk, of another.
+fn last_field<'c>(server: pg_sys::Oid, table: &str, path: &'c str, described: &TableDef) -> Option<&'c str> {
+    let Some((walk, field)) = path.rsplit_once('.') else {
+        return (table == described.name.as_str()).then_some(path);
+    };
+    let mut here = TableName::new(table).ok()?;
+    for step in walk.split('.') {
+        let def = catalog::kept_definition(server, &here)?;
+        here = def.field(step)?.reference.as_ref()?.table.clone();
+    }
+    (here == described.name).then_some(field)
+}
+
+/// Dot-walks among a mirror's columns that lead nowhere any more, and the others, which do.
+pub fn note_lost_walks(mirror: &Mirror, lost: &[String]) {
+    let walks = mirror.columns.iter().map(|column| &column.field).filter(|field| field.contains('.'));
+    let (gone, there): (Vec<&String>, Vec<&String>) = walks.partition(|walk| lost.contains(walk));
+    catalog::forget_drift(mirror.server, &mirror.table, there.into_iter().cloned().collect());
+    let known = catalog::removed_fields(mirror.server, &mirror.table);
+    let news: Vec<&String> = gone.into_iter().filter(|walk| !known.contains(walk)).collect();
+    let drift: Vec<Drift> = news
+        .iter()
+        .map(|walk| Drift {
+            field: (*walk).clone(),
+            kind: DriftKind::Removed,
+            detail: "leads nowhere any more".to_owned(),
+        })
+        .collect();
+    catalog::note_drift(mirror.server, &mirror.table, &drift);
+    if !news.is_empty() {
+        let news = serde_json::json!({ "added": [], "removed": news, "changed": [], "choices": [] });
+        catalog::notify("schema_changed", mirror.server, mirror.foreign_table, news);
     }
 }
 
@@ -115,22 +168,16 @@ struct LabelPair {
     value: usize,
 }
 
-fn label_pairs(mirror: &Mirror) -> Vec<LabelPair> {
-    let columns = mirror.columns.iter().enumerate();
-    let labels = columns.filter(|(_, column)| column.show == Show::Label);
-    labels
-        .filter_map(|(label, column)| {
-            let is_twin =
-                |other: &&catalog::MirrorColumn| other.field == column.field && other.show == Show::Value;
-            let value = mirror.columns.iter().position(|other| is_twin(&other))?;
-            Some(LabelPair { label, value })
-        })
-        .collect()
+fn label_pair(mirror: &Mirror, number: i16) -> Option<LabelPair> {
+    let label = mirror.columns.iter().position(|column| column.number == number)?;
+    let field = &mirror.columns[label].field;
+    let is_twin = |other: &MirrorColumn| other.field == *field && other.show == Show::Value;
+    Some(LabelPair { label, value: mirror.columns.iter().position(is_twin)? })
 }
 
 /// Has a column show choices as they are called now. Labels come in the language of the login, so only a row that
-/// shows exactly the label from before gets the new one.
-fn show_choices(mirror: &Rc<Mirror>, pair: LabelPair, before: &FieldDef, after: &FieldDef) {
+/// shows exactly the label from before gets the new one. Gives back whether that can be told for every choice.
+fn show_choices(mirror: &Rc<Mirror>, pair: LabelPair, before: &FieldDef, after: &FieldDef) -> bool {
     // A choice that is gone, or was not there yet, shows its stored value.
     let old: Vec<(&str, &str)> =
         before.choices.iter().map(|c| (c.value.as_str(), c.label.as_str())).collect();
@@ -143,120 +190,62 @@ fn show_choices(mirror: &Rc<Mirror>, pair: LabelPair, before: &FieldDef, after: 
         match successors.as_slice() {
             [] if !new.iter().any(|(v, _)| v == value) => values.insert((*value, *label), *value),
             [label_now] => values.insert((*value, *label), *label_now),
-            // Several choices share the value: which one a row means is seen when it is read again.
-            _ => continue,
+            // Several choices share the value: which one a row means is seen when it is read.
+            _ => return false,
         };
     }
     for (value, label) in new.iter().filter(|(value, _)| !old.iter().any(|(v, _)| v == value)) {
         values.insert((*value, *value), *label);
     }
     if values.is_empty() {
-        return;
+        return true;
     }
     let mut changes = Relabelling::default();
     for ((value, from), to) in values {
         changes.values.push(value.to_owned());
-        changes.from.push(Some(from.to_owned()));
+        changes.from.push(from.to_owned());
         changes.to.push(to.to_owned());
     }
     relabel_column(mirror, pair, &changes);
+    true
 }
 
-/// Records of a table are called so now: has every column that refers to them show it. A cache that somebody has locked
-/// keeps no other from it; gives back whether there was none.
-pub fn relabel(server: pg_sys::Oid, table: &TableName, labels: &[(SysId, String)]) -> bool {
-    catalog::announce_names();
-    let mut changes = Relabelling::default();
-    for (id, label) in labels {
-        changes.values.push(id.as_str().to_owned());
-        changes.from.push(None);
-        changes.to.push(label.clone());
-    }
-    let mut complete = true;
-    for work in catalog::work().into_iter().filter(|work| work.server == server) {
-        let relabelled = pg::xact::subtransaction(AssertUnwindSafe(|| {
-            let Some(mirror) = catalog::mirror(work.foreign_table) else { return };
-            let Some(def) = catalog::kept_definition(server, &mirror.table) else { return };
-            for pair in label_pairs(&mirror) {
-                let reference =
-                    def.field(&mirror.columns[pair.label].field).and_then(|f| f.reference.as_ref());
-                if reference.is_some_and(|reference| reference.table == *table) {
-                    relabel_column(&mirror, pair, &changes);
-                }
-            }
-        }));
-        match relabelled {
-            Ok(()) => {}
-            Err(caught) if caught.is_conflict() => complete = false,
-            // One that is damaged is read again as a whole when it is repaired.
-            Err(caught) => {
-                let name = catalog::qualified(work.foreign_table);
-                pg::worker::log(&format!(
-                    "foreign table {name}: could not show new names: {}",
-                    caught.message
-                ));
-            }
-        }
-    }
-    complete
-}
-
-/// Rows that hold a value (and show a label, if one is given) are to show another.
+/// Rows that hold a value and show a label are to show another.
 #[derive(Default)]
 struct Relabelling {
     values: Vec<String>,
-    from: Vec<Option<String>>,
+    from: Vec<String>,
     to: Vec<String>,
 }
 
 fn relabel_column(mirror: &Rc<Mirror>, pair: LabelPair, changes: &Relabelling) {
-    let table = catalog::qualified(mirror.cache);
-    let [key, label, value] =
-        [mirror.key, pair.label, pair.value].map(|position| quote_identifier(&mirror.columns[position].name));
-    let stale = format!(
-        "SELECT c.{key}::text, c.{label}::text, nullif(n.now, '')
-         FROM {table} c JOIN unnest($1::text[], $2::text[], $3::text[]) AS n (value, before, now)
-              ON c.{value}::text = n.value
-         WHERE c.{label}::text IS DISTINCT FROM nullif(n.now, '')
-           AND (n.before IS NULL OR c.{label}::text = n.before)"
-    );
-    let args = [changes.values.clone().into(), changes.from.clone().into(), changes.to.clone().into()];
-    let stale: Vec<(String, Option<String>, Option<String>)> = read(&stale, &args, |rows| {
-        rows.filter_map(|row| Some((get(&row, 1)?, get(&row, 2), get(&row, 3)))).collect()
-    });
-    let update = format!(
-        "UPDATE {table} c SET {label} = n.now FROM unnest($1::text[], $2::text[]) AS n (id, now) WHERE c.{key} = n.id"
-    );
-    let mut log = mirror.cdc.then(|| ChangeLog::new(Source::Poll));
-    for some in stale.chunks(ROWS_AT_A_TIME) {
-        let free = lock_free(mirror, some.iter().map(|(id, ..)| id.as_str()));
-        let (now, busy): (Vec<_>, Vec<_>) = some.iter().partition(|(id, ..)| free.contains(id));
-        let ids: Vec<String> = now.iter().map(|(id, ..)| id.clone()).collect();
-        let labels: Vec<Option<String>> = now.iter().map(|(_, _, to)| to.clone()).collect();
-        write(&update, &[ids.into(), labels.into()]);
-        if let Some(log) = &mut log {
-            let text = |text: &Option<String>| text.clone().map_or(OwnedScalar::Null, OwnedScalar::Text);
-            for (id, from, to) in now {
-                let change = [(pair.label, text(from), text(to))];
-                log.add(mirror, Op::Update, id, change, |_| OwnedScalar::Null);
-            }
-            log.write(mirror);
+    let relabelled: HashMap<(&str, &str), &str> = changes
+        .values
+        .iter()
+        .zip(&changes.from)
+        .zip(&changes.to)
+        .map(|((value, from), to)| ((value.as_str(), from.as_str()), to.as_str()))
+        .collect();
+    let show = |texts: &mut [Option<String>]| {
+        if let (Some(label), Some(value)) = (texts[0].as_deref(), texts[1].as_deref())
+            && let Some(now) = relabelled.get(&(value, label))
+        {
+            texts[0] = Some((*now).to_owned()).filter(|now| !now.is_empty());
         }
-        // Somebody is writing these: they are read again as a whole.
-        let busy: Vec<String> = busy.into_iter().map(|(id, ..)| id.clone()).collect();
-        catalog::leave_to_recheck(mirror.foreign_table, &busy);
-    }
-}
-
-/// A server's mirrors that can be worked on; those that are damaged are read again as a whole when they are repaired. If
-/// somebody has locked one it is an ERROR, and the work comes back.
-fn mirrors(server: pg_sys::Oid) -> impl Iterator<Item = Rc<Mirror>> {
-    let works = catalog::work().into_iter().filter(move |work| work.server == server);
-    works.filter_map(|work| match pg::xact::subtransaction(move || catalog::mirror(work.foreign_table)) {
-        Ok(mirror) => mirror,
-        Err(caught) if caught.is_conflict() => raise(error(caught.sqlstate, caught.message)),
-        Err(_) => None,
-    })
+    };
+    let holds = (vec![pair.value], changes.values.iter().map(String::as_str).collect());
+    let outcome = label::rewrite(mirror, holds, &[pair.label], &[pair.value], Some(Source::Poll), show);
+    // Somebody is writing these: they are read again as a whole.
+    catalog::leave_to_recheck(mirror.foreign_table, &outcome.unsettled);
+    latest::with(mirror, |latest| {
+        for ((value, _), to) in &relabelled {
+            latest.note_text(
+                (pair.value, (*value).to_owned()),
+                (pair.label, (*to).to_owned()),
+                SystemTime::now(),
+            );
+        }
+    });
 }
 
 /// Takes note of a reading, or of its failure.

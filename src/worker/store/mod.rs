@@ -12,7 +12,7 @@ use servicenow::sync::compare::{Comparison, Difference, Shown};
 use servicenow::sync::metadata::MetadataStore;
 use servicenow::sync::range::Range;
 use servicenow::sync::store::{DeletesRead, Found, Step, Store, StoreError, StoredRecords};
-use servicenow::value::{SysId, TableName};
+use servicenow::value::SysId;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::apply;
@@ -28,6 +28,7 @@ use step::current_mirror;
 pub use step::note_failure;
 
 mod capture;
+mod latest;
 mod metadata;
 mod step;
 
@@ -61,12 +62,12 @@ enum Work {
     CountByPrefix(Range, usize),
     Hidden,
     Find(Vec<SysId>),
+    FindIn(Vec<SysId>),
     ToRecheck,
     DeletesSince,
     NoteDeletes(Result<DeletesRead, Stop>),
     MetadataSince,
     Describe(Vec<TableDef>),
-    Relabel(TableName, Vec<(SysId, String)>),
     NoteMetadata(Result<i64, Stop>),
     NoteEvents(Vec<Event>),
     ToLookUp,
@@ -79,7 +80,7 @@ impl Work {
     fn name(&self) -> &'static str {
         match self {
             Work::Apply(step) => match step {
-                Step::Described(_) => "described",
+                Step::Described { .. } => "described",
                 Step::Begin { .. } => "begin",
                 Step::Newest(_) => "newest",
                 Step::Filled { .. } => "filled",
@@ -88,6 +89,9 @@ impl Work {
                 Step::Changed(_) => "changed",
                 Step::Rechecked { .. } => "rechecked",
                 Step::Doubted(_) => "doubted",
+                Step::DoubtedWhere(_) => "doubted_where",
+                Step::Relabelled(_) => "relabelled",
+                Step::Reread { .. } => "reread",
                 Step::Polled { .. } => "polled",
                 Step::Hidden { .. } => "hidden",
                 Step::Reconciled { .. } => "reconciled",
@@ -98,12 +102,12 @@ impl Work {
             Work::CountByPrefix(..) => "count_by_prefix",
             Work::Hidden => "hidden_ranges",
             Work::Find(_) => "find",
+            Work::FindIn(_) => "find_in",
             Work::ToRecheck => "to_recheck",
             Work::DeletesSince => "deletes_since",
             Work::NoteDeletes(_) => "deletes",
             Work::MetadataSince => "metadata_since",
             Work::Describe(_) => "describe",
-            Work::Relabel(..) => "relabel",
             Work::NoteMetadata(_) => "metadata",
             Work::NoteEvents(_) => "events",
             Work::ToLookUp => "to_look_up",
@@ -119,7 +123,7 @@ enum Done {
     Counted(Vec<(String, u64)>),
     Hidden(Vec<(Range, u64)>),
     Found(Found<Table>),
-    ToRecheck(StoredRecords),
+    Records(StoredRecords),
     Since(Option<i64>),
     Echoes(u64),
     ToLookUp(Noted<Table>),
@@ -209,9 +213,16 @@ impl Store for PgStore {
         }
     }
 
+    async fn find_in(&self, table: Table, ids: Vec<SysId>) -> Result<StoredRecords, StoreError> {
+        match self.ask(Some(table), Work::FindIn(ids)).await? {
+            Done::Records(records) => Ok(records),
+            _ => Err(StoreError::Stale),
+        }
+    }
+
     async fn to_recheck(&self, table: Table) -> Result<StoredRecords, StoreError> {
         match self.ask(Some(table), Work::ToRecheck).await? {
-            Done::ToRecheck(records) => Ok(records),
+            Done::Records(records) => Ok(records),
             _ => Err(StoreError::Stale),
         }
     }
@@ -238,10 +249,6 @@ impl MetadataStore for PgStore {
 
     async fn describe(&self, defs: Vec<TableDef>) -> Result<(), StoreError> {
         self.ask(None, Work::Describe(defs)).await.map(|_| ())
-    }
-
-    async fn relabel(&self, table: TableName, labels: Vec<(SysId, String)>) -> Result<(), StoreError> {
-        self.ask(None, Work::Relabel(table, labels)).await.map(|_| ())
     }
 
     async fn note_metadata(&self, outcome: Result<i64, Stop>) -> Result<(), StoreError> {
@@ -301,7 +308,9 @@ fn describe(caught: &Caught, table: Option<Table>, work: &Work) -> String {
         return caught.message.clone();
     }
     let rows = match work {
-        Work::Apply(Step::Filled { rows, .. } | Step::Changed(rows)) => Some(rows),
+        Work::Apply(Step::Filled { rows, .. } | Step::Changed(rows) | Step::Reread { rows, .. }) => {
+            Some(rows)
+        }
         Work::Apply(Step::Rechecked { present, .. }) => Some(present),
         _ => None,
     };
@@ -337,22 +346,13 @@ fn execute(
         }
         (Work::ToRecheck, Some(table)) => {
             let (mirror, _) = current_mirror(table)?;
-            Ok(Done::ToRecheck(to_recheck(&mirror).records))
+            Ok(Done::Records(to_recheck(&mirror).records))
         }
         (Work::DeletesSince, _) => Ok(Done::Since(catalog::deletes_since(server))),
         (Work::MetadataSince, _) => Ok(Done::Since(catalog::metadata_since(server))),
         (Work::Describe(defs), _) => {
-            defs.iter().for_each(|def| metadata::describe(server, def));
+            metadata::describe_all(server, defs);
             Ok(Done::Noted)
-        }
-        (Work::Relabel(table, labels), _) => {
-            // What could be done is kept, and the whole is told again.
-            match metadata::relabel(server, table, labels) {
-                true => Ok(Done::Noted),
-                false => Err(StoreError::Failed(
-                    "somebody holds a lock on a cache with names to be changed".to_owned(),
-                )),
-            }
         }
         (Work::NoteMetadata(outcome), _) => {
             metadata::note(server, outcome);
@@ -370,13 +370,23 @@ fn execute(
             catalog::keep_work_changed();
             Ok(Done::Noted)
         }
+        (Work::FindIn(ids), Some(table)) => {
+            let (mirror, _) = current_mirror(table)?;
+            let there = apply::versions(&mirror, ids.iter().map(SysId::as_str));
+            Ok(Done::Records(there.into_iter().map(|(id, version)| (SysId::new(id), version)).collect()))
+        }
         (Work::Find(ids), _) => Ok(Done::Found(find(server, ids))),
         (Work::NoteDeletes(outcome), _) => {
             note_deletes(server, outcome);
             Ok(Done::Noted)
         }
         (
-            Work::Apply(_) | Work::Compare(_) | Work::CountByPrefix(..) | Work::Hidden | Work::ToRecheck,
+            Work::Apply(_)
+            | Work::Compare(_)
+            | Work::CountByPrefix(..)
+            | Work::Hidden
+            | Work::FindIn(_)
+            | Work::ToRecheck,
             None,
         ) => Err(StoreError::Stale),
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::time::SystemTime;
 
 use pgrx::{Spi, pg_sys};
 use servicenow::page::Rows;
@@ -9,9 +10,10 @@ use servicenow::sync::Stop;
 use servicenow::sync::store::{Origin, Step, StoreError};
 use servicenow::value::SysId;
 
-use super::Table;
-use crate::cache::apply::{self, CacheWriter, Outcome, Replace};
+use super::{Table, latest};
+use crate::cache::apply::{CacheWriter, Outcome, Replace};
 use crate::cache::change::Source;
+use crate::cache::label;
 use crate::catalog::{self, Failure, Mirror, timestamp, write};
 use crate::error::{Doing, report};
 use crate::failpoint;
@@ -43,7 +45,10 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
     // Changes are logged from the first fill on.
     let from = |source| filled.then_some(source);
     match step {
-        Step::Described(def) => super::metadata::describe(mirror.server, def),
+        Step::Described { def, lost } => {
+            super::metadata::describe(mirror.server, def);
+            super::metadata::note_lost_walks(&mirror, lost);
+        }
         Step::Begin { ranges, since, refill, total, at } => {
             catalog::forget_hidden(relation);
             write("DELETE FROM servicenow.sync_range WHERE foreign_table = $1", &[relation.into()]);
@@ -70,7 +75,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
                 ],
             );
             let news = serde_json::json!({"rows_total": total, "resync": refill});
-            catalog::notify("backfill_started", &mirror, news);
+            catalog::notify("backfill_started", mirror.server, relation, news);
             write(
                 "UPDATE servicenow.sync_server SET deletes_watermark = $2
                  WHERE server = $1 AND deletes_watermark IS NULL",
@@ -79,7 +84,9 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
         }
         Step::Filled { number, rows, after } => {
             let outcome = match &mirror.fill_columns {
-                Some(columns) => apply::put_columns(&mirror, columns, rows),
+                Some(columns) => {
+                    look_out(&mirror, rows, None, label::put_columns(&mirror, columns, rows, None))
+                }
                 None => put_page(&mirror, rows, Replace::SameOrLater, from(Source::Backfill), careful),
             };
             catalog::leave_to_recheck(relation, &outcome.unsettled);
@@ -150,6 +157,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             (0..present.len()).filter(stays).for_each(|row| shown.push(present, row));
             let present = &shown;
             let outcome = put(&mirror, present, Replace::Unchanged(looked_up), from(source), careful);
+            let outcome = look_out(&mirror, present, Some(*at), outcome);
             let looked_up = looked_up.iter().map(|(id, version)| (id.as_str(), *version));
             let absent: Vec<_> = looked_up.clone().filter(|(id, _)| !there.contains(id)).collect();
             let mut writer = CacheWriter::open(&mirror, Triggers::Own, from(source));
@@ -163,6 +171,24 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             catalog::leave_to_recheck(relation, &kept);
             changed(&mirror, present, &outcome, deleted);
+        }
+        Step::DoubtedWhere(texts) => {
+            let found = label::holders(&mirror, texts);
+            catalog::leave_to_recheck(relation, &found);
+        }
+        Step::Relabelled(relabelling) => {
+            catalog::announce_names();
+            let outcome = label::relabel(&mirror, relabelling, from(Source::Poll));
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
+            latest::with(&mirror, |latest| latest.note_names(relabelling, SystemTime::now()));
+            count_change(&mirror, &outcome);
+        }
+        Step::Reread { columns, rows } => {
+            catalog::announce_names();
+            let outcome = label::put_columns(&mirror, columns, rows, from(Source::Poll));
+            catalog::leave_to_recheck(relation, &outcome.unsettled);
+            latest::with(&mirror, |latest| latest.note_rows(columns, rows, SystemTime::now()));
+            count_change(&mirror, &outcome);
         }
         Step::Doubted(ids) => {
             let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
@@ -184,7 +210,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             );
             if recovered > 0 {
                 catalog::note_recovery(relation);
-                catalog::notify("sync_recovered", &mirror, serde_json::json!({}));
+                catalog::notify("sync_recovered", mirror.server, relation, serde_json::json!({}));
                 pg::worker::log(&format!(
                     "foreign table {} is synchronized again",
                     catalog::qualified(relation)
@@ -207,14 +233,21 @@ fn put_page(
 ) -> Outcome {
     let absent = catalog::absent_among(mirror.foreign_table, rows.ids().collect());
     if absent.is_empty() {
-        return put(mirror, rows, replace, source, careful);
+        return look_out(mirror, rows, None, put(mirror, rows, replace, source, careful));
     }
     let mut others = Rows::new(rows.layout().clone());
     let is_absent = |row: usize| absent.contains(rows.id(row));
     (0..rows.len()).filter(|row| !is_absent(*row)).for_each(|row| others.push(rows, row));
-    let mut outcome = put(mirror, &others, replace, source, careful);
+    let mut outcome = look_out(mirror, &others, None, put(mirror, &others, replace, source, careful));
     outcome.unsettled.extend(absent);
     outcome
+}
+
+/// Has those of these rows looked up that show something of other tables from before it changed. `asked` is when they were
+/// asked for, if that is known.
+fn look_out(mirror: &Mirror, rows: &Rows, asked: Option<SystemTime>, outcome: Outcome) -> Outcome {
+    let outdated = latest::with(mirror, |latest| latest.outdated(&mirror.layout, rows, asked));
+    Outcome { unsettled: outcome.unsettled.into_iter().chain(outdated).collect(), ..outcome }
 }
 
 fn put(
@@ -256,6 +289,16 @@ fn changed(mirror: &Mirror, rows: &Rows, outcome: &Outcome, deleted: i64) {
     );
 }
 
+/// As [`changed`], of what has changed in other tables.
+fn count_change(mirror: &Mirror, outcome: &Outcome) {
+    if outcome.updated > 0 {
+        write(
+            "UPDATE servicenow.sync_table SET last_change_at = greatest(last_change_at, now()) WHERE foreign_table = $1",
+            &[mirror.foreign_table.into()],
+        );
+    }
+}
+
 /// A fill is over: from here on rows are counted by what changes.
 fn complete(mirror: &Mirror, watermark: i64) {
     let (table, key) = (catalog::qualified(mirror.cache), mirror.foreign_table);
@@ -278,7 +321,7 @@ fn complete(mirror: &Mirror, watermark: i64) {
         |mut rows| rows.next().and_then(|row| catalog::get::<i64>(&row, 1)),
     );
     let count = count.unwrap_or_default();
-    catalog::notify("backfill_completed", mirror, serde_json::json!({"rows": count}));
+    catalog::notify("backfill_completed", mirror.server, key, serde_json::json!({"rows": count}));
     pg::worker::log(&format!("foreign table {} is filled: {count} rows", catalog::qualified(key)));
 }
 

@@ -83,6 +83,13 @@ pub struct FieldDef {
     pub default_value: String,
 }
 
+impl FieldDef {
+    /// Whether it refers to several records at once.
+    pub fn is_list(&self) -> bool {
+        self.internal_type == "glide_list"
+    }
+}
+
 /// What a reference field refers to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reference {
@@ -172,6 +179,17 @@ async fn describe_hidden<T: Transport>(client: &Client<T>, table: &TableName) ->
                 }),
             }
         }
+    }
+}
+
+/// The tables that each of these extends, itself first, as far as the caller may see.
+pub(crate) async fn chains<T: Transport>(
+    client: &Client<T>,
+    tables: &[TableName],
+) -> Result<HashMap<TableName, Vec<TableName>>> {
+    match records::chains(client, tables).await {
+        Err(e) if is_hidden(&e) => Ok(HashMap::new()),
+        found => found,
     }
 }
 

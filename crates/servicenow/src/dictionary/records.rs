@@ -77,6 +77,18 @@ pub(super) async fn fetch<T: Transport>(
     Ok(described)
 }
 
+/// The tables that each of these extends, itself first; those that may not be seen are left out.
+pub(super) async fn chains<T: Transport>(
+    client: &Client<T>,
+    tables: &[TableName],
+) -> Result<HashMap<TableName, Vec<TableName>>> {
+    let mut places = Places::default();
+    places.load(client, tables).await?;
+    let names = |chain: Vec<Place>| chain.into_iter().map(|place| place.name).collect();
+    let chain = |table: &TableName| Some((table.clone(), names(places.chain(table)?)));
+    Ok(tables.iter().filter_map(chain).collect())
+}
+
 /// Every table the caller can see.
 pub(super) async fn list_tables<T: Transport>(client: &Client<T>) -> Result<Vec<TableSummary>> {
     let pages = read_all(client, "sys_db_object", Query::all(), &["name", "label"]).await?;

@@ -46,43 +46,58 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut described = dictionary::fetch(&self.client, std::slice::from_ref(&self.spec.table)).await?;
         let def = described.pop().map(|(_, def)| def).unwrap_or(Err(Error::NoTable(Words::default())))?;
         let traits = Traits::of(&def, &self.spec)?;
-        self.check_dot_walks(&def).await?;
-        self.apply(Step::Described(Box::new(def))).await?;
+        let lost = self.check_dot_walks(&def).await?;
+        self.apply(Step::Described { def: Box::new(def), lost }).await?;
         Ok(traits)
     }
 
-    /// Follows every dot-walk through the dictionary, a step at a time.
-    async fn check_dot_walks(&self, def: &TableDef) -> Result<(), Stop> {
+    /// Follows every dot-walk through the dictionary, a step at a time. Gives back those that were there once and lead
+    /// nowhere any more.
+    async fn check_dot_walks(&self, def: &TableDef) -> Result<Vec<String>, Stop> {
         let is_gone = |path: &&str| {
             let field = path.split('.').next().unwrap_or(path);
             def.field(field).is_none() && self.spec.may_lack(field)
         };
         let walks = self.spec.paths().filter(|path| path.contains('.') && !is_gone(path));
-        let mut walks: Vec<(TableDef, Vec<&str>)> =
-            walks.map(|path| (def.clone(), path.split('.').rev().collect())).collect();
+        let mut walks: Vec<(&str, TableDef, Vec<&str>)> =
+            walks.map(|path| (path, def.clone(), path.split('.').rev().collect())).collect();
         let mut known: HashMap<TableName, TableDef> = HashMap::new();
+        let mut lost = Vec::new();
         while !walks.is_empty() {
             let mut next = Vec::new();
-            for (def, mut steps) in walks {
-                let Some(step) = steps.pop() else { continue };
-                let field = field_of(&def, step)?;
-                if steps.is_empty() {
-                    continue;
+            for (path, def, mut steps) in walks {
+                match step(&def, &mut steps) {
+                    Ok(None) => {}
+                    Ok(Some(table)) => next.push((path, table, steps)),
+                    Err(_) if self.spec.may_lack_walk(path) => lost.push(path.to_owned()),
+                    Err(e) => return Err(e.into()),
                 }
-                let Some(reference) = &field.reference else {
-                    let field =
-                        steps.into_iter().fold(step.to_owned(), |path, step| format!("{path}.{step}"));
-                    return Err(Error::NoField { table: def.name.to_string(), field }.into());
-                };
-                next.push((reference.table.clone(), steps));
             }
             let unknown: Vec<TableName> =
-                next.iter().map(|(table, _)| table.clone()).filter(|t| !known.contains_key(t)).collect();
+                next.iter().map(|(_, table, _)| table.clone()).filter(|t| !known.contains_key(t)).collect();
             for (table, def) in dictionary::fetch(&self.client, &unknown).await? {
                 known.insert(table, def?);
             }
-            walks = next.into_iter().filter_map(|(t, steps)| Some((known.get(&t)?.clone(), steps))).collect();
+            let step = |(path, table, steps)| Some((path, known.get(&table)?.clone(), steps));
+            walks = next.into_iter().filter_map(step).collect();
         }
-        Ok(())
+        lost.sort();
+        lost.dedup();
+        Ok(lost)
+    }
+}
+
+/// Takes the next step of a dot-walk, the last of these; gives back the table it leads to, or nothing at its end.
+fn step(def: &TableDef, steps: &mut Vec<&str>) -> Result<Option<TableName>, Error> {
+    let Some(step) = steps.pop() else { return Ok(None) };
+    let field = field_of(def, step)?;
+    match &field.reference {
+        _ if steps.is_empty() => Ok(None),
+        Some(reference) => Ok(Some(reference.table.clone())),
+        None => {
+            let rest = steps.iter().rev();
+            let field = rest.fold(step.to_owned(), |path, step| format!("{path}.{step}"));
+            Err(Error::NoField { table: def.name.to_string(), field })
+        }
     }
 }

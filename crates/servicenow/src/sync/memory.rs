@@ -1,13 +1,19 @@
 //! A store in memory.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use super::Stop;
 use super::compare::{Comparison, Difference, Shown};
+use super::latest::Latest;
+use super::metadata::MetadataStore;
 use super::range::Range;
-use super::store::{DeletesRead, Found, OpenRange, Position, Step, Store, StoreError, StoredRecords, Upkeep};
-use crate::page::{Order, Rows, Version};
+use super::store::{
+    DeletesRead, Found, OpenRange, Position, Relabelling, Step, Store, StoreError, StoredRecords, Upkeep,
+};
+use crate::dictionary::TableDef;
+use crate::page::{Layout, Order, Rows, Version};
 use crate::value::SysId;
 
 /// A store in memory, of one table: what a test compares with the truth.
@@ -33,6 +39,11 @@ pub struct Memory {
     pub deletes: Option<i64>,
     /// The last failure.
     pub failure: Option<String>,
+    /// See [`MetadataStore::metadata_since`](super::metadata::MetadataStore::metadata_since).
+    pub metadata: Option<i64>,
+    /// The columns of the rows.
+    pub layout: Option<Arc<Layout>>,
+    latest: Latest,
 }
 
 impl Default for Memory {
@@ -45,6 +56,9 @@ impl Default for Memory {
             hidden: Vec::new(),
             deletes: None,
             failure: None,
+            metadata: None,
+            layout: None,
+            latest: Latest::default(),
         }
     }
 }
@@ -57,8 +71,16 @@ impl MemoryStore {
 }
 
 impl Memory {
-    /// Keeps rows that are not older than what is stored, or whose stored version is the one given.
-    fn keep(&mut self, rows: &Rows, expected: &StoredRecords) {
+    /// Keeps the rows of a page.
+    fn keep_page(&mut self, rows: &Rows) {
+        self.keep(rows, &StoredRecords::new(), None);
+    }
+
+    /// Keeps rows that are not older than what is stored, or whose stored version is the one given, and that were asked
+    /// for at a moment.
+    fn keep(&mut self, rows: &Rows, expected: &StoredRecords, asked: Option<SystemTime>) {
+        let layout = self.layout.get_or_insert_with(|| rows.layout().clone());
+        self.recheck.extend(self.latest.outdated(layout, rows, asked));
         for row in 0..rows.len() {
             let (id, version) = (rows.id(row), rows.version(row));
             let expected = expected.iter().find(|(other, _)| other.as_str() == id).map(|(_, v)| *v);
@@ -77,6 +99,35 @@ impl Memory {
         }
     }
 
+    /// Has rows show what the records they refer to are called now.
+    fn relabel(&mut self, relabelling: &Relabelling) {
+        let names: HashMap<&str, &Vec<Option<String>>> =
+            relabelling.records.iter().map(|(id, names)| (id.as_str(), names)).collect();
+        for (_, values) in self.rows.values_mut() {
+            for renamed in &relabelling.columns {
+                let names = values.get(renamed.by).and_then(|id| names.get(id.as_str()));
+                if let Some(Some(name)) = names.and_then(|names| names.get(renamed.name)) {
+                    values[renamed.column].clone_from(name);
+                }
+            }
+        }
+        self.latest.note_names(relabelling, SystemTime::now());
+    }
+
+    /// Keeps columns of rows where the version is the same.
+    fn keep_columns(&mut self, columns: &[usize], rows: &Rows) {
+        for row in 0..rows.len() {
+            if let Some((stored, values)) = self.rows.get_mut(rows.id(row))
+                && *stored == rows.version(row)
+            {
+                for (at, column) in columns.iter().enumerate() {
+                    values[*column] = rows.value(row, at).encode().unwrap_or_default();
+                }
+            }
+        }
+        self.latest.note_rows(columns, rows, SystemTime::now());
+    }
+
     /// The open ranges. There are none when a step arrives late, from a fill that was given up on.
     fn open(&mut self) -> Option<&mut Vec<OpenRange>> {
         match &mut self.position {
@@ -87,7 +138,7 @@ impl Memory {
 
     fn apply(&mut self, step: Step) {
         match step {
-            Step::Described(_) => {}
+            Step::Described { .. } => {}
             Step::Begin { ranges, since, refill, .. } => {
                 let open = ranges
                     .into_iter()
@@ -103,7 +154,7 @@ impl Memory {
                 if let Some(range) = ranges.into_iter().find(|open| open.number == number) {
                     range.after = after;
                 }
-                self.keep(&rows, &StoredRecords::new());
+                self.keep_page(&rows);
             }
             Step::RangeDone { number } => {
                 if let Some(open) = self.open() {
@@ -114,12 +165,12 @@ impl Memory {
                 self.position = Position::Following { watermark };
                 self.failure = None;
             }
-            Step::Newest(rows) | Step::Changed(rows) => self.keep(&rows, &StoredRecords::new()),
-            Step::Rechecked { looked_up, present, .. } => {
+            Step::Newest(rows) | Step::Changed(rows) => self.keep_page(&rows),
+            Step::Rechecked { looked_up, present, at, .. } => {
                 for (id, _) in &looked_up {
                     self.recheck.remove(id.as_str());
                 }
-                self.keep(&present, &looked_up);
+                self.keep(&present, &looked_up, Some(at));
                 let there: HashSet<&str> = present.ids().collect();
                 for (id, version) in looked_up.into_iter().filter(|(id, _)| !there.contains(id.as_str())) {
                     match self.rows.get(id.as_str()) {
@@ -130,6 +181,16 @@ impl Memory {
                 }
             }
             Step::Doubted(ids) => self.recheck.extend(ids.iter().map(|id| id.as_str().to_owned())),
+            Step::DoubtedWhere(texts) => {
+                let holds = |values: &Vec<String>| {
+                    let held = |(column, texts): &(usize, Vec<String>)| texts.contains(&values[*column]);
+                    texts.iter().any(held)
+                };
+                let rows = self.rows.iter().filter(|(_, (_, values))| holds(values));
+                self.recheck.extend(rows.map(|(id, _)| id.clone()));
+            }
+            Step::Relabelled(relabelling) => self.relabel(&relabelling),
+            Step::Reread { columns, rows } => self.keep_columns(&columns, &rows),
             Step::Hidden { range, count } => {
                 self.hidden.retain(|(other, _)| !other.overlaps(&range));
                 if count > 0 {
@@ -138,7 +199,7 @@ impl Memory {
             }
             Step::Reconciled { at } => self.upkeep.reconciled = Some(at),
             Step::Scrubbed { rows, position } => {
-                self.keep(&rows, &StoredRecords::new());
+                self.keep_page(&rows);
                 self.upkeep.scrub = Some(position);
             }
             Step::Failed(stop) => self.failure = Some(stop.to_string()),
@@ -187,6 +248,11 @@ impl Store for MemoryStore {
         Ok(Found { records: vec![((), ids.into_iter().filter_map(stored).collect())], complete: true })
     }
 
+    async fn find_in(&self, (): (), ids: Vec<SysId>) -> Result<StoredRecords, StoreError> {
+        let found = self.find(ids).await?;
+        Ok(found.records.into_iter().flat_map(|((), stored)| stored).collect())
+    }
+
     async fn to_recheck(&self, (): ()) -> Result<StoredRecords, StoreError> {
         Ok(self.with(|memory| {
             let version = |id: &String| memory.rows.get(id).map(|(version, _)| *version).unwrap_or_default();
@@ -201,6 +267,24 @@ impl Store for MemoryStore {
     async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {
         self.with(|memory| match outcome {
             Ok(read) => memory.deletes = Some(read.watermark),
+            Err(stop) => memory.failure = Some(stop.to_string()),
+        });
+        Ok(())
+    }
+}
+
+impl MetadataStore for MemoryStore {
+    async fn metadata_since(&self) -> Result<Option<i64>, StoreError> {
+        Ok(self.with(|memory| memory.metadata))
+    }
+
+    async fn describe(&self, _defs: Vec<TableDef>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn note_metadata(&self, outcome: Result<i64, Stop>) -> Result<(), StoreError> {
+        self.with(|memory| match outcome {
+            Ok(watermark) => memory.metadata = Some(watermark),
             Err(stop) => memory.failure = Some(stop.to_string()),
         });
         Ok(())

@@ -38,7 +38,7 @@ pub struct Spec {
     pub layout: Arc<Layout>,
     /// The columns that are all the next fill has to read; the others are as they should be. `None` for all.
     pub fill_layout: Option<Arc<Layout>>,
-    /// Fields of columns that the table is known to have had. One that it does not have any more leaves its column
+    /// Fields of columns that the table is known to have had, and dot-walks. One that it does not have any more leaves its column
     /// without values, and the others go on; a field that never was is a mistake, and so is one in a condition.
     pub had: HashSet<String>,
     /// Which records.
@@ -127,6 +127,11 @@ impl Spec {
     pub(super) fn may_lack(&self, field: &str) -> bool {
         let first = |path: &str| path.split('.').next() == Some(field);
         self.had.contains(field) && !self.query.fields().any(first)
+    }
+
+    /// As [`Spec::may_lack`], of a dot-walk as a whole.
+    pub(super) fn may_lack_walk(&self, path: &str) -> bool {
+        self.had.contains(path) && !self.query.fields().any(|field| field == path)
     }
 }
 

@@ -60,18 +60,16 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 break;
             }
         }
-        let mut all = true;
-        if !self.spec.query.is_all() {
-            match self.drop_rows_that_stopped_matching(since, &matching, at).await? {
-                Ok(complete) => all = complete,
-                Err(mass) => return self.meet(mass).await,
-            }
+        if !self.spec.query.is_all()
+            && let Some(mass) = self.drop_rows_that_stopped_matching(since, &matching, at).await?
+        {
+            return self.meet(mass).await;
         }
         let unsettled = self.store.to_recheck(self.table).await?;
         recheck(&self.client, &*self.store, self.table, &self.spec, unsettled, Origin::Poll).await?;
         let next = match first_served {
-            Some(served) if all => self.next_watermark(watermark, served, at),
-            _ => watermark,
+            Some(served) => self.next_watermark(watermark, served, at),
+            None => watermark,
         };
         self.apply(Step::Polled { watermark: next, at }).await?;
         self.last_poll = Some(at);
@@ -127,14 +125,14 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         served - since.unwrap_or(self.spec.pace.own()).as_secs() as i64
     }
 
-    /// A record that changed and is not among those that match may have matched before. Gives back whether the
-    /// store could be asked about all of them, or that there are too many.
+    /// A record that changed and is not among those that match may have matched before. Gives back whether there are
+    /// too many.
     async fn drop_rows_that_stopped_matching(
         &self,
         since: i64,
         matching: &HashSet<SysId>,
         at: SystemTime,
-    ) -> Result<Result<bool, Mass>, Stop> {
+    ) -> Result<Option<Mass>, Stop> {
         let (all, layout) = (Query::all(), Arc::new(Layout::of_text(&[])));
         let mut tail = Tail::new("sys_updated_on", since);
         let mut others = Vec::new();
@@ -142,20 +140,16 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             let (page, progress) = self.tail_page(&mut tail, &all, &layout).await?;
             let mass = if pages == 0 { self.mass_of(&all, since, &page, at).await? } else { Mass::No };
             if mass != Mass::No {
-                return Ok(Err(mass));
+                return Ok(Some(mass));
             }
             others.extend(page.rows.ids().map(SysId::new).filter(|id| !matching.contains(id)));
             if progress == Progress::Done {
                 break;
             }
         }
-        let found = self.store.find(others).await?;
-        for (table, stored) in found.records {
-            if table == self.table {
-                recheck(&self.client, &*self.store, table, &self.spec, stored, Origin::Poll).await?;
-            }
-        }
-        Ok(Ok(found.complete))
+        let stored = self.store.find_in(self.table, others).await?;
+        recheck(&self.client, &*self.store, self.table, &self.spec, stored, Origin::Poll).await?;
+        Ok(None)
     }
 
     /// One page of a tail, asked for in smaller pieces as long as the instance cuts it short.

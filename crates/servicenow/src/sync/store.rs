@@ -107,7 +107,12 @@ pub enum Origin {
 /// One change of a store, all or nothing.
 pub enum Step {
     /// What the dictionary says about the table.
-    Described(Box<TableDef>),
+    Described {
+        /// The description.
+        def: Box<TableDef>,
+        /// The dot-walks among the columns that lead nowhere any more.
+        lost: Vec<String>,
+    },
     /// A fill begins: these ranges are open now, and nothing is remembered of hidden records any more.
     Begin {
         /// The ranges.
@@ -161,6 +166,18 @@ pub enum Step {
     },
     /// These records have to be looked up, and could not be just now: [`Store::to_recheck`] tells of them.
     Doubted(Vec<SysId>),
+    /// So have those that hold one of these texts in one of these columns.
+    DoubtedWhere(Vec<(usize, Vec<String>)>),
+    /// Records of other tables are called otherwise now: the rows that refer to them show it.
+    Relabelled(Relabelling),
+    /// Some columns of some rows, read because of what has changed in other tables. They are of use where the store has
+    /// the same version.
+    Reread {
+        /// The positions of the rows' columns in the whole layout.
+        columns: Vec<usize>,
+        /// The rows.
+        rows: Rows,
+    },
     /// A poll has come to its end.
     Polled {
         /// The new watermark.
@@ -192,6 +209,26 @@ pub enum Step {
     Failed(Stop),
 }
 
+/// What records of other tables are called now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Relabelling {
+    /// The columns that show it.
+    pub columns: Vec<Renamed>,
+    /// The records, each with its names; what the caller may not see is none.
+    pub records: Vec<(SysId, Vec<Option<String>>)>,
+}
+
+/// A column that shows what records of another table are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renamed {
+    /// The column, by its position.
+    pub column: usize,
+    /// The column that says of which record.
+    pub by: usize,
+    /// Which of the record's names it is.
+    pub name: usize,
+}
+
 /// A reading of deletions that came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeletesRead {
@@ -204,7 +241,7 @@ pub struct DeletesRead {
 impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::Described(def) => write!(f, "Described({})", def.name),
+            Step::Described { def, .. } => write!(f, "Described({})", def.name),
             Step::Begin { ranges, since, total, .. } => {
                 write!(f, "Begin({} ranges, since {since}, total {total:?})", ranges.len())
             }
@@ -217,6 +254,9 @@ impl fmt::Debug for Step {
                 write!(f, "Rechecked({} records, {present:?})", looked_up.len())
             }
             Step::Doubted(ids) => write!(f, "Doubted({} records)", ids.len()),
+            Step::DoubtedWhere(texts) => write!(f, "DoubtedWhere({} columns)", texts.len()),
+            Step::Relabelled(relabelling) => write!(f, "Relabelled({} records)", relabelling.records.len()),
+            Step::Reread { rows, .. } => write!(f, "Reread({rows:?})"),
             Step::Polled { watermark, .. } => write!(f, "Polled({watermark})"),
             Step::Hidden { range, count } => write!(f, "Hidden({count} in {range:?})"),
             Step::Reconciled { .. } => write!(f, "Reconciled"),
@@ -229,8 +269,8 @@ impl fmt::Debug for Step {
 /// A store of mirrored rows.
 ///
 /// Not everything that was read can be kept: somebody may be writing the record; or what was read seems older
-/// than what is stored ([`Order::Unclear`](crate::page::Order::Unclear)); or the store's version has changed during
-/// the look. In the same step the store makes such records some to be rechecked, which [`Store::to_recheck`] tells
+/// than what is stored ([`Order::Unclear`](crate::page::Order::Unclear)); or it shows something of other tables that has
+/// changed since ([`Latest`](super::latest::Latest)); or the store's version has changed during the look. In the same step the store makes such records some to be rechecked, which [`Store::to_recheck`] tells
 /// of.
 pub trait Store: Send + Sync + 'static {
     /// What a table is known by.
@@ -266,6 +306,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Which of these records are stored, in which of the server's tables, in which version.
     fn find(&self, ids: Vec<SysId>) -> impl Future<Output = Result<Found<Self::Table>, StoreError>> + Send;
+
+    /// Which of these records a table has. Other tables are not looked at, so that nobody's lock on one is in the way.
+    fn find_in(
+        &self,
+        table: Self::Table,
+        ids: Vec<SysId>,
+    ) -> impl Future<Output = Result<StoredRecords, StoreError>> + Send;
 
     /// Records that have to be looked up, as far as nobody is writing them: those that could not be kept, and
     /// those that somebody else has put into the store as they see them. [`Step::Rechecked`] settles them.

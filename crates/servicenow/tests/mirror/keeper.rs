@@ -10,6 +10,7 @@ use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
 use servicenow::sync::compare::{Difference, Shown};
 use servicenow::sync::memory::{Memory, MemoryStore};
+use servicenow::sync::metadata::MetadataStore;
 use servicenow::sync::range::Range;
 use servicenow::sync::store::{DeletesRead, Found, Position, Step, Store, StoreError, StoredRecords, Upkeep};
 use servicenow::value::SysId;
@@ -123,7 +124,7 @@ impl Store for Keeper {
     async fn apply(&self, (): (), step: Step) -> Result<(), StoreError> {
         yield_now().await;
         self.check()?;
-        if let Step::Described(def) = &step {
+        if let Step::Described { def, .. } = &step {
             *self.known.lock().expect("no panic") = Some((**def).clone());
         }
         while matches!(step, Step::Filled { .. }) && self.is_stuck.load(Ordering::Relaxed) {
@@ -172,6 +173,11 @@ impl Store for Keeper {
         found
     }
 
+    async fn find_in(&self, (): (), ids: Vec<SysId>) -> Result<StoredRecords, StoreError> {
+        let found = self.find(ids).await?;
+        Ok(found.records.into_iter().flat_map(|((), stored)| stored).collect())
+    }
+
     async fn to_recheck(&self, (): ()) -> Result<StoredRecords, StoreError> {
         self.check()?;
         let mut records = self.memory.to_recheck(()).await?;
@@ -185,5 +191,20 @@ impl Store for Keeper {
 
     async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {
         self.memory.note_deletes(outcome).await
+    }
+}
+
+impl MetadataStore for Keeper {
+    async fn metadata_since(&self) -> Result<Option<i64>, StoreError> {
+        self.memory.metadata_since().await
+    }
+
+    async fn describe(&self, defs: Vec<TableDef>) -> Result<(), StoreError> {
+        yield_now().await;
+        self.memory.describe(defs).await
+    }
+
+    async fn note_metadata(&self, outcome: Result<i64, Stop>) -> Result<(), StoreError> {
+        self.memory.note_metadata(outcome).await
     }
 }

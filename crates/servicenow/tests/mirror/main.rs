@@ -10,6 +10,7 @@ mod hidden;
 mod interrupt;
 mod keeper;
 mod model;
+mod names;
 mod reconcile;
 mod restart;
 mod scope;
@@ -27,6 +28,7 @@ use servicenow::page::Layout;
 use servicenow::query::Query;
 use servicenow::sync::Stop;
 use servicenow::sync::deletes::Deletes;
+use servicenow::sync::metadata::{Metadata, MetadataStore};
 use servicenow::sync::mirror::{Mirror, Spec};
 use servicenow::sync::store::Position;
 use servicenow::value::TableName;
@@ -133,6 +135,19 @@ impl World {
         let outcome = self.deletes().read().await;
         assert!(outcome.is_ok(), "{outcome:?}");
         self.store.note_deletes(outcome).await.expect("the store takes note");
+    }
+
+    /// A reader of metadata.
+    fn metadata(&self) -> Metadata<HttpTransport, Keeper> {
+        let specs = HashMap::from([((), self.spec.clone())]);
+        Metadata::new(self.client.clone(), self.store.clone(), &specs)
+    }
+
+    /// Reads metadata, and keeps how far.
+    async fn read_metadata(&self, metadata: &mut Metadata<HttpTransport, Keeper>) {
+        let outcome = metadata.read().await;
+        assert!(outcome.is_ok(), "{outcome:?}");
+        self.store.note_metadata(outcome).await.expect("the store takes note");
     }
 
     /// A mirror that has filled the store, with deletions read from before it began.
