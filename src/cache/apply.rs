@@ -12,9 +12,9 @@ use servicenow::sync::range::Range;
 use servicenow::sync::store::StoredRecords;
 use servicenow::value::{SysId, Value};
 
-use super::change::{ChangeLog, Op, Source};
+use super::change::{ChangeLog, Op, Source, rows_as_json};
 use super::{MOD_COUNT, UPDATED_ON, VersionPart};
-use crate::catalog::{self, Mirror, get};
+use crate::catalog::{self, Mirror, MirrorColumn, get};
 use crate::error::{error, raise};
 use crate::pg;
 use crate::pg::system::SystemColumns;
@@ -485,6 +485,28 @@ pub fn to_value(scalar: &OwnedScalar) -> Value<'_> {
     }
 }
 
+/// Which of these rows the cache has with other values, whatever their versions. They are compared as they would be stored.
+pub fn differing(mirror: &Mirror, rows: &Rows) -> Vec<String> {
+    let name = |column: &MirrorColumn| pgrx::spi::quote_identifier(&column.name);
+    let (table, key) = (catalog::qualified(mirror.cache), name(&mirror.columns[mirror.key]));
+    let differs: Vec<String> = mirror
+        .columns
+        .iter()
+        .map(name)
+        .map(|column| format!("c.{column}::text IS DISTINCT FROM r.{column}::text"))
+        .collect();
+    let sql = format!(
+        "SELECT c.{key}::text FROM json_populate_recordset(NULL::{table}, $1::json) r JOIN {table} c USING ({key})
+         WHERE {}",
+        differs.join(" OR ")
+    );
+    let values = (0..rows.len()).map(|row| {
+        let columns = mirror.columns.iter().enumerate();
+        columns.map(move |(at, column)| (column, to_scalar(rows.value(row, at)).to_owned()))
+    });
+    catalog::read(&sql, &[rows_as_json(values).into()], |rows| rows.filter_map(|row| get(&row, 1)).collect())
+}
+
 /// A row's identity and version, for queries on a cache.
 struct KeyColumns {
     table: String,
@@ -524,7 +546,8 @@ fn is_there_now(mirror: &Mirror, id: &str) -> bool {
 }
 
 /// An instance's order of `sys_id`s, as [`servicenow::sync::range::compare`] has it: by bytes, small letters as capitals.
-fn instance_order(key: &str) -> String {
+/// Every cache has an index on it.
+pub fn instance_order(key: &str) -> String {
     format!("upper({key} COLLATE \"C\") COLLATE \"C\"")
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use servicenow::value::Kind;
 
 use super::apply::to_value;
-use crate::catalog::{self, LoggedChange, Mirror};
+use crate::catalog::{self, LoggedChange, Mirror, MirrorColumn};
 use crate::pg::tuple::{OwnedScalar, Scalar};
 
 /// How a change came to be known.
@@ -129,6 +129,27 @@ impl ChangeLog {
             catalog::log_changes(mirror, self.source.name(), std::mem::take(&mut self.changes));
         }
     }
+}
+
+/// Rows, each as its columns with their values, as an array of JSON objects.
+pub fn rows_as_json<'m>(
+    rows: impl Iterator<Item = impl Iterator<Item = (&'m MirrorColumn, OwnedScalar)>>,
+) -> String {
+    let mut json = String::from("[");
+    for (n, row) in rows.enumerate() {
+        json.push_str(if n > 0 { ",{" } else { "{" });
+        for (n, (column, value)) in row.enumerate() {
+            if n > 0 {
+                json.push(',');
+            }
+            write_string(&mut json, &column.name);
+            json.push(':');
+            write_json(&mut json, column.kind, &value);
+        }
+        json.push('}');
+    }
+    json.push(']');
+    json
 }
 
 /// A value as `to_jsonb` shows it in a session whose time zone is UTC.

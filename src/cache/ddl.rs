@@ -10,7 +10,7 @@ use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
 use serde::{Deserialize, Serialize};
 use servicenow::value::{Kind, Show};
 
-use super::{VERSION, VersionPart, type_map};
+use super::{VERSION, VersionPart, apply, type_map};
 use crate::catalog::{self, Follow, Refill, WRAPPER};
 use crate::error::{error, raise};
 use crate::option::{ColumnOptions, TableOptions};
@@ -274,9 +274,18 @@ fn create(name: &str, columns: &mut [FollowedColumn]) -> pg_sys::Oid {
         run(&format!("CREATE TABLE {table} ({})", definitions.join(", ")));
     }
     let cache = pg::catalog::relation_in(SCHEMA, &name).expect("the table was just made");
+    if let Some(key) = columns.iter().find(|column| column.is_key()) {
+        index_order(&table, &key.name);
+    }
     run(&format!("COMMENT ON TABLE {table} IS 'cache of a foreign table; do not write to it'"));
     index(cache, &[], columns);
     cache
+}
+
+/// Makes the index by which ranges of `sys_id`s are found. It is not the primary key: that sorts as the column's collation
+/// does, and ranges are those of the instance.
+fn index_order(table: &str, key: &str) {
+    run(&format!("CREATE INDEX ON {table} (({}))", apply::instance_order(&quote_identifier(key))));
 }
 
 /// Makes the indexes that columns are to have, and drops those they had. Others are the DBA's.
@@ -359,6 +368,7 @@ fn alter(cache: pg_sys::Oid, old: &[FollowedColumn], new: &[FollowedColumn]) -> 
             // The key itself was made anew: nothing in the cache can be told apart any more.
             run(&format!("DELETE FROM {table}"));
             run(&format!("ALTER TABLE {table} ADD PRIMARY KEY ({name})"));
+            index_order(&table, &column.name);
         }
     }
     let shows_version = |column: &&FollowedColumn| VERSION.iter().any(|part| part.field == column.field);
