@@ -146,6 +146,19 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
+    block_on_telling(future, None, || ())
+}
+
+/// As [`block_on`], calling `tell` now and then if that is wanted.
+pub fn block_on_telling<F>(
+    future: F,
+    every: Option<Duration>,
+    mut tell: impl FnMut(),
+) -> Result<F::Output, IoError>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
     let runtime = runtime(1)?;
     let bell = Bell::new()?;
     let (answer, mut question) = oneshot::channel();
@@ -159,7 +172,8 @@ where
             Ok(output) => return Ok(output),
             Err(oneshot::error::TryRecvError::Closed) => return Err(IoError::Panicked),
             Err(oneshot::error::TryRecvError::Empty) => {
-                wait(Some(&bell), None);
+                wait(Some(&bell), every);
+                tell();
             }
         }
     }

@@ -81,6 +81,15 @@ impl Progress {
     pub fn of(what: &'static str) -> Self {
         Self { of: what, accepted: Arc::default(), said: Instant::now() }
     }
+
+    /// Tells whoever waits, if it was not told for a while.
+    fn say(&mut self, table: pg_sys::Oid) {
+        if self.said.elapsed() >= SAY {
+            self.said = Instant::now();
+            let accepted = self.accepted.load(Ordering::Relaxed);
+            notice!("{}: {accepted} records written so far", catalog::qualified(table));
+        }
+    }
 }
 
 impl Pusher {
@@ -187,7 +196,14 @@ impl Pusher {
             Ok((fates, synced))
         };
         let unsent = || intent::settled(Vec::new(), items.iter().map(|(_, item)| item.id.clone()).collect());
-        let fates = self.connection.write(&what, write, unsent);
+        let (progress, table) = (&mut self.progress, self.mirror.foreign_table);
+        let every = (count > 1).then_some(SAY);
+        let telling = (every, || {
+            if every.is_some() {
+                progress.say(table);
+            }
+        });
+        let fates = self.connection.write(&what, write, unsent, telling);
         let (fates, synced) = fates.unwrap_or_else(|e| self.fail(&e, &what));
         failpoint::reach("push.answered");
         label::forget_names(self.mirror.server, &self.mirror.table);
@@ -224,7 +240,7 @@ impl Pusher {
             self.remember_deleted();
         }
         failpoint::reach("push.kept");
-        self.say_how_far();
+        self.progress.say(self.mirror.foreign_table);
         written
     }
 
@@ -436,14 +452,6 @@ impl Pusher {
             }
         };
         self.mirror.columns.iter().map(value).collect()
-    }
-
-    fn say_how_far(&mut self) {
-        if self.progress.said.elapsed() >= SAY {
-            self.progress.said = Instant::now();
-            let accepted = self.progress.accepted.load(Ordering::Relaxed);
-            notice!("{}: {accepted} records written so far", catalog::qualified(self.mirror.foreign_table));
-        }
     }
 
     fn fail(&self, e: &servicenow::Error, what: &str) -> ! {

@@ -18,6 +18,8 @@ struct Wait {
     what: &'static str,
     /// What keeps the answer away.
     fault: Fault,
+    /// What leads there.
+    also: Option<Fault>,
     /// What goes before the statement.
     before: &'static str,
     /// What waits.
@@ -31,6 +33,7 @@ fn waits() -> Vec<Wait> {
     let wait = |what, fault, statement: &str| Wait {
         what,
         fault,
+        also: None,
         before: "",
         statement: statement.to_owned(),
         is_write: false,
@@ -59,6 +62,15 @@ fn waits() -> Vec<Wait> {
             ..wait(
                 "one record that is made",
                 Fault::new(Effect::HangAfter).method("POST").table("incident"),
+                "INSERT INTO incident (short_description) VALUES ('cancelled')",
+            )
+        },
+        Wait {
+            is_write: true,
+            also: Some(Fault::new(Effect::ResetAfter).method("POST").table("incident").times(1)),
+            ..wait(
+                "a look at a record whose answer was lost",
+                hang("GET").table("incident"),
                 "INSERT INTO incident (short_description) VALUES ('cancelled')",
             )
         },
@@ -114,6 +126,7 @@ async fn interrupted(world: &World, wait: &Wait, how: How) {
     let what = format!("{} {how:?}", wait.what);
     // It would wait for an answer, too.
     world.stop_worker().await;
+    let also = wait.also.clone().map(|fault| world.sim.fault(fault));
     let (fault, warned) = (world.sim.fault(wait.fault.clone()), warnings(world, pid));
     let (mut since, limit) = (Instant::now(), Duration::from_millis(1_000));
     if how == How::Timeout {
@@ -140,7 +153,9 @@ async fn interrupted(world: &World, wait: &Wait, how: How) {
     assert!(since.elapsed() < PROMPTLY, "{what}: {:?}", since.elapsed());
     assert!(world.sim.fault_count(fault) > 0, "{what}");
     assert_eq!(warnings(world, pid) - warned, usize::from(wait.is_write), "{what}");
-    world.sim.remove_fault(fault);
+    for fault in also.into_iter().chain([fault]) {
+        world.sim.remove_fault(fault);
+    }
     // Nothing has happened to the session.
     session.run("ROLLBACK; RESET statement_timeout; RESET servicenow_fdw.push").await;
     session.run(&format!("UPDATE incident SET description = '{what}' WHERE {KNOWN}")).await;
@@ -170,4 +185,40 @@ async fn a_statement_that_takes_too_long_ends_wherever_it_waits() {
         interrupted(&world, &wait, How::Timeout).await;
     }
     world.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
+}
+
+/// The other waits are for other sessions: nothing was sent then, and nothing is to be looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_waits_for_a_row_of_another_session_ends_at_once() {
+    let world = impatient().await;
+    let (holder, session) = (world.session().await, world.session().await);
+    let pid: i32 = session.value("SELECT pg_backend_pid()").await;
+    holder.run(&format!("BEGIN; UPDATE incident SET description = 'theirs' WHERE {KNOWN}")).await;
+    let sent = world.writes().len();
+    for push in ["statement", "commit"] {
+        session.run(&format!("SET servicenow_fdw.push = '{push}'")).await;
+        for statement in [
+            format!("UPDATE incident SET description = 'ours' WHERE {KNOWN}"),
+            format!("DELETE FROM incident WHERE {KNOWN}"),
+            format!("SELECT * FROM incident WHERE {KNOWN} FOR UPDATE"),
+        ] {
+            session.run("SET statement_timeout = 300").await;
+            assert_eq!(session.error(&statement).await.code().code(), "57014", "{statement}");
+            session.run("RESET statement_timeout").await;
+            let cancelling = async {
+                world
+                    .until(&format!(
+                        "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = {pid}"
+                    ))
+                    .await;
+                world.db.run(&format!("SELECT pg_cancel_backend({pid})")).await;
+            };
+            let (error, ()) = tokio::join!(session.error(&statement), cancelling);
+            assert_eq!(error.code().code(), "57014", "{statement}");
+        }
+    }
+    assert_eq!((world.writes().len(), warnings(&world, pid)), (sent, 0));
+    holder.run("COMMIT").await;
+    session.run(&format!("UPDATE incident SET description = 'ours' WHERE {KNOWN}")).await;
+    world.until_like_the_instance("incident", &["number", "description"]).await;
 }
