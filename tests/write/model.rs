@@ -21,15 +21,47 @@ use world::{Session, World};
 const BUDGET: Duration = Duration::from_secs(25);
 /// Worlds side by side: a transaction that was rolled back waits for the worker.
 const WORLDS: u64 = 3;
-/// The table that is read again after a rollback, and the one that is restored.
-const TABLES: [&str; 2] = ["incident", "problem"];
-const COLUMNS: &[&str] = &["short_description", "description"];
+/// What is written.
+struct Table {
+    name: &'static str,
+    /// Its name in the instance.
+    remote: &'static str,
+    /// Whether it is read again after a rollback, or else restored.
+    is_restored: bool,
+    columns: [&'static str; 3],
+}
+
+/// The texts of the last one are unique.
+const TABLES: [Table; 3] = [
+    Table {
+        name: "incident",
+        remote: "incident",
+        is_restored: false,
+        columns: ["short_description", "description", "link=parent_incident"],
+    },
+    Table {
+        name: "problem",
+        remote: "problem",
+        is_restored: true,
+        columns: ["short_description", "description", "link=parent"],
+    },
+    Table {
+        name: "thing",
+        remote: "x_acme_app_thing",
+        is_restored: true,
+        columns: ["short_description=name", "description=code", "link=parent"],
+    },
+];
+
+/// Keys that records take from each other.
+const KEYS: usize = 3;
 
 /// What a statement may fail with: refused (without a reason, where a fault has taken that away), or the outcome is unknown,
 /// or the instance is out of reach.
 const EXPECTED: [&str; 8] = ["23505", "38000", "42501", "08007", "08006", "53400", "HV00M", "HV00N"];
 
-type Contents = BTreeMap<String, (Option<String>, Option<String>)>;
+/// Short description, description and link of each record.
+type Contents = BTreeMap<String, [Option<String>; 3]>;
 
 /// What one transaction has done that may show although it was rolled back.
 #[derive(Debug, Default)]
@@ -57,19 +89,32 @@ struct Run {
 impl Run {
     async fn new(seed: u64) -> Run {
         let world = World::with(Dataset::Small, ", request_timeout '10s'").await;
-        world.import(&TABLES).await;
-        world.db.run("ALTER FOREIGN TABLE problem OPTIONS (ADD on_rollback 'compensate')").await;
-        for table in TABLES {
-            world.sync(table).await;
+        world.import(&["incident", "problem"]).await;
+        world
+            .db
+            .run(
+                "ALTER FOREIGN TABLE incident ADD link text OPTIONS (field 'parent_incident');
+                 ALTER FOREIGN TABLE problem ADD link text OPTIONS (field 'parent');
+                 ALTER FOREIGN TABLE problem OPTIONS (ADD on_rollback 'compensate');
+                 CREATE FOREIGN TABLE thing (link text OPTIONS (field 'parent'), sys_id text,
+                     short_description text OPTIONS (field 'name'), description text OPTIONS (field 'code'))
+                     SERVER acme OPTIONS (table 'x_acme_app_thing', on_rollback 'compensate')",
+            )
+            .await;
+        for Table { name, remote, .. } in TABLES {
+            world.sync(name).await;
             world
                 .db
                 .run(&format!(
-                    "CREATE TABLE of_{table} AS SELECT sys_id, short_description, description FROM {table}"
+                    "CREATE TABLE of_{name} AS SELECT sys_id, short_description, description, link FROM {name}"
                 ))
                 .await;
+            if name == "thing" {
+                continue; // it has a guard
+            }
             world.sim.edit().add_rule(BusinessRule {
-                name: format!("Guard of {table}"),
-                table: table.to_owned(),
+                name: format!("Guard of {name}"),
+                table: remote.to_owned(),
                 phase: Phase::Before,
                 operations: vec![Operation::Create, Operation::Write],
                 condition: "short_descriptionLIKEforbidden".to_owned(),
@@ -100,7 +145,7 @@ impl Run {
             format!("INSERT INTO {into} (sys_id, short_description) VALUES {}", rows.join(", "))
         };
         let with = |update: &dyn Fn(&str) -> String| (update(table), Some(update(&format!("of_{table}"))));
-        match self.random.below(10) {
+        match self.random.below(if table == "thing" { 15 } else { 12 }) {
             0 | 1 => {
                 (format!("INSERT INTO {table} (short_description) VALUES ('{tag}') RETURNING sys_id"), None)
             }
@@ -136,12 +181,52 @@ impl Run {
             7 => {
                 let some = self.some(25);
                 traces.has_deleted = true;
-                with(&|t| format!("DELETE FROM {t} WHERE {some}"))
+                // The instance would empty links to them.
+                let linked = format!("SELECT link FROM of_{table} WHERE link IS NOT NULL");
+                with(&|t| format!("DELETE FROM {t} WHERE {some} AND sys_id NOT IN ({linked})"))
             }
             8 => {
                 let some = self.some(20);
                 let text = format!("CASE abs(hashtext(sys_id)) % 3 WHEN 0 THEN 'forbidden' ELSE '{tag}' END");
                 with(&|t| format!("UPDATE {t} SET short_description = {text} WHERE {some}"))
+            }
+            9 => {
+                // To a record that this transaction may have made.
+                let some = self.some(20);
+                let own = format!("short_description LIKE 't{} %'", self.number);
+                let link = format!("(SELECT min(sys_id) FROM of_{table} WHERE {own})");
+                with(&|t| {
+                    format!(
+                        "UPDATE {t} SET link = {link}, short_description = '{tag}' WHERE {some} AND NOT {own}"
+                    )
+                })
+            }
+            10 => {
+                let (one, other) = (self.fresh_id(), self.fresh_id());
+                with(&|t| {
+                    format!(
+                        "INSERT INTO {t} (sys_id, short_description, link) VALUES ('{one}', '{tag}', NULL), ('{other}', '{tag}', '{one}')"
+                    )
+                })
+            }
+            12 | 13 => {
+                // Somebody else may have it.
+                let (key, salt) = (self.random.below(KEYS), self.random.below(1_000));
+                let whom =
+                    format!("(SELECT sys_id FROM of_{table} ORDER BY hashtext(sys_id || '{salt}') LIMIT 1)");
+                with(&|t| {
+                    format!(
+                        "UPDATE {t} SET description = 'K{key}', short_description = '{tag}' WHERE sys_id = {whom}"
+                    )
+                })
+            }
+            14 => {
+                let key = self.random.below(KEYS);
+                with(&|t| {
+                    format!(
+                        "UPDATE {t} SET description = '{tag} no more', short_description = '{tag}' WHERE description = 'K{key}'"
+                    )
+                })
             }
             _ => {
                 // The second one is there.
@@ -158,7 +243,7 @@ impl Run {
 
     /// Runs a statement on a table and its model; gives back whether it has succeeded.
     async fn execute(&mut self, traces: &mut Traces) -> bool {
-        let table = *self.random.pick(&TABLES);
+        let table = self.random.pick(&TABLES).name;
         if self.random.chance(10) {
             return self.copy(table).await;
         }
@@ -220,9 +305,9 @@ impl Run {
         let (times, after) = (1 + self.random.below(3) as u64, self.random.below(3) as u64);
         let fault = match self.random.below(3) {
             0 => Fault::new(effect).path("/batch").method("POST"),
-            1 => Fault::new(effect).path("/table/(incident|problem)").in_batch(),
+            1 => Fault::new(effect).path("/table/(incident|problem|x_acme)").in_batch(),
             _ => Fault::new(effect)
-                .path("/table/(incident|problem)")
+                .path("/table/(incident|problem|x_acme)")
                 .method(["POST", "PATCH", "DELETE"][self.random.below(3)]),
         };
         let fault = fault.times(times).after(after);
@@ -278,23 +363,26 @@ impl Run {
     }
 
     async fn contents(&self, table: &str) -> Contents {
-        let rows =
-            self.world.db.rows(&format!("SELECT sys_id, short_description, description FROM {table}")).await;
-        rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect()
+        let rows = self
+            .world
+            .db
+            .rows(&format!("SELECT sys_id, short_description, description, link FROM {table}"))
+            .await;
+        rows.iter().map(|row| (row.get(0), [row.get(1), row.get(2), row.get(3)])).collect()
     }
 
     /// Waits until nothing is left to be settled, and compares all sides.
     async fn settle(&mut self, traces: &Traces) {
         self.world.sim.clear_faults();
         self.world.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
-        for table in TABLES {
-            self.world.until_like_the_instance(table, COLUMNS).await;
+        for Table { name: table, remote, is_restored, columns } in TABLES {
+            self.world.until_like_the_instance(&format!("{table}={remote}"), &columns).await;
             let (here, wanted) = (self.contents(table).await, self.contents(&format!("of_{table}")).await);
             let ids: Vec<&String> =
                 here.keys().chain(wanted.keys()).filter(|id| here.get(*id) != wanted.get(*id)).collect();
             for id in &ids {
                 assert!(
-                    self.may_differ(table, id, here.get(*id), traces),
+                    self.may_differ(remote, is_restored, id, here.get(*id), traces),
                     "record {id} of {table} is {:?} and not {:?}\n{traces:?}\n{:#?}",
                     here.get(*id),
                     wanted.get(*id),
@@ -303,10 +391,10 @@ impl Run {
             }
             if !ids.is_empty() {
                 let copy = format!(
-                    "DELETE FROM of_{table}; INSERT INTO of_{table} SELECT sys_id, short_description, description FROM {table}"
+                    "DELETE FROM of_{table}; INSERT INTO of_{table} SELECT sys_id, short_description, description, link FROM {table}"
                 );
                 self.world.db.run(&copy).await;
-            } else if table == "problem" && traces.are_possible {
+            } else if is_restored && traces.are_possible {
                 self.undone += 1;
             }
         }
@@ -315,24 +403,23 @@ impl Run {
     /// Whether a record may be otherwise than the model says after a transaction.
     fn may_differ(
         &self,
-        table: &str,
+        remote: &str,
+        is_restored: bool,
         id: &str,
-        now: Option<&(Option<String>, Option<String>)>,
+        now: Option<&[Option<String>; 3]>,
         traces: &Traces,
     ) -> bool {
         let own = format!("t{} ", self.number);
         let is_own = match now {
-            Some((text, more)) => {
-                [text, more].iter().any(|text| text.as_ref().is_some_and(|text| text.starts_with(&own)))
-            }
+            Some(texts) => texts.iter().any(|text| text.as_ref().is_some_and(|text| text.starts_with(&own))),
             None => traces.has_deleted,
         };
         // What cannot be undone, because it is not known what has happened, is said.
         let said = || {
-            let said = format!("record \"{id}\" of table \"problem\" was not restored after a rollback");
+            let said = format!("record \"{id}\" of table \"{remote}\" was not restored after a rollback");
             traces.has_fault && self.world.cluster.log().contains(&said)
         };
-        traces.are_possible && is_own && (table == "incident" || said())
+        traces.are_possible && is_own && (!is_restored || said())
     }
 }
 
