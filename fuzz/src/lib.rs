@@ -17,8 +17,11 @@ use servicenow::push::intent::open_writes;
 use servicenow::query::{Op, Query, Term};
 use servicenow::value::{Kind, Show};
 
+/// What reads a stranger's bytes, and must not panic whatever they are.
+pub type Target = fn(&[u8]);
+
 /// A target by name.
-pub const TARGETS: [(&str, fn(&[u8])); 5] =
+pub const TARGETS: [(&str, Target); 5] =
     [("page", page), ("query", query), ("value", value), ("webhook", webhook), ("intent", intent)];
 
 const KINDS: [(&str, Kind); 10] = [
