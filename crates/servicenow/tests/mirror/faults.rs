@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use servicenow::client::address::Trust;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
@@ -173,6 +174,8 @@ fn with_tokens(world: &World) -> Client<HttpTransport> {
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(5),
         ca_file: None,
+        proxy: None,
+        trust: Trust::Everywhere,
     };
     let instance = Instance {
         url: world.sim.url().parse().expect("an address"),

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use servicenow::client::address::Trust;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
@@ -268,6 +269,8 @@ fn client(sim: &Simulator, user: &str, attempts: u32) -> Client<HttpTransport> {
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(2),
         ca_file: None,
+        proxy: None,
+        trust: Trust::Everywhere,
     });
     let password = match user {
         INTEGRATION => "fdw-secret".to_owned(),
