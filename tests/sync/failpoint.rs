@@ -16,7 +16,8 @@ const FEW: usize = 300;
 const PAGE: usize = 25;
 const INCIDENT: &str = "CREATE FOREIGN TABLE incident (
     sys_id text, number text, short_description text, state bigint, caller_id text,
-    caller text OPTIONS (field 'caller_id', show 'label')) SERVER acme";
+    caller text OPTIONS (field 'caller_id', show 'label'),
+    opened_by text OPTIONS (show 'label')) SERVER acme";
 const COLUMNS: &[&str] = &["number", "short_description", "state", "caller_id"];
 
 /// Places on the way from nothing to a table that is filled. The first ones are passed once.
@@ -61,9 +62,15 @@ const FOLLOWING: &[&str] = &[
     "worker.deletes.commit",
     "worker.deletes.after",
     "worker.metadata_since.before",
-    "worker.relabel.before",
-    "worker.relabel.commit",
-    "worker.relabel.after",
+    "worker.describe.commit",
+    "worker.relabelled.before",
+    "worker.relabelled.commit",
+    "worker.relabelled.after",
+    "worker.reread.commit",
+    "worker.doubted_where.commit",
+    "worker.deletes_since.before",
+    "worker.hidden_ranges.before",
+    "worker.compare.before",
     "worker.metadata.commit",
     "worker.metadata.after",
     "worker.count_by_prefix.before",
@@ -189,9 +196,14 @@ fn change(world: &World, round: usize) -> [String; 3] {
     let made = edit.insert("incident", &[("short_description", &text)]).expect("a record");
     let ids = edit.find("incident", "short_descriptionNOT LIKEround^ORDERBYsys_id").expect("a query");
     let (changed, deleted) = (ids[2 * round].clone(), ids[ids.len() - 1].clone());
-    edit.update("incident", &changed, &[("short_description", &text)]).expect("it is there");
+    let (caller, login) = caller(world);
+    let fields = [("short_description", text.as_str()), ("opened_by", &caller)];
+    edit.update("incident", &changed, &fields).expect("it is there");
     edit.delete("incident", &deleted).expect("it is there");
-    edit.rename_user(&caller(world).1, &text).expect("it is there");
+    edit.rename_user(&login, &text).expect("it is there");
+    let leaver = edit.insert("sys_user", &[("name", "somebody")]).expect("a user");
+    edit.delete("sys_user", &leaver).expect("it is there");
+    edit.relabel_choice("incident", "state", "2", &text).expect("a choice");
     [made, changed, deleted]
 }
 
@@ -219,6 +231,9 @@ async fn changes_arrive_once_wherever_the_worker_is_killed() {
         converges(&world, place).await;
         world
             .until(&format!("SELECT bool_and(caller = 'round {round}') IS NOT FALSE FROM incident WHERE caller_id = '{caller}'"))
+            .await;
+        world
+            .until(&format!("SELECT opened_by = 'round {round}' FROM incident WHERE sys_id = '{changed}'"))
             .await;
         let logged = [
             logged(&world, &made, since).await,

@@ -6,6 +6,7 @@ mod failpoint;
 mod faults;
 mod fill;
 mod follow;
+mod habits;
 mod labels;
 mod many;
 mod requests;

@@ -79,6 +79,8 @@ pub struct Metadata<T, S: Store> {
     /// The tables that columns refer to.
     referred: BTreeMap<TableName, Referred<S::Table>>,
     described: Option<Instant>,
+    /// When the last reading began, by the local clock.
+    last_read: Option<SystemTime>,
     /// Tables that cannot be asked for what has changed in them.
     opaque: HashSet<TableName>,
     /// What each table has been told.
@@ -125,6 +127,7 @@ where
             specs: specs.clone(),
             referred: BTreeMap::new(),
             described: None,
+            last_read: None,
             opaque: HashSet::new(),
             told: HashMap::new(),
             chains: HashMap::new(),
@@ -143,7 +146,16 @@ where
         if let Some(since) = since {
             self.read_referred(since).await?;
         }
-        Ok(served.unwrap_or_else(|| local_seconds(at)))
+        let served = served.unwrap_or_else(|| local_seconds(at));
+        let before = self.last_read.replace(at);
+        Ok(match since {
+            // The instance's clock has been set back: what was changed since then is stamped earlier than the watermark.
+            Some(since) if served < since - OVERLAP => {
+                let passed = before.and_then(|before| at.duration_since(before).ok());
+                served - passed.unwrap_or(DESCRIBE_INTERVAL).as_secs() as i64
+            }
+            _ => served,
+        })
     }
 
     /// Whether anything in the dictionary or among the choices has changed, as far as the caller may see; and the

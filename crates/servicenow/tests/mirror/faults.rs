@@ -32,6 +32,7 @@ pub fn all_effects() -> Vec<Effect> {
         Effect::Drip { bytes: 500, interval_ms: 1 },
         Effect::Delay { ms: 30 },
         Effect::Cancelled,
+        Effect::ExpireTokens,
     ];
     effects.extend([0, 1, 5].map(|bytes| Effect::Truncate { bytes: bytes * 100 }));
     for cut in [Cut::Error, Cut::DanglingComma, Cut::Broken] {

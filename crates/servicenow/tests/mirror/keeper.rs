@@ -92,7 +92,9 @@ impl Keeper {
             Step::Filled { rows, .. }
             | Step::Newest(rows)
             | Step::Changed(rows)
-            | Step::Scrubbed { rows, .. } => rows.ids().map(str::to_owned).collect(),
+            | Step::Scrubbed { rows, .. }
+            | Step::Reread { rows, .. } => rows.ids().map(str::to_owned).collect(),
+            Step::Relabelled(_) => self.with(|m| m.rows.keys().cloned().collect()),
             Step::Rechecked { looked_up, .. } => {
                 looked_up.iter().map(|(id, _)| id.as_str().to_owned()).collect()
             }

@@ -25,14 +25,14 @@ use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
-use servicenow::page::Layout;
+use servicenow::page::{Column, Layout};
 use servicenow::query::Query;
 use servicenow::sync::Stop;
 use servicenow::sync::deletes::Deletes;
 use servicenow::sync::metadata::{Metadata, MetadataStore};
 use servicenow::sync::mirror::{Mirror, Spec};
 use servicenow::sync::store::Position;
-use servicenow::value::TableName;
+use servicenow::value::{Show, TableName};
 use servicenow_sim::{Dataset, LoggedRequest, Simulator};
 
 use keeper::Keeper;
@@ -169,9 +169,19 @@ impl World {
         let columns = self.spec.layout.columns();
         let records = self.sim.truth(self.spec.table.as_str(), self.user).expect("a table of the instance");
         let values = |record: &servicenow_sim::Record| {
-            columns.iter().map(|c| record.get(&c.field).cloned().unwrap_or_default()).collect()
+            columns.iter().map(|c| self.shown(record, c).unwrap_or_default()).collect()
         };
         records.iter().map(|record| (record["sys_id"].clone(), values(record))).collect()
+    }
+
+    /// What a column shows of a record; references are to users, by name.
+    fn shown(&self, record: &servicenow_sim::Record, column: &Column) -> Option<String> {
+        let (reference, field) = match (column.field.split_once('.'), column.show) {
+            (Some(walk), _) => walk,
+            (None, Show::Label) => (column.field.as_str(), "name"),
+            (None, Show::Value) => return record.get(&column.field).cloned(),
+        };
+        self.sim.record("sys_user", record.get(reference)?)?.get(field).cloned()
     }
 
     /// As [`World::truth`], of the records that match a query.

@@ -3,18 +3,26 @@
 //!
 //! What leaves a trace has to be there after polls and a reading of deletions alone; what leaves none, after everything
 //! has been read once more and counts have been compared. Each run takes another seed and prints it;
-//! `MIRROR_MODEL_SEED` repeats one.
+//! `MIRROR_MODEL_SEED` repeats one, and `PROPTEST_CASES` says how many there are
+//! to be instead of how long it may take.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use chrono::TimeDelta;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use servicenow::client::transport::HttpTransport;
+use servicenow::page::{Column, Layout};
+use servicenow::sync::metadata::Metadata;
+use servicenow::sync::mirror::Mirror;
 use servicenow::sync::store::Position;
-use servicenow_sim::{AclRule, Fault, Simulator};
+use servicenow::value::{Kind, Show};
+use servicenow_sim::{AclRule, Effect, Fault, Simulator};
 
 use crate::faults::all_effects;
 use crate::interrupt::at_most;
+use crate::keeper::Keeper;
 use crate::reconcile::LONG_AGO;
 use crate::restart::begun;
 use crate::{Contents, INTEGRATION, TASK_FIELDS, World, assert_same, client};
@@ -51,6 +59,12 @@ enum Event {
     WorksAndCrashes(usize),
     ReadsDeletes,
     ReadsDeletesAndCrashes(usize),
+    ReadsMetadata,
+    ReadsMetadataAndCrashes(usize),
+    DoesAllAndCrashes(usize),
+    Renames(usize, u8),
+    Assigns(usize, usize),
+    UserLeaves,
     DoesBothAndCrashes(usize),
     IsFilledAnew,
     CountsAreDue,
@@ -76,6 +90,19 @@ const ODD: [&str; 10] = ["0", "4", "global", "GLOBAL-2", "zz top", "a^b", "a,b",
 /// Which records are shown.
 const SHOWN: [Option<&str>; 5] =
     [None, Some("sys_id<4^ORsys_id>6"), Some("sys_id>4^sys_id<a"), Some("sys_id>9"), Some("state!=2")];
+
+/// Users that tasks are assigned to. The last one leaves now and then; nobody's task was opened by them.
+const USERS: usize = 3;
+
+/// Who a task is assigned to, which it says itself; and who opened it, of whom it shows name and address only.
+fn columns() -> Vec<Column> {
+    let column = |field: &str, show| Column { field: field.to_owned(), show, kind: Kind::Text };
+    let mut columns = Layout::of_text(TASK_FIELDS).columns().to_vec();
+    columns.push(column("assigned_to", Show::Label));
+    columns.push(column("opened_by", Show::Label));
+    columns.push(column("opened_by.email", Show::Value));
+    columns
+}
 
 /// What is mirrored, and how.
 #[derive(Clone, Debug)]
@@ -124,6 +151,12 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         5 => Just(Event::Works),
         4 => (0usize..60).prop_map(Event::WorksAndCrashes),
         3 => Just(Event::ReadsDeletes),
+        3 => Just(Event::ReadsMetadata),
+        2 => (0usize..60).prop_map(Event::ReadsMetadataAndCrashes),
+        2 => (0usize..120).prop_map(Event::DoesAllAndCrashes),
+        4 => (0usize..USERS, any::<u8>()).prop_map(|(user, n)| Event::Renames(user, n)),
+        4 => (any_row.clone(), 0usize..USERS).prop_map(|(row, user)| Event::Assigns(row, user)),
+        1 => Just(Event::UserLeaves),
         2 => (0usize..20).prop_map(Event::ReadsDeletesAndCrashes),
         2 => (0usize..80).prop_map(Event::DoesBothAndCrashes),
         1 => Just(Event::IsFilledAnew),
@@ -153,11 +186,18 @@ fn show(world: &World, query: Option<&str>) {
     }
 }
 
+/// Makes a user.
+fn user(world: &World) -> String {
+    world.sim.edit().insert("sys_user", &[("name", "new"), ("email", "new@example.com")]).expect("a user")
+}
+
 /// A case under way.
 struct Case {
     world: World,
-    mirror:
-        servicenow::sync::mirror::Mirror<servicenow::client::transport::HttpTransport, crate::keeper::Keeper>,
+    mirror: Mirror<HttpTransport, Keeper>,
+    metadata: Metadata<HttpTransport, Keeper>,
+    /// Users that tasks are assigned to.
+    users: Vec<String>,
     query: Option<&'static str>,
     /// Records that were deleted.
     gone: Vec<String>,
@@ -178,16 +218,20 @@ impl Case {
         let sim = Simulator::builder().seed(42).start().await.expect("the simulator starts");
         let mut world = World::of(sim, setting.table, TASK_FIELDS).in_pages_of(setting.rows);
         world.client = client(&world.sim, INTEGRATION, 1);
+        world.spec.layout = Arc::new(Layout::new(columns()));
         if let Some(query) = setting.query {
             world = world.matching(query);
         }
         show(&world, setting.shown);
         world.read_deletes().await;
         begun(&world, setting.ranges, false);
-        let mirror = world.mirror();
+        let (mirror, metadata) = (world.mirror(), world.metadata());
+        let users = (0..USERS).map(|_| user(&world)).collect();
         Case {
             world,
             mirror,
+            metadata,
+            users,
             query: setting.query,
             gone: Vec::new(),
             clock_was_set: false,
@@ -302,7 +346,8 @@ impl Case {
                 self.has_future |= seconds < 0;
             }
             Event::Fails { effect, after, times } => {
-                let effects = all_effects();
+                let mut effects = all_effects();
+                effects.push(Effect::Hang);
                 let effect = effects[effect % effects.len()].clone();
                 self.world.sim.fault(Fault::new(effect).after(after).times(times));
             }
@@ -327,6 +372,35 @@ impl Case {
                 }
                 self.restart();
             }
+            Event::ReadsMetadata => self.read_metadata(usize::MAX).await,
+            Event::ReadsMetadataAndCrashes(polls) => {
+                self.read_metadata(polls).await;
+                self.metadata = self.world.metadata();
+            }
+            Event::DoesAllAndCrashes(polls) => {
+                let all = async { tokio::join!(self.mirror.advance(), self.metadata.read()) };
+                if let Some((_, Ok(read))) = at_most(all, polls).await {
+                    self.world.store.with(|m| m.metadata = Some(read));
+                }
+                self.restart();
+                self.metadata = self.world.metadata();
+            }
+            Event::Renames(n, name) => {
+                let (name, email) = (format!("name {}", name % 8), format!("{name}@example.com"));
+                let fields = [("name", name.as_str()), ("email", &email)];
+                self.world.sim.edit().update("sys_user", &self.users[n], &fields).expect("a user");
+            }
+            Event::Assigns(row, n) => {
+                let user = self.users[n].clone();
+                match n {
+                    n if n + 1 < USERS => self.update(row, &[("assigned_to", &user), ("opened_by", &user)]),
+                    _ => self.update(row, &[("assigned_to", &user)]),
+                }
+            }
+            Event::UserLeaves => {
+                let gone = std::mem::replace(&mut self.users[USERS - 1], user(&self.world));
+                self.world.sim.edit().delete("sys_user", &gone).expect("a user");
+            }
             Event::IsFilledAnew => {
                 self.world.store.with(|m| m.position = Position::Start { refill: true });
                 self.restart();
@@ -346,6 +420,12 @@ impl Case {
 
     fn restart(&mut self) {
         self.mirror = self.world.mirror();
+    }
+
+    async fn read_metadata(&mut self, polls: usize) {
+        if let Some(Ok(read)) = at_most(self.metadata.read(), polls).await {
+            self.world.store.with(|m| m.metadata = Some(read));
+        }
     }
 
     async fn read_deletes(&mut self, polls: usize) {
@@ -373,9 +453,17 @@ impl Case {
         }
     }
 
-    /// Goes on, whatever fails, until there were two polls and a reading of deletions.
+    /// Goes on, whatever fails, until there were two polls and a reading of deletions, after one of metadata.
     async fn read_everything(&mut self) {
         let mut tries = 0;
+        loop {
+            if let Ok(read) = self.metadata.read().await {
+                self.world.store.with(|m| m.metadata = Some(read));
+                break;
+            }
+            tries += 1;
+            assert!(tries < 300, "it goes on");
+        }
         let polls = self.world.store.polls() + 2;
         while self.world.store.polls() < polls {
             self.mirror.nudge();
@@ -441,7 +529,8 @@ fn after_any_interleaving_and_some_quiet_the_store_is_like_the_instance() {
         tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().expect("threads");
     let began = Instant::now();
     let mut cases = 0;
-    while began.elapsed() < BUDGET {
+    let wanted = std::env::var("PROPTEST_CASES").ok().map(|cases| cases.parse().expect("a number"));
+    while wanted.map_or_else(|| began.elapsed() < BUDGET, |wanted: u64| cases < wanted) {
         let seed = first.wrapping_add(cases);
         cases += 1;
         let mut bytes = [0; 32];
