@@ -247,10 +247,14 @@ impl Server {
         let manners = Manners {
             concurrency: number(self.client.concurrency()),
             held_for: (!held.is_zero()).then(|| held.as_secs() as i64 + 1),
-            calls_left: self
-                .client
-                .budget()
-                .map(|left| number(left.per_hour.saturating_sub(left.used) as usize)),
+            calls_left: [
+                self.client.budget().map(|left| left.per_hour.saturating_sub(left.used)),
+                self.client.calls_left(),
+            ]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|left| number(left as usize)),
         };
         if self.shown != Some(manners)
             && pg::xact::transaction(|| catalog::show_manners(server, manners)).is_ok()

@@ -75,6 +75,8 @@ pub struct Switches {
     pub session_waiters: usize,
     /// Pages of more rows are cut, or none.
     pub row_quota: Option<RowQuota>,
+    /// Good answers say too how many calls a rate limit rule leaves (not established; other platforms do).
+    pub rate_headers: bool,
     /// `sys_audit_delete` forgets what is older than this many seconds, or nothing (facts §8.2).
     pub audit_delete_horizon_s: Option<u64>,
     /// Clearing a reference on delete stamps the referring row (facts §13: not established).
@@ -112,6 +114,7 @@ impl Default for Switches {
             concurrency: None,
             session_waiters: 10,
             row_quota: None,
+            rate_headers: false,
             audit_delete_horizon_s: None,
             cascade_stamps: false,
             basic_auth_restricted: false,

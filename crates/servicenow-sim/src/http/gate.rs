@@ -125,14 +125,15 @@ impl Gate {
         Some(Turn { _guard: guard })
     }
 
-    /// Counts a call against the rate limit rule that binds the caller; 429 once the hour's calls are used up.
+    /// Counts a call against the rate limit rule that binds the caller, if any does: what is left, or 429 once the hour's
+    /// calls are used up.
     pub(crate) fn check_rate(
         &self,
         db: &Db,
         actor: &Actor,
         api: &str,
         now: DateTime<Utc>,
-    ) -> Option<Response> {
+    ) -> Option<Result<Left, Response>> {
         let (rule, limit) = binding_rule(db, actor, api)?;
         let hour = now.timestamp().div_euclid(3600);
         let id = db.text(rule, "sys_id");
@@ -140,12 +141,21 @@ impl Gate {
         rates.retain(|(_, _, h), _| *h == hour);
         let used = rates.entry((id.clone(), actor.user_name.clone(), hour)).or_default();
         *used += 1;
-        if *used <= limit {
-            return None;
-        }
         let reset = (hour + 1) * 3600;
-        Some(rate_limited(api, limit, reset, &id, reset - now.timestamp()))
+        if *used <= limit {
+            return Some(Ok(Left { limit, left: limit - *used, reset }));
+        }
+        Some(Err(rate_limited(api, limit, reset, &id, reset - now.timestamp())))
     }
+}
+
+/// What a rate limit rule leaves of the hour's calls.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    pub(crate) limit: u64,
+    pub(crate) left: u64,
+    /// When all of them may be made again, in seconds since 1970.
+    pub(crate) reset: i64,
 }
 
 /// The 429 of a rate limit rule (facts §3).

@@ -301,10 +301,20 @@ fn serve(instance: &Instance, request: &Request, endpoint: &Endpoint, trace: &mu
     };
     trace.user = Some(actor.user_name.clone());
     let now = instance.clock.now();
-    if let Some(limited) = instance.gate.check_rate(&instance.db.read(), &actor, endpoint.api(), now) {
-        return limited;
+    let rate = instance.gate.check_rate(&instance.db.read(), &actor, endpoint.api(), now);
+    let left = match rate {
+        Some(Err(limited)) => return limited,
+        Some(Ok(left)) => Some(left).filter(|_| instance.switches().rate_headers),
+        None => None,
+    };
+    let response = endpoint::dispatch(instance, &actor, endpoint, request);
+    match left {
+        None => response,
+        Some(gate::Left { limit, left, reset }) => response
+            .with("X-RateLimit-Limit", limit.to_string())
+            .with("X-RateLimit-Remaining", left.to_string())
+            .with("X-RateLimit-Reset", reset.to_string()),
     }
-    endpoint::dispatch(instance, &actor, endpoint, request)
 }
 
 /// Adds what every answer has (facts §1.2) and compresses the body.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::quota::Told;
 use super::transport::Response;
 use crate::error::{Error, Refusal, Result, Words};
 use crate::page::decode_words;
@@ -71,6 +72,17 @@ pub(super) fn retry_after(response: &Response) -> Option<Duration> {
         None => until(response.header("x-ratelimit-reset")?.trim().parse().ok()?),
     };
     seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_WAIT))
+}
+
+/// What the instance says is left of the calls it allows, if it does.
+pub(super) fn quota(response: &Response) -> Option<Told> {
+    let number = |name| response.header(name)?.trim().parse::<i64>().ok();
+    let count = |name| u32::try_from(number(name)?).ok();
+    let left = count("x-ratelimit-remaining")?;
+    let limit = count("x-ratelimit-limit").unwrap_or(left).max(left);
+    let reset_in = number("x-ratelimit-reset")?.saturating_sub(served_at(response)?);
+    let reset_in = Duration::from_secs(u64::try_from(reset_in).ok()?).min(LONGEST_WAIT);
+    Some(Told { limit, left, reset_in })
 }
 
 /// How long a call stood in the instance's queue, from `Server-Timing: sem_wait;dur=N, …` in milliseconds; none

@@ -24,6 +24,7 @@ mod limit;
 mod look;
 pub mod page_size;
 mod pending;
+mod quota;
 pub mod retry;
 pub mod stats;
 pub mod table_api;
@@ -45,7 +46,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use url::Url;
 
 use crate::error::{Error, Result, Words};
-use answer::{interpret, queued};
+use answer::{interpret, queued, quota};
 use auth::{Credentials, Login};
 use batch_size::BatchSizes;
 use budget::{Answer, Budget, Remaining};
@@ -53,6 +54,7 @@ use gate::{Gate, Permit};
 use journal::Journal;
 pub use journal::LoggedRequest;
 use limit::Outcome;
+use quota::Quota;
 use retry::{Effect, Patience, Policy, Urgency};
 use stats::{Recorder, Stats, endpoint};
 pub use traces::Traces;
@@ -61,6 +63,8 @@ use transport::{Request, Response, Transport};
 /// Longer addresses are refused by the front end of an instance (8 KiB), some proxies sooner.
 const URL_LIMIT: usize = 7_500;
 
+/// How long a caller waits before it looks again how many calls are left.
+const LONGEST_NAP: Duration = Duration::from_secs(10);
 /// The longest we hold all calls back of our own accord.
 const fn longest_pause(urgency: Urgency) -> Duration {
     match urgency {
@@ -107,6 +111,7 @@ struct Inner<T> {
     gate: Arc<Gate>,
     hold: Mutex<Hold>,
     budget: Option<Mutex<Budget>>,
+    quota: Mutex<Quota>,
     recorder: Recorder,
     journal: Journal,
     patience: Patience,
@@ -169,6 +174,7 @@ impl<T: Transport> Client<T> {
                 transport,
                 gate: Gate::new(instance.max_concurrency),
                 hold: Mutex::default(),
+                quota: Mutex::default(),
                 recorder: Recorder::default(),
                 journal: Journal::default(),
                 budget: instance.max_calls_per_hour.map(|calls| Mutex::new(Budget::new(calls, now()))),
@@ -223,6 +229,11 @@ impl<T: Transport> Client<T> {
     pub fn held_for(&self) -> Duration {
         let until = self.hold().until();
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// How many calls the instance has said are left; `None` if it has not lately.
+    pub fn calls_left(&self) -> Option<u32> {
+        self.quota().left(now())
     }
 
     /// What this client has counted since it was last asked, to be added to what is kept.
@@ -330,11 +341,14 @@ impl<T: Transport> Client<T> {
         loop {
             self.wait_for_rest().await?;
             self.wait_for_budget(urgency).await?;
+            self.wait_for_quota(urgency).await;
             let permit = self.inner.gate.enter(effect, what).await;
             // Calls that came back meanwhile may have been told to wait, and others have taken from the budget.
             if self.hold().until() <= Some(Instant::now())
+                && self.quota().wait(urgency, now()).is_zero()
                 && matches!(self.with_budget(|b, now| b.take(urgency, now)), None | Some(Answer::Go))
             {
+                self.quota().take(urgency, now());
                 return Ok(permit);
             }
         }
@@ -350,6 +364,21 @@ impl<T: Transport> Client<T> {
                 }
             }
         }
+    }
+
+    async fn wait_for_quota(&self, urgency: Urgency) {
+        loop {
+            let wait = self.quota().wait(urgency, now());
+            if wait.is_zero() {
+                return;
+            }
+            // Others may have been told something else meanwhile.
+            sleep(wait.min(LONGEST_NAP)).await;
+        }
+    }
+
+    fn quota(&self) -> MutexGuard<'_, Quota> {
+        self.inner.quota.lock().expect("no panic while it is held")
     }
 
     /// One attempt; a failure comes with the login header it was made with.
@@ -385,6 +414,9 @@ impl<T: Transport> Client<T> {
         let sent = transport.send(request).await;
         let latency = sent_at.elapsed();
         let answered = sent.as_ref().ok().map(|r| Outcome::Answered { latency, queued: queued(r) });
+        if let Some(told) = sent.as_ref().ok().filter(|response| response.is_success()).and_then(quota) {
+            self.quota().note(told, now());
+        }
         let answer = sent.and_then(|response| interpret(&response).map(|()| response));
         if answer.as_ref().is_err_and(Error::was_not_carried_out) {
             traces.inspect(|traces| traces.take_back());

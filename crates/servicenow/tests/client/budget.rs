@@ -118,3 +118,34 @@ async fn a_client_without_a_budget_has_none_left() {
     assert_eq!(client.budget(), None);
     page(&client, "incident", "", 1).await.expect("an answer");
 }
+
+/// The instance says how many calls it leaves before it turns any away.
+#[test]
+fn the_background_slows_down_before_the_instance_turns_it_away() {
+    with_clock(async |sim| {
+        sim.set(|s| s.rate_headers = true);
+        // Early in an hour, so that much of it is left.
+        let into = sim.clock().now().timestamp().rem_euclid(3_600);
+        sim.clock().advance(Duration::from_secs((3_605 - into) as u64));
+        let rule = [("name", "all"), ("limit", "20"), ("api", "Table API"), ("active", "true")];
+        sim.edit().insert("sys_rate_limit_rules", &rule).expect("a rule");
+        let client = set_up(sim.url(), login("admin"), |instance, _| {
+            instance.patience.urgency = Urgency::Background;
+        })
+        .expect("a client");
+        let read = async || timeout(Duration::from_millis(300), page(&client, "incident", "", 1)).await;
+        let mut calls = 0;
+        while let Ok(answer) = read().await {
+            answer.expect("nobody is turned away");
+            calls += 1;
+            assert!(calls < 20, "it slows down");
+        }
+        assert!(calls >= 10, "{calls}");
+        assert_eq!(client.calls_left(), Some(20 - calls));
+        // A statement goes first.
+        write(sim, &client).await.expect("some are kept");
+        pass(Duration::from_secs(900)).await;
+        read().await.expect("it goes on after a while").expect("nobody is turned away");
+        assert!(sim.requests().iter().all(|r| r.status == 200));
+    });
+}
