@@ -145,9 +145,7 @@ fn wait_until_caught_up(relation: pg_sys::Oid, limit: Option<Duration>) {
 /// Reads a whole table again, in place: readers see the old rows until the new ones are there.
 #[pg_extern(sql = "
 CREATE FUNCTION servicenow.resync(foreign_table regclass) RETURNS void
-LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET default_tablespace = '' SET default_table_access_method = heap SET quote_all_identifiers = off
-AS 'MODULE_PATHNAME', 'resync_wrapper';
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'resync_wrapper';
 REVOKE ALL ON FUNCTION servicenow.resync(regclass) FROM PUBLIC;
 ")]
 fn resync(foreign_table: pg_sys::Oid) {
@@ -155,11 +153,33 @@ fn resync(foreign_table: pg_sys::Oid) {
     if pg::catalog::foreign_table(foreign_table, catalog::WRAPPER).is_none() {
         raise(catalog::not_ours(foreign_table));
     }
+    require_owner(foreign_table);
+    catalog::write("SELECT servicenow._resync($1)", &[foreign_table.into()]);
+}
+
+/// What [`resync`] does, with the rights of the caches' owner.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow._resync(foreign_table regclass) RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET default_tablespace = '' SET default_table_access_method = heap SET quote_all_identifiers = off
+AS 'MODULE_PATHNAME', '_resync_wrapper';
+REVOKE ALL ON FUNCTION servicenow._resync(regclass) FROM PUBLIC;
+")]
+fn _resync(foreign_table: pg_sys::Oid) {
     cache::ddl::repair(foreign_table);
     catalog::start_over(foreign_table);
     catalog::announce(foreign_table);
     worker::ensure();
     worker::wake_at_commit();
+}
+
+/// An ERROR, as Postgres has it, for those who do not own a foreign table.
+fn require_owner(foreign_table: pg_sys::Oid) {
+    if !pg::session::owns_relation(foreign_table) {
+        let name = pg::catalog::relation_name(foreign_table).unwrap_or_default();
+        let message = format!("must be owner of foreign table {name}");
+        raise(error(Sql::ERRCODE_INSUFFICIENT_PRIVILEGE, message));
+    }
 }
 
 /// Compares a whole table with the instance, range by range; repairs nothing.
@@ -250,6 +270,8 @@ REVOKE ALL ON FUNCTION servicenow.refresh_schema(regclass) FROM PUBLIC;
 ")]
 fn refresh_schema(foreign_table: pg_sys::Oid) -> i64 {
     pg::session::refuse_during_recovery(c"refresh_schema()");
+    catalog::mirror_or_error(foreign_table);
+    require_owner(foreign_table);
     import::refresh(foreign_table)
 }
 

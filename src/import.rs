@@ -61,6 +61,9 @@ const USUAL_TABLES: &[&str] = &[
 /// text columns must still fit a page by their pointers.
 const MOST_COLUMNS: usize = 1_400;
 
+/// Columns that every table has.
+const SYSTEM_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
+
 /// A table to make: its name here and there.
 struct Wanted {
     local: String,
@@ -167,13 +170,7 @@ fn all_tables(connection: &Connection, import: &Import) -> Vec<Wanted> {
 fn create_statement(table: &Wanted, def: &TableDef, options: ImportOptions, server: &str) -> String {
     let mut columns = columns_of(def, options, Names::of(def));
     if columns.len() > MOST_COLUMNS {
-        let left_out = columns.len() - MOST_COLUMNS;
-        ereport!(
-            PgLogLevel::WARNING,
-            Sql::ERRCODE_TOO_MANY_COLUMNS,
-            format!("table \"{}\" has {left_out} columns more than a foreign table can have", table.remote),
-            "The last ones in dictionary order are left out."
-        );
+        say_left_out(&table.remote, columns.len() - MOST_COLUMNS);
         columns.truncate(MOST_COLUMNS);
     }
     let columns: Vec<String> = columns.iter().map(Definition::sql).collect();
@@ -187,6 +184,15 @@ fn create_statement(table: &Wanted, def: &TableDef, options: ImportOptions, serv
         columns.join(", "),
         quote_identifier(server),
     )
+}
+
+fn say_left_out(table: &TableName, columns: usize) {
+    ereport!(
+        PgLogLevel::WARNING,
+        Sql::ERRCODE_TOO_MANY_COLUMNS,
+        format!("table \"{table}\" has {columns} columns more than a foreign table can have"),
+        "The last ones in dictionary order are left out."
+    );
 }
 
 /// A column to be made.
@@ -268,7 +274,9 @@ impl Names {
     }
 
     fn own(&mut self, field: &str) -> String {
-        let is_free = field.len() <= pg::catalog::NAME_LENGTH && !self.taken_by_others.contains(field);
+        let is_free = field.len() <= pg::catalog::NAME_LENGTH
+            && !self.taken_by_others.contains(field)
+            && !SYSTEM_COLUMNS.contains(&field);
         if is_free { field.to_owned() } else { self.free(field, "") }
     }
 
@@ -316,7 +324,10 @@ pub fn refresh(relation: pg_sys::Oid) -> i64 {
     let options = ImportOptions { values: has_values || !has_labels };
     let room = MOST_COLUMNS.saturating_sub(mirror.columns.len());
     let mut columns = columns_of_fields(&missing, options, &mut names);
-    columns.truncate(room);
+    if columns.len() > room {
+        say_left_out(&mirror.table, columns.len() - room);
+        columns.truncate(room);
+    }
     if !columns.is_empty() {
         let added: Vec<String> =
             columns.iter().map(|column| format!("ADD COLUMN {}", column.sql())).collect();
@@ -343,5 +354,24 @@ pub fn comment(relation: pg_sys::Oid) {
             ))
             .expect("a valid use of SPI");
         }
+    }
+}
+
+#[cfg(any(test, feature = "pg_test"))]
+#[pgrx::pg_schema]
+mod tests {
+    use pgrx::prelude::*;
+
+    use super::*;
+
+    #[pg_test]
+    fn fields_called_like_system_columns_get_other_names() {
+        let field = |name: &str| FieldDef { name: name.to_owned(), ..FieldDef::default() };
+        let fields = ["ctid", "select", "xmin", "xmin_2"].map(field).to_vec();
+        let name = TableName::new("t").expect("a name");
+        let def = TableDef { name, label: String::new(), chain: Vec::new(), fields };
+        let mut names = Names::of(&def);
+        let given: Vec<String> = def.fields.iter().map(|field| names.own(&field.name)).collect();
+        assert_eq!(given, ["ctid_2", "select", "xmin_3", "xmin_2"]);
     }
 }

@@ -51,6 +51,7 @@ pgrx::pg_module_magic!();
 
 extension_sql_file!("../sql/catalog.sql", name = "catalog", bootstrap);
 extension_sql_file!("../sql/view.sql", name = "view", requires = ["catalog", api::_pending_writes]);
+extension_sql_file!("../sql/privilege.sql", name = "privilege", requires = ["view"]);
 extension_sql_file!("../sql/event_trigger.sql", name = "event_trigger", finalize);
 
 /// Called by Postgres when the library is loaded: in the postmaster if it is preloaded, else in each process at

@@ -154,7 +154,7 @@ pub fn validate(context: Context, options: &Options) -> Result<()> {
                 .token_url
                 .map_or(Ok(()), |url| may_name("token_url", find(options, "token_url"), &url, false))
         }),
-        Context::Table => TableOptions::parse(options).map(|_| ()),
+        Context::Table => TableOptions::parse(options).and_then(|table| may_ask(&table)),
         Context::Wrapper | Context::Column => Ok(()),
     }
 }
@@ -206,6 +206,18 @@ fn may_name(name: &str, value: Option<&str>, url: &Url, allow_http: bool) -> Res
 /// What to do where a private address is refused.
 pub const PRIVATE_HINT: &str =
     "A superuser may own the server, or turn on servicenow_fdw.allow_private_addresses.";
+
+/// Checks a query that the instance would run code for, as the worker's user and not as whoever wrote it.
+fn may_ask(table: &TableOptions) -> Result<()> {
+    if table.query_text.to_ascii_lowercase().contains("javascript:") && !session::is_superuser() {
+        return Err(OptionError::new(
+            Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "only a superuser may set option \"query\" to one with a script",
+            "Use values, or operators such as RELATIVEGE and DYNAMIC, instead of \"javascript:\".",
+        ));
+    }
+    Ok(())
+}
 
 /// `value` is the address as it was written.
 fn require_https(name: &str, value: Option<&str>, url: &Url, allow_http: bool) -> Result<()> {

@@ -118,6 +118,17 @@ pub fn owns_server(server: pg_sys::Oid) -> bool {
     }
 }
 
+/// Whether the current role owns a relation, as superusers do.
+pub fn owns_relation(relation: pg_sys::Oid) -> bool {
+    // SAFETY: syscache lookups; raises an ERROR if there is no such relation.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        return pg_sys::pg_class_ownercheck(relation, pg_sys::GetUserId());
+        #[cfg(not(feature = "pg15"))]
+        return pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, pg_sys::GetUserId());
+    }
+}
+
 /// Whether the role may read a column of the relation at least.
 pub fn may_select_some_of(relation: pg_sys::Oid) -> bool {
     let select = pg_sys::ACL_SELECT as pg_sys::AclMode;

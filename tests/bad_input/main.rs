@@ -2,10 +2,12 @@
 //! goes on.
 
 mod addresses;
+mod certificates;
 mod ddl;
 mod definitions;
 mod instance;
 mod options;
+mod rights;
 
 use world::World;
 

@@ -80,7 +80,7 @@ pub use dataset::Dataset;
 pub use edit::{Edit, EditError};
 pub use edit_command::{EditCommand, How};
 pub use fault::{Cut, Effect, Fault, FaultId};
-pub use http::tls::TlsError;
+pub use http::tls::{Certificate, TlsError};
 pub use query::compile::UnknownField;
 pub use record::Refusal;
 pub use replay::ReplayStatus;

@@ -44,6 +44,7 @@ pub struct Builder {
     seed: u64,
     listen: SocketAddr,
     tls: bool,
+    certificate: tls::Certificate,
     tls_listen: SocketAddr,
     switches: Switches,
 }
@@ -56,6 +57,7 @@ impl Default for Builder {
             seed: 42,
             listen: any,
             tls: false,
+            certificate: tls::Certificate::default(),
             tls_listen: any,
             switches: Switches::default(),
         }
@@ -99,6 +101,11 @@ impl Builder {
         self
     }
 
+    /// Adds an https listener that shows such a certificate.
+    pub fn certificate(self, certificate: tls::Certificate) -> Self {
+        Self { tls: true, certificate, ..self }
+    }
+
     /// The loopback address of the https listener; any free port unless set.
     pub fn tls_listen(mut self, address: SocketAddr) -> Self {
         self.tls_listen = address;
@@ -140,7 +147,7 @@ impl Builder {
         tasks.push(tokio::spawn(effect::serve(Arc::clone(&instance), stopped.clone())));
         let (mut https_url, mut ca_pem) = (None, None);
         if self.tls {
-            let authority = tls::authority()?;
+            let authority = tls::authority(self.certificate)?;
             let listener = TcpListener::bind(self.tls_listen).await?;
             https_url = Some(format!("https://localhost:{}", listener.local_addr()?.port()));
             ca_pem = Some(authority.ca_pem);

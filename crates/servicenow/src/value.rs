@@ -96,6 +96,11 @@ fn is_name_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b == b'_'
 }
 
+/// Whether a text can be the name of a field.
+pub fn is_field_name(field: &str) -> bool {
+    is_field_path(field) && !field.contains('.')
+}
+
 /// Whether `field` names a field or a dot-walk (`caller_id.email`) and nothing else.
 pub fn is_field_path(field: &str) -> bool {
     !field.is_empty() && field.split('.').all(|part| !part.is_empty() && part.bytes().all(is_name_byte))

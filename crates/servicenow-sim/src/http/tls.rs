@@ -14,6 +14,22 @@ pub(crate) struct Authority {
     pub(crate) config: Arc<ServerConfig>,
 }
 
+/// What certificate the https listener shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Certificate {
+    /// One for `localhost` and 127.0.0.1, signed by the throw-away authority.
+    #[default]
+    Good,
+    /// The same, and too old.
+    Expired,
+    /// The same, and not to be used yet.
+    Future,
+    /// One that the authority has signed for another host.
+    OtherHost,
+    /// One for `localhost` that vouches for itself.
+    SelfSigned,
+}
+
 /// Making the certificates failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -25,16 +41,30 @@ pub enum TlsError {
     Config(#[from] rustls::Error),
 }
 
-/// Makes a new authority and a certificate for `localhost` and 127.0.0.1.
-pub(crate) fn authority() -> Result<Authority, TlsError> {
+/// Makes a new authority, and a certificate as asked for.
+pub(crate) fn authority(certificate: Certificate) -> Result<Authority, TlsError> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name.push(DnType::CommonName, "servicenow-sim throw-away CA");
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     let key = KeyPair::generate()?;
-    let leaf =
-        CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?.signed_by(&key, &ca)?;
+    let names = match certificate {
+        Certificate::OtherHost => vec!["other.example".to_owned()],
+        _ => vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+    };
+    let mut params = CertificateParams::new(names)?;
+    match certificate {
+        Certificate::Expired => params.not_after = rcgen::date_time_ymd(2001, 1, 1),
+        Certificate::Future => params.not_before = rcgen::date_time_ymd(4000, 1, 1),
+        // As the usual tools make them.
+        Certificate::SelfSigned => params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+        Certificate::Good | Certificate::OtherHost => {}
+    }
+    let leaf = match certificate {
+        Certificate::SelfSigned => params.self_signed(&key)?,
+        _ => params.signed_by(&key, &ca)?,
+    };
     let chain = vec![leaf.der().clone()];
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());

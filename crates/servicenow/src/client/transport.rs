@@ -221,13 +221,17 @@ pub fn host_of(url: &Url) -> String {
     }
 }
 
+/// The TLS library's error that an error is or wraps: what an I/O error wraps is not its source.
+fn tls_error<'e>(e: &'e (dyn StdError + 'static)) -> Option<&'e rustls::Error> {
+    match e.downcast_ref::<std::io::Error>() {
+        Some(e) => tls_error(e.get_ref()?),
+        None => e.downcast_ref(),
+    }
+}
+
 /// What is wrong with the other side's certificate, or its TLS, if that is why a request failed.
 fn distrust(e: &reqwest::Error) -> Option<Distrust> {
-    let found = causes(e).find_map(|e| match e.downcast_ref::<std::io::Error>() {
-        // What an I/O error wraps is not its source.
-        Some(e) => e.get_ref()?.downcast_ref::<rustls::Error>(),
-        None => e.downcast_ref::<rustls::Error>(),
-    })?;
+    let found = causes(e).find_map(tls_error)?;
     Some(match found {
         rustls::Error::InvalidCertificate(certificate) => match certificate {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => Distrust::Expired,
@@ -237,7 +241,8 @@ fn distrust(e: &reqwest::Error) -> Option<Distrust> {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 Distrust::OtherName
             }
-            CertificateError::UnknownIssuer => Distrust::Issuer,
+            // An authority may have a trusted one's name and not its key.
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => Distrust::Issuer,
             // An authority's own certificate, or one that somebody has signed for themselves.
             CertificateError::Other(OtherError(cause)) if cause.to_string().contains("CaUsedAsEndEntity") => {
                 Distrust::Issuer

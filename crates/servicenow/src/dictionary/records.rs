@@ -8,7 +8,7 @@ use crate::client::transport::Transport;
 use crate::error::Result;
 use crate::page::Rows;
 use crate::query::{Query, Term};
-use crate::value::TableName;
+use crate::value::{TableName, is_field_name};
 
 /// Names asked for in one query, so that its address stays well below an instance's limit.
 const NAMES_AT_A_TIME: usize = 60;
@@ -239,7 +239,8 @@ fn fields_of(
         let mut own: Vec<FieldDef> = Vec::new();
         for rows in entries {
             for row in (0..rows.len()).filter(|&row| rows.get(row, "name") == place.name.as_str()) {
-                own.push(field_of(rows, row));
+                // A name that is none could not be asked for.
+                own.extend(Some(field_of(rows, row)).filter(|field| is_field_name(&field.name)));
             }
         }
         own.sort_by(|a, b| a.name.cmp(&b.name));

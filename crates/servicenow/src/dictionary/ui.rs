@@ -132,7 +132,7 @@ impl From<MetaColumn> for FieldDef {
 pub(super) async fn fetch<T: Transport>(client: &Client<T>, table: &TableName) -> Result<TableDef> {
     let answer: Answer<Meta> = client.get_json(&format!("/api/now/ui/meta/{table}")).await?;
     let mut fields: Vec<FieldDef> = answer.result.columns.0.into_iter().map(FieldDef::from).collect();
-    fields.retain(|field| crate::value::is_field_path(&field.name) && !field.name.contains('.'));
+    fields.retain(|field| crate::value::is_field_name(&field.name));
     if !fields.is_empty() && !fields.iter().any(|field| field.name == "sys_id") {
         // Forms have no use for it; every table has it.
         let sys_id = FieldDef {
