@@ -22,6 +22,8 @@ pub(crate) enum Endpoint {
     UiMeta(String),
     /// `/oauth_token.do`.
     Token,
+    /// `/oauth_auth.do`.
+    Consent,
     /// `/{t}.do?SCHEMA`.
     SchemaPage(String),
     /// Nothing.
@@ -35,6 +37,7 @@ impl Endpoint {
         let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
         match parts.as_slice() {
             ["oauth_token.do"] => Self::Token,
+            ["oauth_auth.do"] => Self::Consent,
             [page] if page.ends_with(".do") && request.raw_query.split('&').any(|p| p == "SCHEMA") => {
                 Self::SchemaPage(page.trim_end_matches(".do").to_owned())
             }
@@ -71,6 +74,7 @@ impl Endpoint {
             Self::TableSchema => "doc_table_schema",
             Self::UiMeta(_) => "ui_meta",
             Self::Token => "oauth_token",
+            Self::Consent => "oauth_auth",
             Self::SchemaPage(_) => "schema_page",
             Self::Unknown => "unknown",
         }

@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::edit::Deferred;
 use crate::fault::Faults;
 use crate::http::gate::Gate;
-use crate::oauth::{self, Tokens};
+use crate::oauth::{self, JwtKey, Tokens};
 use crate::record::{Options, Writer};
 use crate::replay::Replay;
 use crate::request_log::RequestLog;
@@ -30,6 +30,8 @@ pub(crate) struct Secrets {
     pub(crate) clients: HashMap<String, String>,
     /// User names by API key.
     pub(crate) api_keys: HashMap<String, String>,
+    /// Keys for assertions by client.
+    pub(crate) jwt_keys: HashMap<String, Vec<JwtKey>>,
 }
 
 /// The shared state of a simulator.
@@ -200,6 +202,11 @@ impl Instance {
     /// The user bound to an API key.
     pub(crate) fn api_key_user(&self, key: &str) -> Option<String> {
         self.secrets.read().api_keys.get(key).cloned()
+    }
+
+    /// The keys that a client signs assertions with.
+    pub(crate) fn jwt_keys(&self, client: &str) -> Vec<JwtKey> {
+        self.secrets.read().jwt_keys.get(client).cloned().unwrap_or_default()
     }
 
     /// Keeps a client secret until the row of its registry entry is written.

@@ -28,7 +28,9 @@
 //! | `pacific.user` | `pacific-secret` | itil in America/Los_Angeles |
 //! | `german.user` | `german-secret` | itil in Europe/Berlin, `dd.MM.yyyy`, German labels |
 //!
-//! OAuth client `fdw-client` / `fdw-client-secret` (application user `fdw.integration`); API key `fdw-api-key`.
+//! OAuth client `fdw-client` / `fdw-client-secret` (application user `fdw.integration`; redirect URL
+//! `http://localhost/oauth/callback`; it signs assertions with [`PRIVATE_KEY`], key id `fdw-key`); API key `fdw-api-key`.
+//! A public client (`public_client`) needs no secret, gets no refresh token and has to use PKCE.
 //!
 //! # Map of the crate
 //! `simulator` what tests hold; `control` the same over HTTP under `/sim/…`; `http` listeners, pipeline, gate;
@@ -73,6 +75,9 @@ mod truth;
 mod ui_meta;
 mod users;
 mod view;
+
+/// The private key that `fdw-client` signs assertions with, PEM. It is of use nowhere else.
+pub const PRIVATE_KEY: &str = include_str!("../data/jwt/private_key.pem");
 
 pub use acl::{AclRule, Operation};
 pub use clock::Clock;

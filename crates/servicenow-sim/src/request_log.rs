@@ -124,7 +124,9 @@ impl RequestLog {
 
 fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
-    ["password", "secret", "token", "apikey", "api_key", "assertion"].iter().any(|s| name.contains(s))
+    ["password", "secret", "token", "apikey", "api_key", "assertion", "session"]
+        .iter()
+        .any(|s| name.contains(s))
 }
 
 /// Query parameters with secrets blanked.

@@ -83,6 +83,8 @@ pub struct Switches {
     pub cascade_stamps: bool,
     /// Basic authentication needs the role `snc_basic_auth_api_access` (facts §4).
     pub basic_auth_restricted: bool,
+    /// A refresh token is good for one call, whose answer has another one. ServiceNow's are not (facts §4).
+    pub rotate_refresh_tokens: bool,
     /// Asynchronous rules run this long after their transaction, in ms.
     pub async_rule_delay_ms: u64,
     /// So many in a thousand of the requests that scripts make are lost.
@@ -118,6 +120,7 @@ impl Default for Switches {
             audit_delete_horizon_s: None,
             cascade_stamps: false,
             basic_auth_restricted: false,
+            rotate_refresh_tokens: false,
             async_rule_delay_ms: 100,
             posts_drop: 0,
             posts_duplicate: 0,

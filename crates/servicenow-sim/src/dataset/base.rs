@@ -4,6 +4,7 @@ use crate::acl::Operation;
 use crate::dictionary::{BASE_STAMP, Seeder};
 use crate::ident;
 use crate::instance::Secrets;
+use crate::oauth::JwtKey;
 use crate::rules::{BusinessRule, Phase, RuleEffect};
 use crate::store::Db;
 use crate::users::METADATA_ROLE;
@@ -200,6 +201,9 @@ fn add_metadata(db: &mut Db) {
     }
 }
 
+/// What checks the signatures made with [`crate::PRIVATE_KEY`].
+const PUBLIC_KEY: &[u8] = include_bytes!("../../data/jwt/public_key.der");
+
 /// The OAuth client whose application user is `fdw.integration`, and an API key for the same user.
 fn add_registry(db: &mut Db, secrets: &mut Secrets) {
     let entities = Seeder::new(db, "oauth_entity", "admin", BASE_STAMP);
@@ -212,8 +216,11 @@ fn add_registry(db: &mut Db, secrets: &mut Secrets) {
             ("client_id", "fdw-client"),
             ("client_secret", &ident::sys_id("cipher", "fdw-client")),
             ("user", &login_id("fdw.integration")),
+            ("redirect_url", "http://localhost/oauth/callback"),
         ],
     );
+    let key = JwtKey { key_id: "fdw-key".to_owned(), public_key: PUBLIC_KEY.to_vec() };
+    secrets.jwt_keys.insert("fdw-client".to_owned(), vec![key]);
     secrets.clients.insert(id, "fdw-client-secret".to_owned());
     secrets.api_keys.insert("fdw-api-key".to_owned(), "fdw.integration".to_owned());
 }

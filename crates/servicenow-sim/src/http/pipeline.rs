@@ -126,7 +126,10 @@ pub(crate) fn name_of(effect: &Effect) -> String {
 
 /// The body of a write as it is logged: never a token call's, secrets blanked, very long ones left out.
 pub(crate) fn logged_body(request: &Request, endpoint: &Endpoint) -> Option<Value> {
-    if matches!(endpoint, Endpoint::Token) || request.body.is_empty() || request.body.len() > 1 << 20 {
+    if matches!(endpoint, Endpoint::Token | Endpoint::Consent)
+        || request.body.is_empty()
+        || request.body.len() > 1 << 20
+    {
         return None;
     }
     serde_json::from_slice(&request.body).ok().map(request_log::blank_body)
@@ -292,8 +295,10 @@ pub(crate) fn spoil(mut response: Response, effect: &Effect) -> Response {
 /// Authenticates, checks the rate and calls the handler.
 fn serve(instance: &Instance, request: &Request, endpoint: &Endpoint, trace: &mut Trace) -> Response {
     instance.settle();
-    if matches!(endpoint, Endpoint::Token) {
-        return oauth::token(instance, request);
+    match endpoint {
+        Endpoint::Token => return oauth::token(instance, request),
+        Endpoint::Consent => return oauth::page(instance, request),
+        _ => {}
     }
     let actor: Actor = match auth::authenticate(instance, request) {
         Ok(actor) => actor,

@@ -178,3 +178,104 @@ fn a_registered_client_can_be_made_by_rest_with_its_secret_as_display_value() {
     let form = "grant_type=client_credentials&client_id=new-client&client_secret=new-secret";
     assert_eq!(token(&sim, form).status, 200);
 }
+
+const AUTHORIZE: &str = "/oauth_auth.do?response_type=code&client_id=fdw-client&redirect_uri=http%3A%2F%2Flocalhost%2Foauth%2Fcallback";
+/// The example of RFC 7636, appendix B.
+const VERIFIER: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+const CHALLENGE: &str = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM";
+
+fn post_form(sim: &Caller, target: &str, form: &str) -> Reply {
+    sim.try_call("POST", target, Some(("application/x-www-form-urlencoded", form))).expect("an answer")
+}
+
+/// Logs in on the instance's page and answers its question; gives back where the browser is sent.
+fn consent(sim: &Caller, target: &str, decision: &str) -> String {
+    assert!(sim.get(target).text().contains("user_password"));
+    let question = post_form(sim, target, "user_name=itil.user&user_password=itil-secret").text();
+    let session = question.split("name=\"session\" value=\"").nth(1).and_then(|rest| rest.split('"').next());
+    let form = format!("session={}&decision={decision}", session.expect("a session"));
+    let reply = post_form(sim, target, &form);
+    assert_eq!(reply.status, 302);
+    assert_eq!(post_form(sim, target, &form).status, 200, "nobody is asked twice");
+    reply.header("location").expect("an address").to_owned()
+}
+
+fn code_of(address: &str) -> &str {
+    let code = address.split("code=").nth(1).and_then(|rest| rest.split('&').next());
+    code.expect("a code")
+}
+
+#[test]
+fn a_user_who_agrees_is_sent_back_with_a_code_that_is_good_for_one_token() {
+    let mut sim = small();
+    let target = format!("{AUTHORIZE}&state=s%261&code_challenge={CHALLENGE}&code_challenge_method=S256");
+    assert!(
+        post_form(&sim, &target, "user_name=itil.user&user_password=wrong").text().contains("user_password"),
+        "a wrong password is asked for again"
+    );
+    let address = consent(&sim, &target, "Allow");
+    assert!(address.starts_with("http://localhost/oauth/callback?code="), "{address}");
+    assert!(address.ends_with("&state=s%261"), "{address}");
+    let exchange = |code: &str, verifier: &str| {
+        let redirect = "http%3A%2F%2Flocalhost%2Foauth%2Fcallback";
+        token(
+            &sim,
+            &format!(
+                "grant_type=authorization_code&{CLIENT}&code={code}&redirect_uri={redirect}&code_verifier={verifier}"
+            ),
+        )
+    };
+    assert_eq!(exchange(code_of(&address), "wrong").status, 401, "PKCE");
+    assert_eq!(exchange(code_of(&address), VERIFIER).status, 401, "a code is good once");
+    let reply = exchange(code_of(&consent(&sim, &target, "Allow")), VERIFIER);
+    assert_eq!(reply.status, 200);
+    assert!(!text(&reply, "refresh_token").is_empty());
+    assert_eq!(status_with(&mut sim, &format!("Bearer {}", text(&reply, "access_token"))), 200);
+    assert_eq!(sim.sim.requests().last().and_then(|r| r.user.clone()).as_deref(), Some("itil.user"));
+    sim.authorization.clear();
+    let refused = consent(&sim, &target, "Deny");
+    assert_eq!(refused, "http://localhost/oauth/callback?error=access_denied&state=s%261");
+}
+
+#[test]
+fn a_consent_is_asked_for_only_on_behalf_of_a_registered_client_at_its_own_address() {
+    let sim = small();
+    for (target, why) in [
+        (AUTHORIZE.to_owned(), "Missing State parameter"),
+        (format!("{AUTHORIZE}&state=s").replace("fdw-client", "nobody"), "Invalid client"),
+        (format!("{AUTHORIZE}&state=s").replace("localhost", "evil.example"), "Invalid redirect_uri"),
+    ] {
+        let reply = sim.get(&target);
+        assert_eq!(reply.status, 400);
+        assert!(reply.text().contains(why), "{}", reply.text());
+    }
+}
+
+#[test]
+fn a_public_client_needs_pkce_and_gets_no_refresh_token() {
+    let sim = small();
+    let id = sim.id_of("oauth_entity", "client_id=fdw-client");
+    sim.sim.edit().update("oauth_entity", &id, &[("public_client", "true")]).expect("an edit");
+    let redirect = "redirect_uri=http%3A%2F%2Flocalhost%2Foauth%2Fcallback";
+    let form =
+        |code: &str| format!("grant_type=authorization_code&client_id=fdw-client&code={code}&{redirect}");
+    let plain = consent(&sim, &format!("{AUTHORIZE}&state=s"), "Allow");
+    assert_eq!(token(&sim, &form(code_of(&plain))).status, 401);
+    let target = format!("{AUTHORIZE}&state=s&code_challenge={CHALLENGE}&code_challenge_method=S256");
+    let proved = consent(&sim, &target, "Allow");
+    let reply = token(&sim, &format!("{}&code_verifier={VERIFIER}", form(code_of(&proved))));
+    assert_eq!(reply.status, 200);
+    assert!(reply.json().get("refresh_token").is_none());
+}
+
+#[test]
+fn refresh_tokens_can_be_good_for_one_call() {
+    let sim = small();
+    sim.sim.set(|s| s.rotate_refresh_tokens = true);
+    let first = text(&token(&sim, PASSWORD), "refresh_token");
+    let refresh = |old: &str| token(&sim, &format!("grant_type=refresh_token&{CLIENT}&refresh_token={old}"));
+    let second = text(&refresh(&first), "refresh_token");
+    assert_ne!(first, second);
+    assert_eq!(refresh(&first).status, 401);
+    assert_eq!(refresh(&second).status, 200);
+}

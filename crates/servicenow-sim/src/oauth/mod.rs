@@ -1,9 +1,15 @@
-//! `/oauth_token.do` and the tokens it gives (facts §4).
+//! `/oauth_token.do` and the tokens it gives, `/oauth_auth.do` and the consent it asks for (facts §4).
 
-use std::collections::HashMap;
+mod assertion;
+mod consent;
 
+use std::collections::{HashMap, HashSet};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, TimeDelta, Utc};
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 
 use crate::http::exchange::parse_form;
 use crate::http::{Request, Response};
@@ -12,6 +18,9 @@ use crate::instance::Instance;
 use crate::json;
 use crate::store::{Db, RowId};
 use crate::users;
+pub(crate) use assertion::JwtKey;
+use consent::Consents;
+pub(crate) use consent::page;
 
 #[derive(Debug, Clone)]
 struct Access {
@@ -32,6 +41,9 @@ struct Refresh {
 struct State {
     access: Vec<Access>,
     refresh: HashMap<String, Refresh>,
+    consents: Consents,
+    /// The assertions that were used.
+    assertions: HashSet<String>,
     made: u64,
 }
 
@@ -64,6 +76,8 @@ impl Tokens {
 /// The registry entry of a client.
 struct Client {
     id: String,
+    /// It has no secret to prove itself with.
+    is_public: bool,
     access_lifespan: i64,
     refresh_lifespan: i64,
     user: Option<RowId>,
@@ -87,9 +101,13 @@ pub(crate) fn token(instance: &Instance, request: &Request) -> Response {
 fn grant(instance: &Instance, form: &[(String, String)]) -> Option<Response> {
     let field = |name: &str| form.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
     let db = instance.db.read();
-    let client = client(instance, &db, field("client_id")?, field("client_secret")?)?;
+    let client = client(instance, &db, field("client_id")?, field("client_secret"))?;
     let now = instance.clock.now();
-    match field("grant_type")? {
+    let grant_type = field("grant_type")?;
+    if client.is_public && grant_type != "authorization_code" {
+        return None;
+    }
+    match grant_type {
         "password" => {
             let user = field("username")?;
             if !instance.password_matches(&db, user, field("password")?) {
@@ -103,6 +121,9 @@ fn grant(instance: &Instance, form: &[(String, String)]) -> Option<Response> {
             if held.client != client.id || held.expires <= now || !instance.user_is_active(&db, &held.user) {
                 return None;
             }
+            if instance.switches().rotate_refresh_tokens {
+                instance.tokens.state.lock().refresh.remove(given);
+            }
             Some(issue(instance, &client, &held.user, now, true, true))
         }
         "client_credentials" => {
@@ -112,20 +133,48 @@ fn grant(instance: &Instance, form: &[(String, String)]) -> Option<Response> {
             let user = db.text(client.user?, "user_name");
             instance.user_is_active(&db, &user).then(|| issue(instance, &client, &user, now, false, false))
         }
+        "authorization_code" => {
+            let consent = instance.tokens.state.lock().consents.take(field("code")?, now)?;
+            let proof = field("code_verifier").map(|v| URL_SAFE_NO_PAD.encode(Sha256::digest(v)));
+            if consent.client != client.id
+                || Some(consent.redirect_uri.as_str()) != field("redirect_uri")
+                || consent.challenge != proof
+                || client.is_public && proof.is_none()
+                || !instance.user_is_active(&db, &consent.user)
+            {
+                return None;
+            }
+            Some(issue(instance, &client, &consent.user, now, !client.is_public, false))
+        }
+        "urn:ietf:params:oauth:grant-type:jwt-bearer" => {
+            let keys = instance.jwt_keys(&client.id);
+            let assertion = assertion::check(field("assertion")?, &client.id, &keys, now)?;
+            let is_new = assertion.id.is_none_or(|id| instance.tokens.state.lock().assertions.insert(id));
+            (is_new && instance.user_is_active(&db, &assertion.subject))
+                .then(|| issue(instance, &client, &assertion.subject, now, false, false))
+        }
         _ => None,
     }
 }
 
-fn client(instance: &Instance, db: &Db, id: &str, secret: &str) -> Option<Client> {
+/// A client's entry in the registry, if it is active.
+fn client_entry(db: &Db, id: &str) -> Option<RowId> {
     let registry = db.schema.find("oauth_entity")?;
     let row = db.scan(registry).find(|&r| db.text(r, "client_id") == id)?;
-    if db.text(row, "active") != "true" || !instance.client_secret_matches(&db.text(row, "sys_id"), secret) {
+    (db.text(row, "active") == "true").then_some(row)
+}
+
+fn client(instance: &Instance, db: &Db, id: &str, secret: Option<&str>) -> Option<Client> {
+    let row = client_entry(db, id)?;
+    let is_public = db.text(row, "public_client") == "true";
+    if !is_public && !instance.client_secret_matches(&db.text(row, "sys_id"), secret?) {
         return None;
     }
     let users = db.schema.find("sys_user")?;
     let seconds = |element: &str, default: i64| db.text(row, element).parse().unwrap_or(default);
     Some(Client {
         id: id.to_owned(),
+        is_public,
         access_lifespan: seconds("access_token_lifespan", 1800),
         refresh_lifespan: seconds("refresh_token_lifespan", 8_640_000),
         user: db.find_val(users, db.value(row, "user")),
