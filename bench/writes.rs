@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use servicenow::client::address::Trust;
+use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Effect, Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
@@ -156,8 +157,9 @@ fn client(url: &str) -> Client<HttpTransport> {
         token_url: None,
         credentials: Credentials::Basic {
             username: "fdw.integration".to_owned(),
-            password: Secret::new("fdw-secret"),
+            password: Secret::new("fdw-secret").into(),
         },
+        vault: Vault::default(),
         max_concurrency: 8,
         max_calls_per_hour: None,
         patience: Patience { attempts: 1, longest_wait: second, urgency: Urgency::Statement },

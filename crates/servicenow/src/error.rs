@@ -106,6 +106,9 @@ pub enum Error {
     /// The token endpoint refused the credentials; it gives one answer for every cause.
     #[error("login was refused")]
     Login,
+    /// Nobody has given their consent in a browser yet, or it has ended.
+    #[error("nobody has logged in yet")]
+    NoConsent,
     /// The instance does not accept the credentials or token of a call.
     #[error("login was refused: {0}")]
     Unauthorized(Words),
@@ -228,6 +231,7 @@ impl Error {
                 | Error::NotPublic { .. }
                 | Error::Untrusted { .. }
                 | Error::Login
+                | Error::NoConsent
                 | Error::Unauthorized(_)
                 | Error::RateLimited { .. }
                 | Error::BudgetUsedUp { .. }

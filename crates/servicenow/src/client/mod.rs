@@ -41,13 +41,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use tokio::time::{Instant, sleep, sleep_until};
 use url::Url;
 
 use crate::error::{Error, Result, Words};
 use answer::{interpret, queued, quota};
-use auth::{Credentials, Login};
+use auth::consent::Consent;
+use auth::vault::Vault;
+use auth::{Credentials, Login, Pass};
 use batch_size::BatchSizes;
 use budget::{Answer, Budget, Remaining};
 use gate::{Gate, Permit};
@@ -82,6 +84,8 @@ pub struct Instance {
     pub token_url: Option<Url>,
     /// The login.
     pub credentials: Credentials,
+    /// Where it is kept how far the login is.
+    pub vault: Vault,
     /// The most calls under way at a time; fewer if the instance does not bear as many.
     pub max_concurrency: usize,
     /// The most calls in any hour; those for tokens, which no rate limit rule of an instance covers, do not count.
@@ -170,7 +174,7 @@ impl<T: Transport> Client<T> {
             traces: None,
             inner: Arc::new(Inner {
                 url: instance.url,
-                login: Login::new(instance.credentials, token_url),
+                login: Login::new(instance.credentials, token_url, instance.vault, instance.patience.urgency),
                 transport,
                 gate: Gate::new(instance.max_concurrency),
                 hold: Mutex::default(),
@@ -293,18 +297,19 @@ impl<T: Transport> Client<T> {
             }
             let error = match self.attempt(permit, &call, rejected.as_ref(), &decode).await {
                 Ok(answered) => return Ok(ControlFlow::Continue(answered)),
-                Err((Error::Unauthorized(_), Some(header)))
+                Err((Error::Unauthorized(_), Some(pass)))
                     if self.inner.login.has_token() && rejected.is_none() =>
                 {
                     // The token ended early or was revoked: log in again, once.
-                    rejected = Some(header);
+                    rejected = Some(pass.value);
                     continue;
+                }
+                Err((e @ Error::Unauthorized(_), Some(pass))) => {
+                    self.inner.login.refused(pass).await;
+                    e
                 }
                 Err((e, _)) => e,
             };
-            if matches!(error, Error::Login | Error::Unauthorized(_)) {
-                self.inner.login.note(false);
-            }
             attempt += 1;
             let Policy::Retry(after) = retry::policy(&error, call.effect) else { break error };
             if after.is_some_and(|wait| wait > self.inner.patience.longest_wait)
@@ -381,17 +386,22 @@ impl<T: Transport> Client<T> {
         self.inner.quota.lock().expect("no panic while it is held")
     }
 
-    /// One attempt; a failure comes with the login header it was made with.
+    /// Exchanges the code of a user's consent for a token, in place of what there is.
+    pub async fn exchange_code(&self, code: &str, consent: &Consent) -> Result<()> {
+        self.inner.login.exchange_code(&*self.inner, code, consent).await
+    }
+
+    /// One attempt; a failure comes with the pass it was made with.
     async fn attempt<R>(
         &self,
         permit: Permit,
         call: &Call,
         rejected: Option<&HeaderValue>,
         decode: impl Fn(&Response) -> Result<R>,
-    ) -> std::result::Result<Answered<R>, (Error, Option<HeaderValue>)> {
+    ) -> std::result::Result<Answered<R>, (Error, Option<Pass>)> {
         let transport = &*self.inner;
-        let header = match self.inner.login.header(transport, rejected).await {
-            Ok(header) => header,
+        let mut pass = match self.inner.login.pass(transport, rejected).await {
+            Ok(pass) => pass,
             Err(e) => {
                 self.leave(permit, None, Some(&e));
                 return Err((e, None));
@@ -399,7 +409,7 @@ impl<T: Transport> Client<T> {
         };
         let mut headers = call.headers.clone();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(AUTHORIZATION, header.clone());
+        headers.insert(pass.name.clone(), pass.value.clone());
         if call.body.is_some() {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
@@ -429,12 +439,12 @@ impl<T: Transport> Client<T> {
                 self.inner.recorder.unusable(&endpoint(&call.method, &call.url));
             })
         });
-        if result.is_ok() {
-            self.inner.login.note(true);
-        }
         match result {
-            Ok(result) => Ok(Answered { result, latency, login: header, call: number }),
-            Err(e) => Err((e, Some(header))),
+            Ok(result) => {
+                self.inner.login.accepted(&mut pass).await;
+                Ok(Answered { result, latency, login: pass.value, call: number })
+            }
+            Err(e) => Err((e, Some(pass))),
         }
     }
 

@@ -53,6 +53,7 @@ pub fn policy(error: &Error, effect: Effect) -> Policy {
         Error::NotPublic { .. }
         | Error::Untrusted { .. }
         | Error::Login
+        | Error::NoConsent
         | Error::Unauthorized(_)
         | Error::BudgetUsedUp { .. }
         | Error::Refused { .. }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value as Json, json};
 use servicenow::Error;
-use servicenow::client::auth::{Credentials, Secret};
+use servicenow::client::auth::{Credentials, OauthClient, Secret};
 use servicenow::client::retry::Effect as Repeated;
 use servicenow::client::table_api::Identity;
 use servicenow::client::transport::Transport;
@@ -402,10 +402,9 @@ async fn a_token_that_ends_is_renewed_whether_the_batch_or_an_item_is_told() {
     ] {
         let sim = instance().await;
         let credentials = Credentials::Password {
-            client_id: "fdw-client".to_owned(),
-            client_secret: Secret::new("fdw-client-secret"),
+            client: OauthClient::new("fdw-client", Secret::new("fdw-client-secret")),
             username: "fdw.integration".to_owned(),
-            password: Secret::new("fdw-secret"),
+            password: Secret::new("fdw-secret").into(),
         };
         let client = client_at(sim.url(), credentials, 3);
         sim.fault(fault.clone());

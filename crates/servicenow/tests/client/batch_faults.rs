@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use servicenow::client::address::Trust;
+use servicenow::client::auth::vault::Vault;
 use servicenow::client::retry::{Effect as Repeated, Patience, Urgency};
 use servicenow::client::table_api::Identity;
 use servicenow::client::transport::{HttpTransport, Request, Response, Transport, TransportOptions};
@@ -345,6 +346,7 @@ fn client_over<T: Transport>(
         url: sim.url().parse().expect("an address"),
         token_url: None,
         credentials: login("admin"),
+        vault: Vault::default(),
         max_concurrency,
         max_calls_per_hour: None,
         patience: Patience { attempts, longest_wait: Duration::from_secs(60), urgency: Urgency::Statement },

@@ -2,22 +2,61 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use servicenow::Error;
-use servicenow::client::auth::{Credentials, Secret};
-use servicenow_sim::{Effect, Fault, Simulator};
+use servicenow::client::auth::vault::Vault;
+use servicenow::client::auth::{Credentials, OauthClient, Secret};
+use servicenow_sim::{Effect, Fault, PRIVATE_KEY, Simulator};
 
 use crate::{basic, calls, client_at, instance, logins, page, set_up};
 
 fn client_credentials(secret: &str) -> Credentials {
-    Credentials::ClientCredentials { client_id: "fdw-client".to_owned(), client_secret: Secret::new(secret) }
+    Credentials::ClientCredentials { client: OauthClient::new("fdw-client", Secret::new(secret)) }
+}
+
+fn oauth_client() -> OauthClient {
+    OauthClient::new("fdw-client", Secret::new("fdw-client-secret"))
 }
 
 fn password_grant(user: &str, password: &str) -> Credentials {
     Credentials::Password {
-        client_id: "fdw-client".to_owned(),
-        client_secret: Secret::new("fdw-client-secret"),
+        client: oauth_client(),
         username: user.to_owned(),
-        password: Secret::new(password),
+        password: Secret::new(password).into(),
     }
+}
+
+fn assertions_of(subject: &str) -> Credentials {
+    Credentials::JwtBearer {
+        client: oauth_client(),
+        key: Secret::new(PRIVATE_KEY).into(),
+        key_id: Some("fdw-key".to_owned()),
+        subject: subject.to_owned(),
+    }
+}
+
+fn refresh_token(token: &str) -> Credentials {
+    Credentials::RefreshToken { client: oauth_client(), token: Secret::new(token).into() }
+}
+
+/// A refresh token that was got elsewhere.
+async fn refresh_token_of(sim: &Simulator, user: &str, password: &str) -> String {
+    let form = [
+        ("grant_type", "password"),
+        ("client_id", "fdw-client"),
+        ("client_secret", "fdw-client-secret"),
+        ("username", user),
+        ("password", password),
+    ];
+    let url = format!("{}/oauth_token.do", sim.url());
+    let body = form_urlencoded(&form);
+    let answer = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let answer = answer.post(url).header("content-type", "application/x-www-form-urlencoded").body(body);
+    let answer = answer.send().await.expect("an answer").text().await.expect("a body");
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    answer["refresh_token"].as_str().expect("a token").to_owned()
+}
+
+fn form_urlencoded(pairs: &[(&str, &str)]) -> String {
+    url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
 }
 
 /// As whom the instance has seen the last call.
@@ -30,12 +69,18 @@ async fn every_login_is_seen_as_its_user() {
     let sim = instance().await;
     for (credentials, user, tokens) in [
         (
-            Credentials::Basic { username: "itil.user".to_owned(), password: Secret::new("itil-secret") },
+            Credentials::Basic {
+                username: "itil.user".to_owned(),
+                password: Secret::new("itil-secret").into(),
+            },
             "itil.user",
             0,
         ),
         (password_grant("pacific.user", "pacific-secret"), "pacific.user", 1),
         (client_credentials("fdw-client-secret"), "fdw.integration", 1),
+        (Credentials::ApiKey { key: Secret::new("fdw-api-key").into() }, "fdw.integration", 0),
+        (assertions_of("itil.user"), "itil.user", 1),
+        (refresh_token(&refresh_token_of(&sim, "german.user", "german-secret").await), "german.user", 1),
     ] {
         let before = logins(&sim);
         page(&client_at(sim.url(), credentials, 1), "incident", "", 1).await.expect("an answer");
@@ -49,7 +94,8 @@ async fn user_names_and_passwords_of_any_characters_are_sent_whole() {
     let sim = instance().await;
     let (user, password) = ("jürg@example.com", "p:ä ß%&+=\"'\u{1F512}");
     sim.edit().add_user(user, password, &["itil"]).expect("a user");
-    let credentials = Credentials::Basic { username: user.to_owned(), password: Secret::new(password) };
+    let credentials =
+        Credentials::Basic { username: user.to_owned(), password: Secret::new(password).into() };
     page(&client_at(sim.url(), credentials, 1), "incident", "", 1).await.expect("an answer");
     assert_eq!(seen_as(&sim).as_deref(), Some(user));
     page(&client_at(sim.url(), password_grant(user, password), 1), "incident", "", 1)
@@ -106,7 +152,8 @@ async fn a_refused_login_rests() {
         assert!(calls(&sim, "GET").is_empty());
     }
     sim.clear_requests();
-    let wrong = Credentials::Basic { username: "itil.user".to_owned(), password: Secret::new("wrong") };
+    let wrong =
+        Credentials::Basic { username: "itil.user".to_owned(), password: Secret::new("wrong").into() };
     let client = client_at(sim.url(), wrong, 4);
     assert!(matches!(page(&client, "incident", "", 1).await, Err(Error::Unauthorized(_))));
     for _ in 0..5 {
@@ -115,32 +162,25 @@ async fn a_refused_login_rests() {
     assert_eq!(calls(&sim, "GET").len(), 1);
 }
 
-/// Time is stepped while nothing is under way: the instance runs by real time.
-#[test]
-fn a_refused_login_is_tried_again_after_ever_longer_rests() {
-    let sim = Simulator::builder().start_blocking().expect("the simulator starts");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let step = async |by: Duration| {
-            tokio::time::pause();
-            tokio::time::advance(by).await;
-            tokio::time::resume();
-        };
-        let client = client_at(sim.url(), client_credentials("wrong"), 1);
-        let call = async || page(&client, "incident", "", 1).await;
+#[tokio::test]
+async fn a_refused_login_is_tried_again_after_ever_longer_rests() {
+    let sim = instance().await;
+    let clock = sim.clock().clone();
+    let client = set_up(sim.url(), client_credentials("wrong"), |instance, _| {
+        instance.vault = Vault::default().with_clock(move || clock.now().into());
+    })
+    .expect("a client");
+    let call = async || page(&client, "incident", "", 1).await;
+    assert!(matches!(call().await, Err(Error::Login)));
+    for (rest, tried) in [(31, 2), (31, 2), (31, 3), (61, 3), (61, 4)] {
+        sim.clock().advance(Duration::from_secs(rest));
         assert!(matches!(call().await, Err(Error::Login)));
-        for (rest, tried) in [(31, 2), (31, 2), (31, 3), (61, 3), (61, 4)] {
-            step(Duration::from_secs(rest)).await;
-            assert!(matches!(call().await, Err(Error::Login)));
-            assert_eq!(logins(&sim), tried, "after {rest} s more");
-        }
-        sim.edit().set_client_secret("fdw-client", "wrong").expect("the client is there");
-        assert!(matches!(call().await, Err(Error::Login)), "it still rests");
-        step(Duration::from_secs(900)).await;
-        call().await.expect("what was wrong is right by now");
-    });
-    drop(runtime);
-    sim.stop_blocking();
+        assert_eq!(logins(&sim), tried, "after {rest} s more");
+    }
+    sim.edit().set_client_secret("fdw-client", "wrong").expect("the client is there");
+    assert!(matches!(call().await, Err(Error::Login)), "it still rests");
+    sim.clock().advance(Duration::from_secs(900));
+    call().await.expect("what was wrong is right by now");
 }
 
 #[tokio::test]
@@ -207,7 +247,15 @@ async fn nothing_shows_a_secret() {
     for credentials in [
         client_credentials("s3cret"),
         password_grant("itil.user", "s3cret"),
-        Credentials::Basic { username: "u".to_owned(), password: Secret::new("s3cret") },
+        Credentials::Basic { username: "u".to_owned(), password: Secret::new("s3cret").into() },
+        Credentials::ApiKey { key: Secret::new("s3cret").into() },
+        refresh_token("s3cret"),
+        Credentials::JwtBearer {
+            client: oauth_client(),
+            key: Secret::new("s3cret").into(),
+            key_id: None,
+            subject: "u".to_owned(),
+        },
     ] {
         shown.push(format!("{credentials:?}"));
         let client = client_at(sim.url(), credentials, 1);

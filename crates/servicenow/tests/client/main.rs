@@ -1,4 +1,4 @@
-//! The client against a simulated instance, over HTTP: logins, answers, retries, load, budget,
+//! The client against a simulated instance, over HTTP: logins, of one process and of several, answers, retries, load, budget,
 //! statistics, records, batches, dictionary, TLS, HTTP.
 
 mod aggregate;
@@ -13,6 +13,7 @@ mod proxy;
 mod records;
 mod redirect;
 mod retry;
+mod shared_login;
 mod stats;
 mod tls;
 mod transport;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use servicenow::Error;
 use servicenow::client::address::Trust;
+use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::table_api::{List, Page};
@@ -50,6 +52,7 @@ fn set_up(
         url: url.parse().expect("an address"),
         token_url: None,
         credentials,
+        vault: Vault::default(),
         max_concurrency: 8,
         max_calls_per_hour: None,
         patience: Patience { attempts: 3, longest_wait: Duration::from_secs(3), urgency: Urgency::Statement },
@@ -77,7 +80,7 @@ fn login(user: &str) -> Credentials {
         "fdw.integration" => "fdw-secret".to_owned(),
         other => format!("{}-secret", other.split('.').next().unwrap_or_default()),
     };
-    Credentials::Basic { username: user.to_owned(), password: Secret::new(password) }
+    Credentials::Basic { username: user.to_owned(), password: Secret::new(password).into() }
 }
 
 /// A client of one of the instance's users.

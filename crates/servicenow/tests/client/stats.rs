@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use serde_json::{Map, json};
-use servicenow::client::auth::{Credentials, Secret};
+use servicenow::client::auth::{Credentials, OauthClient, Secret};
 use servicenow::client::retry::Effect as Repeated;
 use servicenow::client::stats::{Counters, Stats};
 use servicenow::value::SysId;
@@ -22,8 +22,7 @@ fn figures(counters: &Counters) -> [u64; 4] {
 async fn every_request_is_counted_where_it_belongs() {
     let sim = instance().await;
     let credentials = Credentials::ClientCredentials {
-        client_id: "fdw-client".to_owned(),
-        client_secret: Secret::new("fdw-client-secret"),
+        client: OauthClient::new("fdw-client", Secret::new("fdw-client-secret")),
     };
     let (client, id, layout) = (client_at(sim.url(), credentials, 3), known(&sim), some_fields());
     // The simulator counts what it had to say, however it was packed.

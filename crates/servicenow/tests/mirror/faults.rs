@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use servicenow::client::address::Trust;
-use servicenow::client::auth::{Credentials, Secret};
+use servicenow::client::auth::vault::Vault;
+use servicenow::client::auth::{Credentials, OauthClient, Secret};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
@@ -182,9 +183,9 @@ fn with_tokens(world: &World) -> Client<HttpTransport> {
         url: world.sim.url().parse().expect("an address"),
         token_url: None,
         credentials: Credentials::ClientCredentials {
-            client_id: "fdw-client".to_owned(),
-            client_secret: Secret::new("fdw-client-secret"),
+            client: OauthClient::new("fdw-client", Secret::new("fdw-client-secret")),
         },
+        vault: Vault::default(),
         max_concurrency: 4,
         max_calls_per_hour: None,
         patience: Patience {

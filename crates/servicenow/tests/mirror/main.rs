@@ -21,6 +21,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use servicenow::client::address::Trust;
+use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
@@ -289,7 +290,8 @@ fn client(sim: &Simulator, user: &str, attempts: u32) -> Client<HttpTransport> {
     let instance = Instance {
         url: sim.url().parse().expect("an address"),
         token_url: None,
-        credentials: Credentials::Basic { username: user.to_owned(), password: Secret::new(password) },
+        credentials: Credentials::Basic { username: user.to_owned(), password: Secret::new(password).into() },
+        vault: Vault::default(),
         max_concurrency: 4,
         max_calls_per_hour: None,
         patience: Patience { attempts, longest_wait: Duration::from_secs(3), urgency: Urgency::Background },

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use servicenow::Result;
 use servicenow::client::address::Trust;
+use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Effect, Patience, Urgency};
 use servicenow::client::table_api::Identity;
@@ -260,11 +261,12 @@ fn body(fields: &[(&str, &str)]) -> serde_json::Map<String, serde_json::Value> {
 
 /// A client that tries once: who undoes tries again by beginning anew.
 fn client(sim: &Simulator, transport: &HttpTransport) -> Client<HttpTransport> {
-    let password = Secret::new("fdw-secret".to_owned());
+    let password = Secret::new("fdw-secret").into();
     let instance = Instance {
         url: sim.url().parse().expect("an address"),
         token_url: None,
         credentials: Credentials::Basic { username: "fdw.integration".to_owned(), password },
+        vault: Vault::default(),
         max_concurrency: 4,
         max_calls_per_hour: None,
         patience: Patience {

@@ -1,0 +1,225 @@
+//! Token calls: what is exchanged for a token, and how (facts: one answer for every failure).
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL;
+use bytes::Bytes;
+use http::Method;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use oauth2::basic::{BasicClient, BasicErrorResponse, BasicTokenResponse};
+use oauth2::{
+    AsyncHttpClient, AuthType, AuthorizationCode, ClientId, ClientSecret, HttpRequest, HttpResponse,
+    PkceCodeVerifier, RedirectUrl, RefreshToken, RequestTokenError, ResourceOwnerPassword,
+    ResourceOwnerUsername, TokenResponse, TokenUrl,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::json;
+use url::Url;
+use url::form_urlencoded::Serializer;
+
+use super::consent::Consent;
+use super::credentials::{Credentials, OauthClient};
+use super::secret::{Secret, SecretSource};
+use crate::client::answer::interpret;
+use crate::client::transport::{Request, Transport};
+use crate::error::{Error, Result};
+
+/// The life of a token whose answer does not say: half an hour is ServiceNow's default.
+const TOKEN_LIFE: Duration = Duration::from_secs(1800);
+/// How long an assertion holds; instances bear clocks that are as far apart.
+const ASSERTION_LIFE: Duration = Duration::from_secs(300);
+
+/// What is exchanged for a token.
+pub(super) enum Grant<'g> {
+    /// The credentials themselves.
+    First(&'g Credentials),
+    /// A refresh token of before.
+    Refresh(&'g OauthClient, &'g Secret),
+    /// The code of a user's consent.
+    Code(&'g OauthClient, &'g str, &'g Consent),
+}
+
+/// What a token call has brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Granted {
+    pub(super) access: Secret,
+    pub(super) refresh: Option<Secret>,
+    pub(super) life: Duration,
+}
+
+/// Makes a token call. [`Error::Login`] if the endpoint refuses it.
+pub(super) async fn request<T: Transport>(
+    transport: &T,
+    token_url: &Url,
+    grant: Grant<'_>,
+    now: SystemTime,
+) -> Result<Granted> {
+    let http = TokenCalls(transport);
+    let oauth = |client: &OauthClient| -> Result<_> {
+        let oauth = BasicClient::new(ClientId::new(client.id.clone()))
+            .set_auth_type(AuthType::RequestBody) // ServiceNow takes credentials in the body only
+            .set_token_uri(TokenUrl::from_url(token_url.clone()));
+        Ok(match &client.secret {
+            Some(secret) => oauth.set_client_secret(ClientSecret::new(secret.read()?.reveal().to_owned())),
+            None => oauth,
+        })
+    };
+    let refresh = |secret: &Secret| RefreshToken::new(secret.reveal().to_owned());
+    let answer = match grant {
+        Grant::Refresh(client, token) => {
+            oauth(client)?.exchange_refresh_token(&refresh(token)).request_async(&http).await
+        }
+        Grant::Code(client, code, consent) => {
+            let redirect = RedirectUrl::from_url(consent.redirect_uri.clone());
+            oauth(client)?
+                .exchange_code(AuthorizationCode::new(code.to_owned()))
+                .set_pkce_verifier(PkceCodeVerifier::new(consent.verifier.reveal().to_owned()))
+                .set_redirect_uri(std::borrow::Cow::Owned(redirect))
+                .request_async(&http)
+                .await
+        }
+        Grant::First(credentials) => match credentials {
+            Credentials::ClientCredentials { client } => {
+                oauth(client)?.exchange_client_credentials().request_async(&http).await
+            }
+            Credentials::Password { client, username, password } => {
+                let user = ResourceOwnerUsername::new(username.clone());
+                let word = ResourceOwnerPassword::new(password.read()?.reveal().to_owned());
+                oauth(client)?.exchange_password(&user, &word).request_async(&http).await
+            }
+            Credentials::RefreshToken { client, token } => {
+                oauth(client)?.exchange_refresh_token(&refresh(&token.read()?)).request_async(&http).await
+            }
+            Credentials::JwtBearer { client, key, key_id, subject } => {
+                let assertion = assertion(&client.id, subject, key, key_id.as_deref(), now)?;
+                send_assertion(&http, token_url, client, &assertion).await
+            }
+            Credentials::Basic { .. } | Credentials::ApiKey { .. } => return Err(Error::Login),
+            Credentials::AuthorizationCode { .. } => return Err(Error::NoConsent),
+        },
+    };
+    let answer = answer.map_err(|e| match e {
+        RequestTokenError::Request(e) => e,
+        RequestTokenError::ServerResponse(_) => Error::Login,
+        RequestTokenError::Parse(..) | RequestTokenError::Other(_) => {
+            Error::Unreadable("the token endpoint did not answer with a token".to_owned())
+        }
+    })?;
+    Ok(Granted {
+        access: Secret::new(answer.access_token().secret().clone()),
+        refresh: answer.refresh_token().map(|token| Secret::new(token.secret().clone())),
+        life: answer.expires_in().unwrap_or(TOKEN_LIFE),
+    })
+}
+
+/// What a private key has to be.
+const KEY_FORM: &str = "it is not an unencrypted RSA key of 2048 to 4096 bits in PEM form";
+
+fn key_pair(pem: &Secret) -> Option<RsaKeyPair> {
+    match PrivateKeyDer::from_pem_slice(pem.reveal().as_bytes()).ok()? {
+        PrivateKeyDer::Pkcs8(der) => RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).ok(),
+        PrivateKeyDer::Pkcs1(der) => RsaKeyPair::from_der(der.secret_pkcs1_der()).ok(),
+        _ => None,
+    }
+}
+
+/// Whether assertions can be signed with a key.
+pub fn is_private_key(pem: &Secret) -> bool {
+    key_pair(pem).is_some()
+}
+
+/// A signed assertion: the client issues it about the subject, for the instance, which goes by the client's name there.
+fn assertion(
+    client: &str,
+    subject: &str,
+    key: &SecretSource,
+    key_id: Option<&str>,
+    now: SystemTime,
+) -> Result<Secret> {
+    let unusable = |reason: &str| Error::Setup(format!("could not use the private key: {reason}"));
+    let pair = key_pair(&key.read()?).ok_or_else(|| unusable(KEY_FORM))?;
+    let random = SystemRandom::new();
+    let mut id = [0; 16];
+    random.fill(&mut id).map_err(|_| unusable("no random numbers can be had"))?;
+    let issued = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut header = json!({ "alg": "RS256", "typ": "JWT" });
+    if let Some(key_id) = key_id {
+        header["kid"] = key_id.into();
+    }
+    let claims = json!({
+        "iss": client, "sub": subject, "aud": client, "jti": BASE64URL.encode(id),
+        "iat": issued.as_secs(), "exp": (issued + ASSERTION_LIFE).as_secs(),
+    });
+    let [header, claims] = [header, claims].map(|part| BASE64URL.encode(part.to_string()));
+    let signed = format!("{header}.{claims}");
+    let mut signature = vec![0; pair.public().modulus_len()];
+    pair.sign(&RSA_PKCS1_SHA256, &random, signed.as_bytes(), &mut signature)
+        .map_err(|_| unusable("it cannot sign"))?;
+    Ok(Secret::new(format!("{signed}.{}", BASE64URL.encode(signature))))
+}
+
+type Answer = std::result::Result<BasicTokenResponse, RequestTokenError<Error, BasicErrorResponse>>;
+
+/// The one grant that `oauth2` does not know.
+async fn send_assertion<T: Transport>(
+    http: &TokenCalls<'_, T>,
+    token_url: &Url,
+    client: &OauthClient,
+    assertion: &Secret,
+) -> Answer {
+    let secret = client.secret.as_ref().map(SecretSource::read).transpose();
+    let secret = secret.map_err(RequestTokenError::Request)?;
+    let form = Serializer::new(String::new())
+        .append_pair("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer")
+        .append_pair("client_id", &client.id)
+        .extend_pairs(secret.iter().map(|secret| ("client_secret", secret.reveal())))
+        .append_pair("assertion", assertion.reveal())
+        .finish();
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+    let body = Some(Bytes::from(form));
+    let request = Request { method: Method::POST, url: token_url.clone(), headers, body };
+    let answer = send(http.0, request).await.map_err(RequestTokenError::Request)?;
+    if answer.status() != http::StatusCode::OK {
+        return Err(RequestTokenError::Request(Error::Login));
+    }
+    serde_json::from_slice(answer.body())
+        .map_err(|_| RequestTokenError::Other("the answer holds no token".to_owned()))
+}
+
+/// Sends token calls over our transport.
+struct TokenCalls<'t, T>(&'t T);
+
+impl<'c, T: Transport> AsyncHttpClient<'c> for TokenCalls<'_, T> {
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse>> + Send + 'c>>;
+
+    fn call(&'c self, request: HttpRequest) -> Self::Future {
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let url = Url::parse(&parts.uri.to_string()).map_err(|e| Error::Setup(e.to_string()))?;
+            let body = Some(Bytes::from(body));
+            send(self.0, Request { method: parts.method, url, headers: parts.headers, body }).await
+        })
+    }
+}
+
+async fn send<T: Transport>(transport: &T, request: Request) -> Result<HttpResponse> {
+    let answer = transport.send(request).await?;
+    // An instance in trouble has not refused the login.
+    if matches!(answer.status, 202 | 429 | 500..) {
+        interpret(&answer)?;
+    }
+    let mut response = HttpResponse::new(answer.body.to_vec());
+    *response.status_mut() = http::StatusCode::from_u16(answer.status)
+        .map_err(|_| Error::Unreadable(format!("status {}", answer.status)))?;
+    *response.headers_mut() = answer.headers;
+    Ok(response)
+}

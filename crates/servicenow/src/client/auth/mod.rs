@@ -1,0 +1,246 @@
+//! How a caller logs in: credentials, and the token they earn.
+//!
+//! - `secret`: text that must not be shown; `credentials`: the ways to log in
+//! - `grant`: token calls; [`consent`]: a user's consent in a browser
+//! - `state`: how far a login is and what comes next; [`vault`]: where that is kept, for any number of processes
+//!
+//! [`Login`] puts them together. One of all who share a login makes a token call, and one of them finds out whether
+//! credentials are accepted; the others wait and share what came of it.
+
+pub mod consent;
+mod credentials;
+mod grant;
+mod secret;
+mod state;
+pub mod vault;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use url::Url;
+
+use super::retry::Urgency;
+use super::transport::Transport;
+use crate::error::{Error, Result};
+use consent::Consent;
+pub use credentials::{Credentials, OauthClient, digest};
+use grant::Grant;
+pub use grant::is_private_key;
+pub use secret::{Secret, SecretSource};
+use vault::{Locked, Vault};
+
+/// The header for an API key.
+const API_KEY: HeaderName = HeaderName::from_static("x-sn-apikey");
+
+/// Logs in and hands out passes.
+pub(super) struct Login {
+    credentials: Credentials,
+    token_url: Url,
+    vault: Vault,
+    urgency: Urgency,
+    /// There was a refusal that nobody has taken back.
+    is_doubtful: AtomicBool,
+}
+
+/// What a call shows to be let in.
+pub(super) struct Pass {
+    pub(super) name: HeaderName,
+    pub(super) value: HeaderValue,
+    /// It is not known yet whether these credentials are accepted: others wait to hear.
+    trial: Option<Locked>,
+}
+
+impl Login {
+    pub(super) fn new(credentials: Credentials, token_url: Url, vault: Vault, urgency: Urgency) -> Self {
+        Self { credentials, token_url, vault, urgency, is_doubtful: AtomicBool::new(true) }
+    }
+
+    /// The pass for a call. `rejected` is the one the instance has just answered 401 to: another one
+    /// is handed out, so that any number of calls that fail together log in once.
+    pub(super) async fn pass<T: Transport>(
+        &self,
+        transport: &T,
+        rejected: Option<&HeaderValue>,
+    ) -> Result<Pass> {
+        match &self.credentials {
+            Credentials::Basic { username, password } => {
+                let value = || {
+                    let password = password.read()?;
+                    let pair = Secret::new(format!("{username}:{}", password.reveal()));
+                    header("Basic ", &BASE64.encode(pair.reveal()))
+                };
+                self.pass_on_trial(AUTHORIZATION, value).await
+            }
+            Credentials::ApiKey { key } => {
+                self.pass_on_trial(API_KEY, || header("", key.read()?.reveal())).await
+            }
+            _ => {
+                let rejected = rejected.and_then(token_of);
+                let token = self.token(transport, rejected.as_ref()).await?;
+                Ok(Pass { name: AUTHORIZATION, value: header(BEARER, token.reveal())?, trial: None })
+            }
+        }
+    }
+
+    /// The credentials go with the call itself.
+    async fn pass_on_trial(&self, name: HeaderName, value: impl Fn() -> Result<HeaderValue>) -> Result<Pass> {
+        let digest = self.credentials.digest()?;
+        let mut known = self.vault.known().await;
+        known.look();
+        if known.state().rests(self.vault.now(), &digest) {
+            return Err(Error::Login);
+        }
+        if known.state().is_accepted() {
+            return Ok(Pass { name, value: value()?, trial: None });
+        }
+        let locked = known.lock().await;
+        if locked.state().rests(self.vault.now(), &digest) {
+            return Err(Error::Login);
+        }
+        let trial = if locked.state().is_accepted() { None } else { Some(locked) };
+        Ok(Pass { name, value: value()?, trial })
+    }
+
+    async fn token<T: Transport>(&self, transport: &T, rejected: Option<&Secret>) -> Result<Secret> {
+        let known = self.vault.known().await;
+        if let Some(token) = known.state().token(self.vault.now(), rejected, self.urgency) {
+            return Ok(token.clone());
+        }
+        let mut locked = known.lock().await;
+        if let Some(token) = locked.state().token(self.vault.now(), rejected, self.urgency) {
+            return Ok(token.clone());
+        }
+        // If there is no new one, this one may be good for a while yet.
+        let living = locked.state().living_token(self.vault.now(), rejected).cloned();
+        let digest = self.credentials.digest()?;
+        if locked.state().rests(self.vault.now(), &digest) {
+            return living.ok_or(Error::Login);
+        }
+        self.renew(transport, &mut locked).await.or_else(|e| {
+            if matches!(e, Error::Login) {
+                self.is_doubtful.store(true, Ordering::Relaxed);
+                let now = self.vault.now();
+                let _known_here = locked.change(|state| state.refuse(now, digest));
+            }
+            living.ok_or(e)
+        })
+    }
+
+    /// Makes a token call; a second one with the credentials themselves if a refresh token is refused. Why it is refused
+    /// nobody tells: if the credentials are refused too, it may be the client that is not let in, and the token is kept.
+    async fn renew<T: Transport>(&self, transport: &T, locked: &mut Locked) -> Result<Secret> {
+        let ask = async |grant| grant::request(transport, &self.token_url, grant, self.vault.now()).await;
+        let held = locked.state().refresh_token().cloned();
+        let held = self.credentials.client().zip(held);
+        let mut refused = false;
+        if let Some((client, token)) = &held {
+            match ask(Grant::Refresh(client, token)).await {
+                Ok(granted) => return Ok(self.keep(locked, granted, false)),
+                Err(Error::Login) => refused = true,
+                Err(e) => return Err(e),
+            }
+        }
+        let is_the_same = match (&self.credentials, &held) {
+            (Credentials::RefreshToken { token, .. }, Some((_, held))) => token.read()? == *held,
+            (Credentials::AuthorizationCode { .. }, held) => held.is_some(),
+            _ => false,
+        };
+        if is_the_same {
+            return Err(Error::Login);
+        }
+        let granted = ask(Grant::First(&self.credentials)).await?;
+        Ok(self.keep(locked, granted, refused))
+    }
+
+    fn keep(&self, locked: &mut Locked, granted: grant::Granted, refresh_token_is_dead: bool) -> Secret {
+        let (now, token) = (self.vault.now(), granted.access.clone());
+        let _known_here = locked.change(|state| {
+            if refresh_token_is_dead {
+                state.forget_refresh_token();
+            }
+            state.granted(granted, now);
+        });
+        token
+    }
+
+    /// Exchanges the code of a user's consent for a token, in place of what there is.
+    pub(super) async fn exchange_code<T: Transport>(
+        &self,
+        transport: &T,
+        code: &str,
+        consent: &Consent,
+    ) -> Result<()> {
+        let Credentials::AuthorizationCode { client } = &self.credentials else {
+            return Err(Error::Setup("the login takes no code".to_owned()));
+        };
+        let mut locked = self.vault.known().await.lock().await;
+        let grant = Grant::Code(client, code, consent);
+        let granted = grant::request(transport, &self.token_url, grant, self.vault.now()).await?;
+        let now = self.vault.now();
+        let kept = locked.change(|state| {
+            state.forget_refresh_token();
+            state.granted(granted, now);
+            state.accept();
+        });
+        kept.map_err(|e| Error::Setup(format!("could not keep the token: {e}")))
+    }
+
+    /// The instance has answered 401 to a part of a call that came with this pass: the next call logs in again,
+    /// unless another one has done so meanwhile.
+    pub(super) async fn reject(&self, pass: &HeaderValue) {
+        if let Some(token) = token_of(pass).filter(|_| self.has_token()) {
+            let mut locked = self.vault.known().await.lock().await;
+            let _known_here = locked.change(|state| state.reject(&token));
+        }
+    }
+
+    /// The instance has carried out a call that came with a pass.
+    pub(super) async fn accepted(&self, pass: &mut Pass) {
+        match pass.trial.take() {
+            Some(mut locked) => {
+                let _known_here = locked.change(state::State::accept);
+            }
+            None if self.is_doubtful.swap(false, Ordering::Relaxed) && self.has_token() => {
+                let mut known = self.vault.known().await;
+                known.look();
+                if known.state().was_refused() {
+                    let _known_here = known.lock().await.change(state::State::accept);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// The instance does not accept the pass of a call, and another one would not help.
+    pub(super) async fn refused(&self, pass: Pass) {
+        let Ok(digest) = self.credentials.digest() else { return };
+        self.is_doubtful.store(true, Ordering::Relaxed);
+        let now = self.vault.now();
+        let mut locked = match pass.trial {
+            Some(locked) => locked,
+            None => self.vault.known().await.lock().await,
+        };
+        let _known_here = locked.change(|state| state.refuse(now, digest));
+    }
+
+    /// Whether another login could help after a 401.
+    pub(super) fn has_token(&self) -> bool {
+        self.credentials.client().is_some()
+    }
+}
+
+const BEARER: &str = "Bearer ";
+
+fn header(scheme: &str, secret: &str) -> Result<HeaderValue> {
+    let text = Secret::new(format!("{scheme}{secret}"));
+    let mut header = HeaderValue::from_str(text.reveal())
+        .map_err(|_| Error::Setup("a secret cannot be sent in a header".to_owned()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+fn token_of(header: &HeaderValue) -> Option<Secret> {
+    header.to_str().ok()?.strip_prefix(BEARER).map(Secret::new)
+}

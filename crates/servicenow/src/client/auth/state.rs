@@ -1,0 +1,286 @@
+//! How far a login is, and what comes next: decisions only. Whoever shares a login shares this.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::grant::Granted;
+use super::secret::Secret;
+use crate::client::retry::Urgency;
+
+/// How long a refused login rests before the credentials are tried again, so that trying does not lock the
+/// account; each further refusal doubles it, up to [`LONGEST_REST`].
+const FIRST_REST: Duration = Duration::from_secs(30);
+/// The longest rest.
+const LONGEST_REST: Duration = Duration::from_secs(900);
+/// Instances tell the rest of a token's life in whole seconds.
+const ROUNDING: Duration = Duration::from_secs(1);
+
+/// How far a login is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    token: Option<Token>,
+    #[serde(with = "hidden")]
+    refresh: Option<Secret>,
+    /// The instance has accepted the credentials, and not refused them since.
+    accepted: bool,
+    refused: Option<Refused>,
+}
+
+/// A token in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Token {
+    #[serde(with = "hidden")]
+    access: Option<Secret>,
+    /// Milliseconds.
+    life: u64,
+    /// Milliseconds since 1970.
+    expires_at: u64,
+}
+
+/// The credentials were refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Refused {
+    /// How often in a row.
+    count: u32,
+    /// When the login rests no longer: milliseconds since 1970.
+    until: u64,
+    /// What was refused, as a digest.
+    digest: String,
+}
+
+impl State {
+    /// One that begins with a refresh token that was kept elsewhere.
+    pub(super) fn with_refresh_token(refresh: Option<Secret>) -> Self {
+        Self { refresh, ..Self::default() }
+    }
+
+    /// The token to use now, if it is another than the one that was rejected and need not be renewed.
+    ///
+    /// With a refresh token there is a new one before this one ends, and whoever has the time looks after that first.
+    /// Without, an instance gives the same token again while it lives: it is used to its end.
+    pub(super) fn token(
+        &self,
+        now: SystemTime,
+        rejected: Option<&Secret>,
+        urgency: Urgency,
+    ) -> Option<&Secret> {
+        let life = Duration::from_millis(self.token.as_ref()?.life);
+        let ahead = match (&self.refresh, urgency) {
+            (None, _) => Duration::ZERO,
+            (Some(_), Urgency::Background) => (life / 4).min(Duration::from_secs(300)),
+            (Some(_), Urgency::Statement) => (life / 8).min(Duration::from_secs(30)),
+        };
+        self.living_token(now + ahead, rejected)
+    }
+
+    /// The token, if it is another than the one that was rejected, as long as it lives.
+    pub(super) fn living_token(&self, now: SystemTime, rejected: Option<&Secret>) -> Option<&Secret> {
+        let token = self.token.as_ref()?;
+        let access = token.access.as_ref().filter(|access| Some(*access) != rejected)?;
+        let (expires_at, now) = (Duration::from_millis(token.expires_at), since_1970(now));
+        // A clock that was set back does not make a token live longer.
+        let lives = now < expires_at + ROUNDING && expires_at <= now + Duration::from_millis(token.life);
+        lives.then_some(access)
+    }
+
+    /// The refresh token.
+    pub(super) fn refresh_token(&self) -> Option<&Secret> {
+        self.refresh.as_ref()
+    }
+
+    /// Whether the instance is known to accept the credentials.
+    pub(super) fn is_accepted(&self) -> bool {
+        self.accepted
+    }
+
+    /// Whether credentials of this digest are to be left alone for now.
+    pub(super) fn rests(&self, now: SystemTime, digest: &str) -> bool {
+        let now = since_1970(now);
+        self.refused.as_ref().is_some_and(|refused| {
+            let until = Duration::from_millis(refused.until);
+            // If the clock was set back it is not known how long it has rested.
+            refused.digest == digest && now < until && until <= now + LONGEST_REST
+        })
+    }
+
+    /// Whether there was a refusal since credentials were accepted.
+    pub(super) fn was_refused(&self) -> bool {
+        self.refused.is_some()
+    }
+
+    /// A token call was answered.
+    pub(super) fn granted(&mut self, granted: Granted, now: SystemTime) {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        // What is announced as longer than a year is not believed, nor added up.
+        let life = granted.life.min(Duration::from_secs(365 * 24 * 3_600));
+        self.token = Some(Token {
+            access: Some(granted.access),
+            life: milliseconds(life),
+            expires_at: milliseconds(since_1970(now) + life),
+        });
+        // An answer without one leaves the one before in force (RFC 6749, 6).
+        if granted.refresh.is_some() {
+            self.refresh = granted.refresh;
+        }
+    }
+
+    /// The credentials themselves have brought a token after a refresh token was refused: that one is dead.
+    pub(super) fn forget_refresh_token(&mut self) {
+        self.refresh = None;
+    }
+
+    /// This token is not accepted any more.
+    pub(super) fn reject(&mut self, token: &Secret) {
+        if self.token.as_ref().is_some_and(|held| held.access.as_ref() == Some(token)) {
+            self.token = None;
+        }
+    }
+
+    /// The credentials were accepted.
+    pub(super) fn accept(&mut self) {
+        self.accepted = true;
+        self.refused = None;
+    }
+
+    /// Credentials of this digest were refused. What was refused while they rest was under way before.
+    pub(super) fn refuse(&mut self, now: SystemTime, digest: String) {
+        self.accepted = false;
+        if self.rests(now, &digest) {
+            return;
+        }
+        let count = self.refused.as_ref().filter(|before| before.digest == digest);
+        let count = count.map_or(0, |before| before.count);
+        let rest = FIRST_REST.saturating_mul(1 << count.min(10)).min(LONGEST_REST);
+        let until = u64::try_from((since_1970(now) + rest).as_millis()).unwrap_or(u64::MAX);
+        self.refused = Some(Refused { count: count.saturating_add(1), until, digest });
+    }
+}
+
+fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The only place where secrets are written down.
+mod hidden {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::client::auth::Secret;
+
+    pub(super) fn serialize<S: Serializer>(secret: &Option<Secret>, to: S) -> Result<S::Ok, S::Error> {
+        secret.as_ref().map(Secret::reveal).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Secret>, D::Error> {
+        Ok(Option::<String>::deserialize(from)?.map(Secret::new))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds)
+    }
+
+    fn granted(access: &str, refresh: Option<&str>, life: u64) -> Granted {
+        let (access, refresh) = (Secret::new(access), refresh.map(Secret::new));
+        Granted { access, refresh, life: Duration::from_secs(life) }
+    }
+
+    fn token(state: &State, now: SystemTime, urgency: Urgency) -> Option<&str> {
+        state.token(now, None, urgency).map(Secret::reveal)
+    }
+
+    #[test]
+    fn a_token_with_a_refresh_token_is_renewed_ahead_by_the_worker_first() {
+        let mut state = State::default();
+        state.granted(granted("a", Some("r"), 1_799), at(0));
+        for (seconds, worker, session) in [
+            (0, Some("a"), Some("a")),
+            (1_499, Some("a"), Some("a")),
+            (1_500, None, Some("a")),
+            (1_769, None, Some("a")),
+            (1_770, None, None),
+        ] {
+            assert_eq!(token(&state, at(seconds), Urgency::Background), worker, "{seconds}");
+            assert_eq!(token(&state, at(seconds), Urgency::Statement), session, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_would_only_be_given_again_is_used_to_its_end() {
+        let mut state = State::default();
+        state.granted(granted("a", None, 1_799), at(0));
+        assert_eq!(token(&state, at(1_799), Urgency::Background), Some("a"));
+        assert_eq!(token(&state, at(1_800), Urgency::Background), None);
+    }
+
+    #[test]
+    fn a_rejected_token_is_not_used_and_another_one_is() {
+        let mut state = State::default();
+        state.granted(granted("a", None, 1_799), at(0));
+        let (one, other) = (Secret::new("a"), Secret::new("b"));
+        assert_eq!(state.token(at(1), Some(&one), Urgency::Statement), None);
+        assert_eq!(state.token(at(1), Some(&other), Urgency::Statement), Some(&one));
+        state.reject(&other);
+        assert_eq!(state.token(at(1), None, Urgency::Statement), Some(&one));
+        state.reject(&one);
+        assert_eq!(state.token(at(1), None, Urgency::Statement), None);
+    }
+
+    #[test]
+    fn an_answer_without_a_refresh_token_leaves_the_one_before() {
+        let mut state = State::with_refresh_token(Some(Secret::new("r")));
+        state.granted(granted("a", None, 10), at(0));
+        assert_eq!(state.refresh_token().map(Secret::reveal), Some("r"));
+        state.granted(granted("b", Some("s"), 10), at(0));
+        assert_eq!(state.refresh_token().map(Secret::reveal), Some("s"));
+    }
+
+    #[test]
+    fn other_credentials_are_tried_at_once() {
+        let mut state = State::default();
+        state.refuse(at(0), "one".to_owned());
+        assert!(state.rests(at(1), "one") && !state.rests(at(1), "two"));
+    }
+
+    #[test]
+    fn nothing_of_it_shows_a_secret() {
+        let mut state = State::default();
+        state.granted(granted("s3cret", Some("s3cret"), 10), at(0));
+        assert!(!format!("{state:?}").contains("s3cret"));
+        let written = serde_json::to_string(&state).expect("plain data");
+        assert_eq!(serde_json::from_str::<State>(&written).expect("what was written"), state);
+    }
+
+    proptest! {
+        /// However often and whenever it is tried, refusals come as seldom as the rests say.
+        #[test]
+        fn refusals_come_ever_more_seldom(tries in prop::collection::vec(0u64..200, 1..400)) {
+            let (mut state, mut now, mut refused_at) = (State::default(), 0, Vec::<u64>::new());
+            for wait in tries {
+                now += wait;
+                if !state.rests(at(now), "d") {
+                    state.refuse(at(now), "d".to_owned());
+                    refused_at.push(now);
+                }
+            }
+            for (n, pair) in refused_at.windows(2).enumerate() {
+                prop_assert!(pair[1] - pair[0] >= (30u64 << n.min(10)).min(900));
+            }
+        }
+
+        #[test]
+        fn no_moment_and_no_life_makes_it_fail(now in 0u64..u64::MAX / 4, later in 0u64..u64::MAX / 4, life: u64) {
+            let time = |ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
+            let mut state = State::default();
+            state.granted(granted("a", Some("r"), life), time(now));
+            state.refuse(time(now), "d".to_owned());
+            let _any = (state.token(time(later), None, Urgency::Statement), state.rests(time(later), "d"));
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Where the state of a login is kept, and who may change it: one at a time, in this process and in any other.
+//!
+//! A file has the state of a login that several processes share. It is replaced as a whole, and whoever is about to log in
+//! locks the file beside it. As long as they wait they do so without blocking the thread, and whoever gives up leaves
+//! nothing behind. If files cannot be had, each process has its own state: that is a nuisance, and no reason to fail.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::sleep;
+
+use super::secret::Secret;
+use super::state::State;
+
+/// How often those who wait for another process look whether it is their turn.
+const GLANCE: Duration = Duration::from_millis(10);
+/// The longest file that is read, in bytes.
+const FILE_LIMIT: u64 = 1 << 20;
+/// What the name of the file ends with that is locked.
+pub const LOCK: &str = "lock";
+/// What the name of a file ends with that is being written.
+const UNFINISHED: &str = "new";
+
+/// Keeps the state of a login. Cloning shares it.
+#[derive(Clone)]
+pub struct Vault {
+    state: Arc<Mutex<State>>,
+    file: Option<Arc<VaultFile>>,
+    clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+}
+
+/// A file for a login's state.
+#[derive(Debug)]
+pub struct VaultFile {
+    /// Where it is. Nobody else reads it: its directory is made if need be, for this user alone.
+    pub path: PathBuf,
+    /// Whether it has to be on disk before anybody relies on it.
+    pub syncs: bool,
+    /// The refresh token to begin with if there is no file.
+    pub spare: Option<Secret>,
+}
+
+impl Default for Vault {
+    fn default() -> Self {
+        Self { state: Arc::default(), file: None, clock: Arc::new(SystemTime::now) }
+    }
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vault").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Vault {
+    /// One that other processes share.
+    pub fn shared(file: VaultFile) -> Self {
+        Self { file: Some(Arc::new(file)), ..Self::default() }
+    }
+
+    /// The same with another clock.
+    #[must_use]
+    pub fn with_clock(self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self { clock: Arc::new(clock), ..self }
+    }
+
+    /// The moment.
+    pub(super) fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
+    /// The state as this process knows it, for itself while it is held.
+    pub(super) async fn known(&self) -> Known {
+        Known { state: self.state.clone().lock_owned().await, file: self.file.clone() }
+    }
+}
+
+/// A state that no other task of this process changes.
+pub(super) struct Known {
+    state: OwnedMutexGuard<State>,
+    file: Option<Arc<VaultFile>>,
+}
+
+impl Known {
+    pub(super) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The state as all processes know it.
+    pub(super) fn look(&mut self) {
+        if let Some(file) = &self.file {
+            match file.read() {
+                Ok(state) => *self.state = state,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    *self.state = State::with_refresh_token(file.spare.clone());
+                }
+                // What is known is better than nothing.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Waits until no other process changes it.
+    pub(super) async fn lock(mut self) -> Locked {
+        let lock = match &self.file {
+            None => None,
+            Some(file) => file.lock().await.ok(),
+        };
+        self.look();
+        Locked { known: self, _lock: lock }
+    }
+}
+
+/// A state that nobody else changes.
+pub(super) struct Locked {
+    known: Known,
+    _lock: Option<File>,
+}
+
+impl Locked {
+    pub(super) fn state(&self) -> &State {
+        &self.known.state
+    }
+
+    /// Changes it, for everybody. If the file cannot be written only this process knows.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
+        change(&mut self.known.state);
+        match &self.known.file {
+            None => Ok(()),
+            Some(file) => file.write(&self.known.state),
+        }
+    }
+}
+
+impl VaultFile {
+    fn read(&self) -> io::Result<State> {
+        read_state(&self.path)
+    }
+
+    fn write(&self, state: &State) -> io::Result<()> {
+        let unfinished = self.path.with_added_extension(UNFINISHED);
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+        let text = Secret::new(serde_json::to_string(state)?);
+        file.write_all(text.reveal().as_bytes())?;
+        if self.syncs {
+            file.sync_all()?;
+        }
+        fs::rename(&unfinished, &self.path)?;
+        match self.path.parent() {
+            Some(directory) if self.syncs => File::open(directory)?.sync_all(),
+            _ => Ok(()),
+        }
+    }
+
+    async fn lock(&self) -> io::Result<File> {
+        if let Some(directory) = self.path.parent().filter(|directory| !directory.is_dir()) {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        let path = self.path.with_added_extension(LOCK);
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => sleep(GLANCE).await,
+                Err(TryLockError::Error(e)) => return Err(e),
+            }
+        }
+    }
+}
+
+fn read_state(path: &Path) -> io::Result<State> {
+    if fs::metadata(path)?.len() > FILE_LIMIT {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let text = Secret::new(fs::read_to_string(path)?);
+    Ok(serde_json::from_str(text.reveal())?)
+}
+
+/// The refresh token in a file of [`Vault::shared`], if there is one.
+pub fn refresh_token_in(path: &Path) -> Option<Secret> {
+    read_state(path).ok()?.refresh_token().cloned()
+}
