@@ -152,6 +152,13 @@ CREATE TABLE servicenow.capture (
     complete_at     timestamptz
 ) WITH (fillfactor = 50);
 
+-- Refresh tokens that nobody but a person gets again, for a standby that takes over. Nobody may read it.
+CREATE TABLE servicenow.token (
+    -- Server, user mapping, version of it, and a digest of the addresses.
+    login           text PRIMARY KEY,
+    refresh_token   text NOT NULL
+);
+
 -- Changes that polls have found while events were to tell of them. A crash may forget them.
 CREATE UNLOGGED TABLE servicenow.suspect (
     server          oid NOT NULL,

@@ -11,7 +11,7 @@ use crate::error::{error, raise};
 use crate::option::{self, Context};
 use crate::push::queue;
 use crate::wait::Wait;
-use crate::{cache, capture, catalog, check, import, pg, verify, wait, worker};
+use crate::{cache, capture, catalog, check, consent, import, pg, verify, wait, worker};
 
 /// The handler of the foreign-data wrapper.
 #[pg_extern(sql = "
@@ -260,6 +260,27 @@ fn check_server(
 > {
     let findings = check::check(&server.to_string_lossy());
     TableIterator::new(findings.into_iter().map(|f| (f.check, f.ok, f.detail, f.hint)))
+}
+
+/// Where the current user logs in to a server with a browser.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.authorize_url(server name) RETURNS text
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'authorize_url_wrapper';
+")]
+fn authorize_url(server: &CStr) -> String {
+    pg::session::refuse_during_recovery(c"authorize_url()");
+    consent::authorize_url(&server.to_string_lossy())
+}
+
+/// Logs the current user in with what a browser has brought back.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow.exchange_code(server name, code text, state text) RETURNS void
+LANGUAGE c STRICT VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'exchange_code_wrapper';
+")]
+fn exchange_code(server: &CStr, code: &str, state: &str) {
+    pg::session::refuse_during_recovery(c"exchange_code()");
+    consent::exchange_code(&server.to_string_lossy(), code, state);
+    worker::wake_at_commit();
 }
 
 /// Adds columns for the fields that a foreign table does not show; gives back how many.

@@ -14,7 +14,8 @@ use servicenow::client::{Client, Instance, Traces};
 
 use crate::catalog;
 use crate::error::{Doing, error, raise, report, unknown_outcome};
-use crate::option::{self, Login, ServerOptions};
+use crate::login::Login;
+use crate::option::ServerOptions;
 use crate::pg;
 use crate::setting;
 use crate::worker::mailbox;
@@ -80,7 +81,7 @@ pub fn trust(
     let standing = Standing::of(server.owner, user);
     match standing {
         Standing { anybody_may: true, .. } => Trust::Everywhere,
-        Standing { owner_may: true, user_may, .. } if user_may || mapping.is_public => Trust::Everywhere,
+        Standing { owner_may: true, user_may, .. } if user_may || mapping.role.is_none() => Trust::Everywhere,
         Standing { owner_may: true, .. } => Trust::Origins(vec![options.instance_url.origin()]),
         _ => Trust::Origins(Vec::new()),
     }
@@ -108,7 +109,7 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
     let description = pg::catalog::server(server);
     let options = ServerOptions::parse(&description.options).unwrap_or_else(|e| raise(e));
     let mapping = pg::catalog::user_mapping(user, server);
-    let login = option::credentials(&mapping.options).unwrap_or_else(|e| raise(e));
+    let login = Login::of(server, &options, &mapping).unwrap_or_else(|e| raise(e));
     let sync_mapping =
         sync_user(&description, &options).ok().map(|user| pg::catalog::user_mapping(user, server));
     let is_workers = sync_mapping.is_some_and(|sync| sync.oid == mapping.oid);
@@ -144,7 +145,7 @@ pub fn impatient_connection(server: pg_sys::Oid) -> Connection {
     options.connect_timeout = options.connect_timeout.min(CHECK_TIMEOUT);
     options.request_timeout = options.request_timeout.min(CHECK_TIMEOUT);
     let mapping = pg::catalog::user_mapping(known.user, server);
-    let login = option::credentials(&mapping.options).unwrap_or_else(|e| raise(e));
+    let login = Login::of(server, &options, &mapping).unwrap_or_else(|e| raise(e));
     let trust = trust(&description, &options, known.user, &mapping);
     let client = new_client(&options, login, trust, CHECK).unwrap_or_else(|e| {
         raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
@@ -168,6 +169,7 @@ pub fn new_client(
     })?;
     let instance = Instance {
         url: options.instance_url.clone(),
+        vault: login.vault(),
         token_url: login.token_url,
         credentials: login.credentials,
         max_concurrency: options.max_concurrency,

@@ -73,6 +73,11 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             "login was refused",
             "Check the user mapping's credentials, and that the OAuth client is active in ServiceNow. A refused login is not tried again for a while, so that the account is not locked.",
         ),
+        Error::NoConsent => plain(
+            Sql::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+            &error.to_string(),
+            &format!("Open in a browser what SELECT servicenow.authorize_url('{server}') gives, and log in."),
+        ),
         Error::Unauthorized(words) => spoken(
             Sql::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
             words,

@@ -5,6 +5,7 @@
 //! - [`import`]: IMPORT FOREIGN SCHEMA; [`cache`]: cache tables, their DDL and their rows
 //! - [`planner`]: reads, by expansion of foreign tables to their caches; [`fdw`]: what is left to scans, and the rows of
 //!   writing statements; [`push`]: writes on their way to ServiceNow; [`connection`]: clients of statements
+//! - [`login`]: logins that all processes share; [`consent`]: those that a user gives in a browser
 //! - [`setting`]: the settings of sessions; [`freshness`]: whether caches may be read as they are; [`wait`]:
 //!   waiting until they may
 //! - [`worker`]: the background process that keeps caches up to date
@@ -28,6 +29,7 @@ mod capture;
 mod catalog;
 mod check;
 mod connection;
+mod consent;
 #[allow(unsafe_code)]
 mod entry;
 mod error;
@@ -35,6 +37,7 @@ mod failpoint;
 mod fdw;
 mod freshness;
 mod import;
+mod login;
 mod option;
 #[allow(unsafe_code)]
 mod pg;

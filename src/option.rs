@@ -10,7 +10,7 @@ use lettre::Address;
 use pgrx::PgSqlErrorCode as Sql;
 use pgrx::pg_sys::panic::ErrorReport;
 use servicenow::client::address::is_private;
-use servicenow::client::auth::{Credentials, Secret};
+use servicenow::client::auth::{Credentials, OauthClient, Secret, SecretSource, is_private_key};
 use servicenow::query::Query;
 use servicenow::value::{Show, TableName, is_field_path};
 use url::{Host, Url};
@@ -59,9 +59,30 @@ enum Kind {
     Mail,
     /// Where reads get their rows from.
     Mode,
+    /// A private key, which is not shown.
+    PrivateKey,
     /// One of these words.
     OneOf(&'static [&'static str]),
 }
+
+/// The ways to log in.
+const LOGINS: &[&str] = &[
+    "client_credentials",
+    "password",
+    "authorization_code",
+    "refresh_token",
+    "jwt_bearer",
+    "basic",
+    "api_key",
+];
+/// The options that are secrets; each one may be in a file instead, whose name is an option of its own.
+const SECRETS: &[(&str, &str)] = &[
+    ("client_secret", "client_secret_file"),
+    ("password", "password_file"),
+    ("refresh_token", "refresh_token_file"),
+    ("api_key", "api_key_file"),
+    ("private_key", "private_key_file"),
+];
 
 /// Every option: name, where it may stand, what its value looks like.
 const OPTIONS: &[(&str, Context, Kind)] = &[
@@ -81,11 +102,21 @@ const OPTIONS: &[(&str, Context, Kind)] = &[
     ("ca_file", Context::Server, Kind::Text),
     ("proxy_url", Context::Server, Kind::ProxyUrl),
     ("notify_email", Context::Server, Kind::Mail),
-    ("auth", Context::UserMapping, Kind::OneOf(&["client_credentials", "password", "basic"])),
+    ("auth", Context::UserMapping, Kind::OneOf(LOGINS)),
     ("client_id", Context::UserMapping, Kind::Text),
     ("client_secret", Context::UserMapping, Kind::Text),
+    ("client_secret_file", Context::UserMapping, Kind::Text),
     ("username", Context::UserMapping, Kind::Text),
     ("password", Context::UserMapping, Kind::Text),
+    ("password_file", Context::UserMapping, Kind::Text),
+    ("refresh_token", Context::UserMapping, Kind::Text),
+    ("refresh_token_file", Context::UserMapping, Kind::Text),
+    ("api_key", Context::UserMapping, Kind::Text),
+    ("api_key_file", Context::UserMapping, Kind::Text),
+    ("private_key", Context::UserMapping, Kind::PrivateKey),
+    ("private_key_file", Context::UserMapping, Kind::Text),
+    ("key_id", Context::UserMapping, Kind::Text),
+    ("subject", Context::UserMapping, Kind::Text),
     ("token_url", Context::UserMapping, Kind::Url),
     ("table", Context::Table, Kind::TableName),
     ("query", Context::Table, Kind::Query),
@@ -150,6 +181,7 @@ pub fn validate(context: Context, options: &Options) -> Result<()> {
     match context {
         Context::Server => ServerOptions::parse(options).and_then(|server| may_set(&server, options)),
         Context::UserMapping => credentials(options).and_then(|login| {
+            may_map(options)?;
             login
                 .token_url
                 .map_or(Ok(()), |url| may_name("token_url", find(options, "token_url"), &url, false))
@@ -219,6 +251,27 @@ fn may_ask(table: &TableOptions) -> Result<()> {
     Ok(())
 }
 
+/// Checks what only some may have in a user mapping, and what must not be there twice.
+fn may_map(options: &Options) -> Result<()> {
+    for (text, file) in SECRETS.iter().filter(|(_, file)| find(options, file).is_some()) {
+        if !session::may_read_server_files() {
+            return Err(OptionError::new(
+                Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                format!("permission denied to set option \"{file}\""),
+                "Only roles with privileges of role pg_read_server_files may set it.",
+            ));
+        }
+        if find(options, text).is_some() {
+            return Err(OptionError::new(
+                Sql::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("options \"{text}\" and \"{file}\" cannot be used together"),
+                "Drop one of them.",
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// `value` is the address as it was written.
 fn require_https(name: &str, value: Option<&str>, url: &Url, allow_http: bool) -> Result<()> {
     if url.scheme() == "https" || allow_http || is_loopback(url) {
@@ -265,6 +318,12 @@ fn check(name: &str, value: &str, kind: Kind) -> Result<()> {
             "Use \"cached\"; servicenow_fdw.max_staleness bounds how old what is read may be.",
         )),
         Kind::Mode => check(name, value, Kind::OneOf(&["cached"])),
+        Kind::PrivateKey if is_private_key(&Secret::new(value)) => Ok(()),
+        Kind::PrivateKey => Err(OptionError::new(
+            Sql::ERRCODE_INVALID_PARAMETER_VALUE,
+            format!("invalid value for option \"{name}\""),
+            "The value must be an unencrypted RSA key of 2048 to 4096 bits in PEM form.",
+        )),
         Kind::OneOf(words) if words.contains(&value) => Ok(()),
         Kind::OneOf(words) => {
             Err(OptionError::value(name, value, format!("Valid values are: {}", words.join(", "))))
@@ -462,25 +521,37 @@ pub struct Login {
 
 /// Reads a user mapping's options.
 pub fn credentials(options: &Options) -> Result<Login> {
-    let auth = find(options, "auth").ok_or_else(|| {
-        OptionError::missing("auth", "Valid values are: client_credentials, password, basic")
-    })?;
-    let need = |name: &str| {
-        let hint = format!("It is needed for auth \"{auth}\".");
-        find(options, name).map(str::to_owned).ok_or_else(|| OptionError::missing(name, hint))
+    let auth = find(options, "auth")
+        .ok_or_else(|| OptionError::missing("auth", format!("Valid values are: {}", LOGINS.join(", "))))?;
+    let hint = || format!("It is needed for auth \"{auth}\".");
+    let need =
+        |name: &str| find(options, name).map(str::to_owned).ok_or_else(|| OptionError::missing(name, hint()));
+    let look_up = |name: &str| {
+        let (_, file) = SECRETS.iter().find(|(text, _)| *text == name)?;
+        let text = || find(options, name).map(|text| SecretSource::Text(Secret::new(text)));
+        find(options, file).map(|path| SecretSource::File(path.into())).or_else(text)
     };
-    let secret = |name: &str| need(name).map(Secret::new);
+    let secret = |name: &str| look_up(name).ok_or_else(|| OptionError::missing(name, hint()));
+    let client = || Ok(OauthClient { id: need("client_id")?, secret: Some(secret("client_secret")?) });
     let credentials = match auth {
-        "client_credentials" => Credentials::ClientCredentials {
-            client_id: need("client_id")?,
-            client_secret: secret("client_secret")?,
-        },
+        "client_credentials" => Credentials::ClientCredentials { client: client()? },
         "password" => Credentials::Password {
-            client_id: need("client_id")?,
-            client_secret: secret("client_secret")?,
+            client: client()?,
             username: need("username")?,
             password: secret("password")?,
         },
+        // Public clients have no secret.
+        "authorization_code" => Credentials::AuthorizationCode {
+            client: OauthClient { id: need("client_id")?, secret: look_up("client_secret") },
+        },
+        "refresh_token" => Credentials::RefreshToken { client: client()?, token: secret("refresh_token")? },
+        "jwt_bearer" => Credentials::JwtBearer {
+            client: client()?,
+            key: secret("private_key")?,
+            key_id: find(options, "key_id").map(str::to_owned),
+            subject: need("subject")?,
+        },
+        "api_key" => Credentials::ApiKey { key: secret("api_key")? },
         _ => Credentials::Basic { username: need("username")?, password: secret("password")? },
     };
     let token_url = find(options, "token_url").map(|url| parse_url("token_url", url)).transpose()?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+use url::Url;
 
 /// What reading a table does whose first fill is not complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
@@ -202,6 +203,13 @@ pub fn allow_private_addresses() -> bool {
 /// Where webhooks are listened for; `None` if they are not.
 pub fn listen_address() -> Option<String> {
     text(&LISTEN_ADDRESS)
+}
+
+/// Where the listener is reached: at an address of a proxy before it, or at its own; `None` if nobody listens.
+pub fn listener_url(proxy: Option<&Url>) -> Option<Url> {
+    let address = listen_address()?;
+    let scheme = if listen_certificate().is_some() { "https" } else { "http" };
+    proxy.cloned().or_else(|| Url::parse(&format!("{scheme}://{address}")).ok())
 }
 
 /// The listener's certificate and key, if it is to have any. One without the other cannot be read.

@@ -14,6 +14,7 @@ mod notice;
 mod progress;
 mod request_stat;
 mod rows;
+mod token;
 mod upkeep;
 mod work;
 
@@ -65,6 +66,7 @@ pub use rows::{
     Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent,
     gone_since, leave_to_recheck, note_not_undone, outlook, rechecked, remember_absent, settled, to_recheck,
 };
+pub use token::{forget_tokens, keep_token, kept_token, mappings};
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};
 

@@ -254,8 +254,10 @@ pub fn server(oid: pg_sys::Oid) -> Server {
 pub struct Mapping {
     /// Its identifier.
     pub oid: pg_sys::Oid,
-    /// Whether it is PUBLIC's.
-    pub is_public: bool,
+    /// The role it is for; none for PUBLIC.
+    pub role: Option<pg_sys::Oid>,
+    /// The transaction that has made it what it is: another one whenever it was altered.
+    pub version: u32,
     /// Its options.
     pub options: Options,
 }
@@ -265,11 +267,30 @@ pub fn user_mapping(user: pg_sys::Oid, server: pg_sys::Oid) -> Mapping {
     // SAFETY: as for `server`.
     unsafe {
         let mapping = pg_sys::GetUserMapping(user, server);
-        let cache = pg_sys::SysCacheIdentifier::USERMAPPINGUSERSERVER as i32;
-        let (unused, user, server) =
-            (pg_sys::Datum::from(0), pg_sys::Datum::from(user), pg_sys::Datum::from(server));
-        let is_public = !pg_sys::SearchSysCacheExists(cache, user, server, unused, unused);
-        Mapping { oid: (*mapping).umid, is_public, options: options((*mapping).options) }
+        let (role, version) = about_mapping((*mapping).umid).unwrap_or((None, 0));
+        Mapping { oid: (*mapping).umid, role, version, options: options((*mapping).options) }
+    }
+}
+
+/// A user mapping by identifier, with its role, in whose place [`user_mapping`] finds it.
+pub fn mapping(oid: pg_sys::Oid, server: pg_sys::Oid) -> Option<Mapping> {
+    let (role, _) = about_mapping(oid)?;
+    let mapping = user_mapping(role.unwrap_or(pg_sys::InvalidOid), server);
+    (mapping.oid == oid).then_some(mapping)
+}
+
+/// A user mapping's role and version.
+fn about_mapping(oid: pg_sys::Oid) -> Option<(Option<pg_sys::Oid>, u32)> {
+    // SAFETY: a syscache lookup, whose tuple is valid until it is released; its header is that of the stored row.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::USERMAPPINGOID as i32, oid.into());
+        if tuple.is_null() {
+            return None;
+        }
+        let role = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_user_mapping>()).umuser;
+        let version = (*(*tuple).t_data).t_choice.t_heap.t_xmin;
+        pg_sys::ReleaseSysCache(tuple);
+        Some(((role != pg_sys::InvalidOid).then_some(role), u32::from(version)))
     }
 }
 

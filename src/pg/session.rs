@@ -31,6 +31,13 @@ pub fn role(name: &str) -> Option<pg_sys::Oid> {
     (oid != pg_sys::InvalidOid).then_some(oid)
 }
 
+/// A role's name; a number for one that is gone.
+pub fn role_name(role: pg_sys::Oid) -> String {
+    // SAFETY: `noerr`: NULL for a role that is gone, else a palloc'd string.
+    let name = unsafe { super::catalog::text(pg_sys::GetUserNameFromId(role, true)) };
+    name.unwrap_or_else(|| role.to_u32().to_string())
+}
+
 /// Acts as the bootstrap superuser until dropped: for the extension's own tables, which nobody else may touch.
 /// Names mean what they mean in `pg_catalog` meanwhile, whatever `search_path` the caller has set: an operator
 /// of theirs would run with these rights.
@@ -126,6 +133,20 @@ pub fn owns_relation(relation: pg_sys::Oid) -> bool {
         return pg_sys::pg_class_ownercheck(relation, pg_sys::GetUserId());
         #[cfg(not(feature = "pg15"))]
         return pg_sys::object_ownercheck(pg_sys::RelationRelationId, relation, pg_sys::GetUserId());
+    }
+}
+
+/// Whether the current role may use a foreign server.
+pub fn may_use_server(server: pg_sys::Oid) -> bool {
+    let usage = pg_sys::ACL_USAGE as pg_sys::AclMode;
+    // SAFETY: syscache lookups.
+    unsafe {
+        let user = pg_sys::GetUserId();
+        #[cfg(feature = "pg15")]
+        let answer = pg_sys::pg_foreign_server_aclcheck(server, user, usage);
+        #[cfg(not(feature = "pg15"))]
+        let answer = pg_sys::object_aclcheck(pg_sys::ForeignServerRelationId, server, user, usage);
+        answer == pg_sys::AclResult::ACLCHECK_OK
     }
 }
 

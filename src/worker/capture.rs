@@ -102,10 +102,7 @@ pub fn endpoint(options: &ServerOptions, id: &SubscriptionId) -> Option<Url> {
     if options.capture != CaptureMode::Webhook {
         return None;
     }
-    let address = setting::listen_address()?;
-    let scheme = if setting::listen_certificate().is_some() { "https" } else { "http" };
-    let own = || Url::parse(&format!("{scheme}://{address}")).ok();
-    let mut url = options.webhook_url.clone().or_else(own)?;
+    let mut url = setting::listener_url(options.webhook_url.as_ref())?;
     url.path_segments_mut().ok()?.pop_if_empty().push(id.as_str());
     Some(url)
 }

@@ -1,4 +1,4 @@
-//! The listener that rules post to.
+//! The listener that rules post to, and that browsers come back to from a login.
 //!
 //! One worker of the cluster has the address; whichever comes first, and another one when that has gone. It hands every
 //! request on to the worker whose subscription is named last in its path, by a socket in the data directory. Only that one
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use axum::body::to_bytes;
+use axum::body::{Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -34,18 +34,22 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::login;
 use super::tasks::THREADS;
 use crate::catalog;
+use crate::consent::{CALLBACK, Unknown};
 use crate::pg;
 use crate::pg::io::{self, AbortOnDrop};
 use crate::setting;
 
 /// Where the workers' sockets are, in the data directory.
-const DIRECTORY: &str = "servicenow_fdw/webhooks";
+pub const DIRECTORY: &str = "servicenow_fdw/webhooks";
 /// Connections at a time; more are closed at once.
 const CONNECTIONS: usize = 256;
 /// The largest head of a request, in bytes.
 const HEAD_LIMIT: usize = 16 << 10;
+/// The largest answer of a worker, in bytes.
+const ANSWER_LIMIT: usize = 64 << 10;
 /// How long a request may take to come, and a connection may be without one.
 const LONGEST_REQUEST: Duration = Duration::from_secs(10);
 /// How long a connection may last, whatever it does.
@@ -336,16 +340,38 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, 
     let _over = timeout(LONGEST_CONNECTION, conversation).await;
 }
 
-/// Has the worker answer whose subscription a request is for; `None` if there is none.
+/// Has the worker answer whose subscription a request is for, or who waits for a browser; `None` if there is none.
 async fn hand_on(request: hyper::Request<Incoming>) -> Option<Response> {
+    if request.uri().path() == CALLBACK {
+        let socket = awaited_by(request.uri().query().unwrap_or_default());
+        let answer = match socket {
+            Some(socket) => ask(&socket, request).await,
+            None => None,
+        };
+        let nobody = || login::page(&Err(Unknown::State.reason().to_owned()));
+        return Some(answer.map_or_else(nobody, |page| page.map(axum::body::Body::from)));
+    }
     let id = SubscriptionId::parse(request.uri().path().rsplit('/').next()?)?;
-    let stream = UnixStream::connect(socket(&id)).await.ok()?;
+    let answer = ask(&socket(&id), request).await?;
+    Some(answer.status().into_response())
+}
+
+/// The socket of the worker that is meant by what a browser has brought back: the state begins with its database.
+fn awaited_by(query: &str) -> Option<PathBuf> {
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    let (_, state) = pairs.find(|(name, _)| name == "state")?;
+    Some(login::socket(state.split_once('.')?.0.parse().ok()?))
+}
+
+async fn ask(socket: &Path, request: hyper::Request<Incoming>) -> Option<hyper::Response<Bytes>> {
+    let stream = UnixStream::connect(socket).await.ok()?;
     let (mut sender, connection) = to_worker::handshake(TokioIo::new(stream)).await.ok()?;
     let _carried = AbortTask(tokio::spawn(async move {
         let _ended = connection.await;
     }));
-    let answer = sender.send_request(request).await.ok()?;
-    Some(answer.status().into_response())
+    let (head, body) = sender.send_request(request).await.ok()?.into_parts();
+    let body = to_bytes(axum::body::Body::new(body), ANSWER_LIMIT).await.ok()?;
+    Some(hyper::Response::from_parts(head, body))
 }
 
 /// Ends a task when it is not needed any more.

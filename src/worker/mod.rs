@@ -7,6 +7,7 @@
 pub mod capture;
 pub mod launcher;
 mod listener;
+mod login;
 mod mail;
 pub mod mailbox;
 pub mod recovery;
@@ -27,6 +28,7 @@ use crate::pg::io::Bell;
 use crate::pg::worker::End;
 use crate::setting;
 use listener::Front;
+use login::Logins;
 use mail::Mailer;
 use mailbox::Mailbox;
 use recovery::Recovery;
@@ -110,6 +112,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
     recovery::tidy();
     let mut front = Front::default();
     let mut mailer = Mailer::default();
+    let mut logins = Logins::new(bell.clone());
     let (mut tidied, mut counted): (Option<Instant>, _) = (None, Instant::now());
     loop {
         let mut woken = pg::io::wait(Some(&bell), Some(TICK));
@@ -127,6 +130,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
             catalog::keep_work_changed(); // settings decide what servers may do
         }
         front.follow_settings();
+        logins.take_in();
         tasks.tell_trouble(front.trouble().as_deref());
         if pg::worker::database_is_wanted() {
             return Ok(("the database is to be dropped, renamed or copied", End::ForNow));
@@ -148,10 +152,12 @@ fn run() -> std::io::Result<(&'static str, End)> {
                 catalog::forget_old_failures();
                 catalog::forget_old_mail();
             });
+            Logins::tidy();
             tidied = if more { None } else { Some(Instant::now()) };
         }
         if counted.elapsed() > COUNT_INTERVAL {
             counted = Instant::now();
+            logins.keep();
             tasks.count(mailbox.as_ref().map(Mailbox::take).unwrap_or_default());
         }
         tasks.log_requests(setting::log_requests());

@@ -24,7 +24,8 @@ use super::tasks::THREADS;
 use crate::catalog::{self, Outlook};
 use crate::connection::{HttpClient, WORKER, new_client, trust};
 use crate::failpoint;
-use crate::option::{self, ServerOptions};
+use crate::login::Login;
+use crate::option::ServerOptions;
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
 use crate::pg::xact::Caught;
@@ -142,7 +143,9 @@ fn is_mirrored(relation: pg_sys::Oid) -> bool {
 
 /// The files of sessions of this database.
 fn files() -> io::Result<Vec<PathBuf>> {
-    let paths = fs::read_dir(directory())?.map(|entry| entry.map(|entry| entry.path()));
+    let is_file = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+    let entries = fs::read_dir(directory())?.filter(|entry| entry.as_ref().map_or(true, is_file));
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
     let is_finished = |path: &PathBuf| path.extension().is_none_or(|extension| extension != UNFINISHED);
     paths.filter(|path| path.as_ref().map_or(true, is_finished)).collect()
 }
@@ -379,7 +382,7 @@ fn client(server: pg_sys::Oid, role: pg_sys::Oid) -> Result<HttpClient, String> 
     let description = pg::catalog::server(server);
     let options = ServerOptions::parse(&description.options).map_err(|e| e.to_string())?;
     let mapping = pg::catalog::user_mapping(role, server);
-    let login = option::credentials(&mapping.options).map_err(|e| e.to_string())?;
+    let login = Login::of(server, &options, &mapping).map_err(|e| e.to_string())?;
     let trust = trust(&description, &options, role, &mapping);
     new_client(&options, login, trust, WORKER).map_err(|e| e.to_string())
 }

@@ -25,7 +25,8 @@ use crate::capture::new_key;
 use crate::catalog::{self, Manners};
 use crate::connection::{HttpClient, WORKER, log_requests, new_client, sync_user, trust};
 use crate::failpoint;
-use crate::option::{self, CaptureMode, Login, ServerOptions};
+use crate::login::Login;
+use crate::option::{CaptureMode, ServerOptions};
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
 
@@ -371,7 +372,7 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
         let options = ServerOptions::parse(&description.options).map_err(|e| e.to_string())?;
         let user = sync_user(&description, &options)?;
         let mapping = pg::catalog::user_mapping(user, server);
-        let login = option::credentials(&mapping.options).map_err(|e| e.to_string())?;
+        let login = Login::of(server, &options, &mapping).map_err(|e| e.to_string())?;
         let trust = trust(&description, &options, user, &mapping);
         let (instance, who) = (options.instance_url.as_str().to_owned(), login.credentials.identity());
         if pg::xact::subtransaction(|| catalog::note_source(server, &instance, &who)).is_err() {

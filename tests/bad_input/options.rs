@@ -6,6 +6,7 @@ use servicenow_sim::Dataset;
 
 const SERVER: &str = "Valid options in this context are: instance_url, ";
 const MAPPING: &str = "Valid options in this context are: auth, ";
+const LOGINS: &str = "Valid values are: client_credentials, password, authorization_code, refresh_token, jwt_bearer, basic, api_key";
 const TABLE: &str = "Valid options in this context are: table, query, ";
 const COLUMN: &str = "Valid options in this context are: field, show";
 
@@ -69,16 +70,6 @@ async fn an_option_nobody_knows_is_refused_with_those_that_are_valid() {
         })
         .collect();
     refused(&world, &cases).await;
-}
-
-/// What later releases bring is not accepted before it does something.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_option_without_an_effect_yet_is_refused() {
-    let world = prepared().await;
-    for name in ["api_key", "private_key", "key_id", "subject", "refresh_token"] {
-        let statement = format!("ALTER USER MAPPING FOR PUBLIC SERVER there OPTIONS (ADD {name} 'x')");
-        assert_eq!(world.db.error(&statement).await.code().code(), "HV00D", "{name}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,7 +222,7 @@ async fn a_login_lacks_nothing_it_needs() {
     refused(
         &world,
         &[
-            missing("username 'u'", "auth", "Valid values are: client_credentials, password, basic"),
+            missing("username 'u'", "auth", LOGINS),
             missing("auth 'basic', username 'u'", "password", "It is needed for auth \"basic\"."),
             missing("auth 'basic', password 'p'", "username", "It is needed for auth \"basic\"."),
             missing(
@@ -254,14 +245,29 @@ async fn a_login_lacks_nothing_it_needs() {
                 "client_secret",
                 "It is needed for auth \"password\".",
             ),
+            missing("auth 'api_key', password 'p'", "api_key", "It is needed for auth \"api_key\"."),
+            missing(
+                "auth 'refresh_token', client_id 'c', client_secret 's'",
+                "refresh_token",
+                "It is needed for auth \"refresh_token\".",
+            ),
+            missing(
+                "auth 'jwt_bearer', client_id 'c', client_secret 's', subject 'u'",
+                "private_key",
+                "It is needed for auth \"jwt_bearer\".",
+            ),
+            missing(
+                "auth 'authorization_code', client_secret 's'",
+                "client_id",
+                "It is needed for auth \"authorization_code\".",
+            ),
         ],
     )
     .await;
-    let valid = "Valid values are: client_credentials, password, basic";
-    for auth in ["jwt_bearer", "api_key", "BASIC", ""] {
+    for auth in ["kerberos", "BASIC", ""] {
         let statement = format!("CREATE USER MAPPING FOR CURRENT_USER SERVER there OPTIONS (auth '{auth}')");
         let message = format!("invalid value for option \"auth\": \"{auth}\"");
-        refused(&world, &[(statement, "22023", message, valid)]).await;
+        refused(&world, &[(statement, "22023", message, LOGINS)]).await;
     }
     let error = world.db.error("CREATE USER MAPPING FOR CURRENT_USER SERVER there").await;
     assert_eq!((error.code().code(), error.message()), ("HV00J", "option \"auth\" is required"));
@@ -276,6 +282,8 @@ async fn a_malformed_secret_is_not_repeated() {
         "auth 'client_credentials', client_id 'c', client_secret 's3cret', token_url 'nowhere'",
         "auth 'password', client_secret 's3cret', password 's3cret'",
         "auth 'basic', username 'u', password 's3cret', token_url 'https://u:s3cret@acme.example'",
+        "auth 'jwt_bearer', client_id 'c', client_secret 's', subject 'u', private_key 's3cret'",
+        "auth 'api_key', api_key 's3cret', api_key_file '/s3cret'",
     ] {
         let error = world
             .db
@@ -286,6 +294,27 @@ async fn a_malformed_secret_is_not_repeated() {
     }
     let error = world.db.error("ALTER USER MAPPING FOR PUBLIC SERVER there OPTIONS (SET password '')").await;
     assert_eq!(error.message(), "invalid value for option \"password\": \"\"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_may_read_the_servers_files_has_secrets_in_them() {
+    let world = prepared().await;
+    let session = world.session_as("plain").await;
+    let role = world.role("plain");
+    world.db.run(&format!("ALTER SERVER there OWNER TO {role}")).await;
+    let statement = format!(
+        "CREATE USER MAPPING FOR {role} SERVER there OPTIONS (auth 'basic', username 'u', password_file '/etc/passwd')"
+    );
+    let error = session.error(&statement).await;
+    assert_eq!(
+        (error.code().code(), error.message()),
+        ("42501", "permission denied to set option \"password_file\"")
+    );
+    world.db.run(&format!("GRANT pg_read_server_files TO {role}")).await;
+    session.run(&statement).await;
+    let both = format!("ALTER USER MAPPING FOR {role} SERVER there OPTIONS (ADD password 'p')");
+    let message = "options \"password\" and \"password_file\" cannot be used together".to_owned();
+    refused(&world, &[(both, "22023", message, "Drop one of them.")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

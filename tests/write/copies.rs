@@ -59,7 +59,8 @@ async fn a_copied_directory_undoes_nothing_and_says_so() {
     let (world, session) = writing().await;
     let data = world.cluster.data().display().to_string();
     let copy = world.cluster.copied(Path::new("/bin/cp"), &["-a", &data]);
-    assert_eq!(walk(&copy.data().join("servicenow_fdw")).len(), 1);
+    let files = walk(&copy.data().join("servicenow_fdw"));
+    assert_eq!(files.iter().filter(|path| !path.to_string_lossy().contains("/logins/")).count(), 1);
     let (id, sent) = (known(&world), world.writes().len());
     let copy = recover(world, copy).await;
     session.run("COMMIT").await;

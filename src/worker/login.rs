@@ -1,0 +1,193 @@
+//! Logins in the worker: what a browser brings back to the listener, and what has to outlive this machine.
+//!
+//! The listener of the cluster hands a browser's request to the worker of the database that the state names. Its main
+//! thread looks up what the state is for; the code is exchanged, and the page is written, on another one.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, REFERRER_POLICY};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{Html, IntoResponse, Response};
+use serde::Deserialize;
+use servicenow::client::auth::Secret;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::listener::DIRECTORY;
+use super::tasks::THREADS;
+use crate::consent::{self, CALLBACK, Claimed};
+use crate::login::{self, Keeper};
+use crate::pg;
+use crate::pg::io::{AbortOnDrop, Bell};
+
+/// Browsers at a time.
+const QUEUE: usize = 16;
+/// How long a browser waits.
+const PATIENCE: Duration = Duration::from_secs(14);
+
+/// What a browser has brought back.
+struct Arrival {
+    state: Secret,
+    code: Secret,
+    answer: oneshot::Sender<Outcome>,
+}
+
+/// What the page says: which server, as which role; or why not.
+type Outcome = Result<(String, String), String>;
+
+/// The worker's part in logins.
+pub struct Logins {
+    arrivals: mpsc::Receiver<Arrival>,
+    _serving: Option<AbortOnDrop>,
+    exchanges: Vec<AbortOnDrop>,
+    keeper: Keeper,
+}
+
+impl Logins {
+    /// Begins to take in what browsers bring back.
+    pub fn new(bell: Bell) -> Self {
+        let (sender, arrivals) = mpsc::channel(QUEUE);
+        let _serving = serve(Desk { sender, bell }).ok();
+        Self { arrivals, _serving, exchanges: Vec::new(), keeper: Keeper::default() }
+    }
+
+    /// Looks after whoever has come.
+    pub fn take_in(&mut self) {
+        self.exchanges.retain(|exchange| !exchange.is_finished());
+        while let Ok(Arrival { state, code, answer }) = self.arrivals.try_recv() {
+            let claimed = pg::xact::transaction(|| consent::claim(state.reveal()));
+            let Claimed { client, consent, server, role } = match claimed {
+                Ok(Ok(claimed)) => claimed,
+                Ok(Err(why)) => {
+                    let _gone = answer.send(Err(why));
+                    continue;
+                }
+                Err(caught) => {
+                    let _gone = answer.send(Err(caught.message));
+                    continue;
+                }
+            };
+            let exchange = async move {
+                let exchanged = client.exchange_code(code.reveal(), &consent).await;
+                let outcome = exchanged.map(|()| (server, role)).map_err(|e| e.to_string());
+                let _gone = answer.send(outcome);
+            };
+            self.exchanges.extend(pg::io::spawn(exchange, THREADS).ok());
+        }
+    }
+
+    /// Keeps what has to outlive this machine.
+    pub fn keep(&mut self) {
+        let keeper = std::panic::AssertUnwindSafe(&mut self.keeper);
+        let _tried_again_later = pg::xact::transaction(move || {
+            let keeper = keeper;
+            keeper.0.keep();
+        });
+    }
+
+    /// Removes what is of no use any more.
+    pub fn tidy() {
+        let _tried_again_later = pg::xact::transaction(login::tidy);
+    }
+}
+
+/// The socket on which the worker of a database takes browsers' requests. The process is in the data directory.
+pub fn socket(database: u32) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("login.{database}"))
+}
+
+#[derive(Clone)]
+struct Desk {
+    sender: mpsc::Sender<Arrival>,
+    bell: Bell,
+}
+
+fn serve(desk: Desk) -> std::io::Result<AbortOnDrop> {
+    std::fs::create_dir_all(DIRECTORY)?;
+    let path = socket(pg::worker::database().to_u32());
+    // One that died has left its own.
+    let _nothing_there = std::fs::remove_file(&path);
+    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    listener.set_nonblocking(true)?;
+    let serving = async move {
+        let app = Router::new().route(CALLBACK, axum::routing::get(receive)).with_state(desk);
+        if let Ok(listener) = UnixListener::from_std(listener) {
+            let _ended = axum::serve(listener, app).await;
+        }
+    };
+    pg::io::spawn(serving, THREADS)
+}
+
+/// What a browser is sent back with.
+#[derive(Deserialize)]
+struct Brought {
+    state: Option<String>,
+    code: Option<String>,
+    error: Option<String>,
+}
+
+async fn receive(State(desk): State<Desk>, Query(brought): Query<Brought>) -> Response {
+    let outcome = match brought {
+        Brought { state: Some(state), code: Some(code), .. } => {
+            let (answer, outcome) = oneshot::channel();
+            let arrival = Arrival { state: Secret::new(state), code: Secret::new(code), answer };
+            match desk.sender.try_send(arrival) {
+                Ok(()) => {
+                    desk.bell.ring();
+                    match timeout(PATIENCE, outcome).await {
+                        Ok(Ok(outcome)) => outcome,
+                        _ => Err("it takes too long".to_owned()),
+                    }
+                }
+                Err(_) => Err("too many log in at a time".to_owned()),
+            }
+        }
+        Brought { error: Some(error), .. } => Err(format!("ServiceNow says: {error}")),
+        _ => Err("there is no code".to_owned()),
+    };
+    page(&outcome)
+}
+
+/// The page that says what came of it.
+pub fn page(outcome: &Outcome) -> Response {
+    let (status, title, text) = match outcome {
+        Ok((server, role)) => (
+            StatusCode::OK,
+            "Logged in",
+            format!(
+                "PostgreSQL role {role} uses server {server} as you from now on. You may close this page. If you did not mean \
+                 to allow that, revoke the token in ServiceNow."
+            ),
+        ),
+        Err(why) => (
+            StatusCode::BAD_REQUEST,
+            "Not logged in",
+            format!("{why}. Begin again with servicenow.authorize_url() in PostgreSQL."),
+        ),
+    };
+    let html = format!(
+        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
+         <style>body{{font-family:sans-serif;max-width:36em;margin:4em auto;padding:0 1em}}</style></head>\
+         <body><h1>{title}</h1><p>{}</p></body></html>",
+        escape(&text)
+    );
+    let headers: [(HeaderName, HeaderValue); 3] = [
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        (
+            CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static(
+                "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+            ),
+        ),
+    ];
+    (status, headers, Html(html)).into_response()
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,161 @@
+//! One login for the worker and all sessions.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use servicenow_sim::{Dataset, Effect, Fault};
+use world::World;
+use world::cluster::Cluster;
+
+use crate::{CLIENT, token_calls, world};
+
+const TOUCH: &str =
+    "UPDATE incident SET short_description = short_description || '.' WHERE number = 'INC0012345'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_sessions_and_the_worker_make_one_token_call() {
+    let world = world().await;
+    world
+        .db
+        .run(&format!(
+            "CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'client_credentials', {CLIENT})"
+        ))
+        .await;
+    world.sync("incident").await;
+    assert_eq!(token_calls(&world), 1, "the worker's");
+    let sessions = join_all((0..50).map(|_| world.session())).await;
+    let touch = "SELECT count(*) FROM servicenow.check_server('acme')";
+    join_all(sessions.iter().map(|session| session.run(touch))).await;
+    assert_eq!(token_calls(&world), 1);
+    // All of them hold a token that is good no more.
+    world.sim.edit().expire_tokens(true);
+    join_all(sessions.iter().map(|session| session.run(touch))).await;
+    world.sync("incident").await;
+    assert_eq!(token_calls(&world), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_survives_rollback_restart_and_kill() {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("")));
+    let world = World::on(cluster, Dataset::Small).await;
+    world.set_up("").await;
+    world.import(&["incident"]).await;
+    world.stop_worker().await;
+    // A login of its own, whose first call is in a transaction that is rolled back.
+    let session = world.session_as("ivy").await;
+    let role = world.role("ivy");
+    world
+        .db
+        .run(&format!(
+            "CREATE USER MAPPING FOR {role} SERVER acme
+             OPTIONS (auth 'password', {CLIENT}, username 'itil.user', password 'itil-secret');
+             GRANT SELECT, UPDATE ON incident TO {role}"
+        ))
+        .await;
+    assert_eq!(token_calls(&world), 1);
+    session.run(&format!("BEGIN; {TOUCH}; ROLLBACK")).await;
+    assert_eq!(token_calls(&world), 2);
+    world.session_as("ivy").await.run(TOUCH).await;
+    for mode in ["fast", "immediate"] {
+        world.cluster.control(&["-m", mode, "restart"]);
+        let session = world.session().await;
+        session.run(&format!("SET ROLE {role}; {TOUCH}")).await;
+        assert_eq!(token_calls(&world), 2, "{mode}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_password_is_tried_once_by_fifty_sessions_and_at_once_when_it_was_altered() {
+    let world = world().await;
+    world
+        .db
+        .run(&format!(
+            "CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'client_credentials', {CLIENT})"
+        ))
+        .await;
+    world.sync("incident").await;
+    let tries = || {
+        let refused = world.sim.requests();
+        refused.iter().filter(|request| request.status == 401).count()
+    };
+    for login in [
+        "auth 'basic', username 'itil.user', password 'wrong'".to_owned(),
+        format!("auth 'password', {CLIENT}, username 'itil.user', password 'wrong'"),
+    ] {
+        let name = if login.contains("client_id") { "rabban" } else { "feyd" };
+        world.sim.clear_requests();
+        let first = world.session_as(name).await;
+        let role = world.role(name);
+        world
+            .db
+            .run(&format!(
+                "CREATE USER MAPPING FOR {role} SERVER acme OPTIONS ({login});
+                 GRANT SELECT, UPDATE ON incident TO {role}"
+            ))
+            .await;
+        let mut sessions = vec![first];
+        for _ in 1..20 {
+            sessions.push(world.session_as(name).await);
+        }
+        for _ in 0..2 {
+            let errors = join_all(sessions.iter().map(|session| session.error(TOUCH))).await;
+            assert!(errors.iter().all(|error| error.code().code() == "28000"), "{errors:?}");
+            assert_eq!(tries(), 1, "{login}");
+        }
+        // What is rolled back changes nothing.
+        let set = |password: &str| {
+            format!("ALTER USER MAPPING FOR {role} SERVER acme OPTIONS (SET password '{password}')")
+        };
+        world.db.run(&format!("BEGIN; {}; ROLLBACK", set("another"))).await;
+        assert_eq!(sessions[0].error(TOUCH).await.code().code(), "28000");
+        assert_eq!(tries(), 1, "{login}");
+        // The same one again: somebody says that it is right now.
+        world.db.run(&set("wrong")).await;
+        assert_eq!(sessions[0].error(TOUCH).await.code().code(), "28000");
+        assert_eq!(tries(), 2, "{login}");
+        world.db.run(&set("itil-secret")).await;
+        sessions[1].run(TOUCH).await;
+        sessions[0].run(TOUCH).await;
+        assert_eq!(tries(), 2, "{login}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_waits_for_anothers_login_can_be_cancelled() {
+    let world = world().await;
+    world
+        .db
+        .run(&format!(
+            "CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'client_credentials', {CLIENT})"
+        ))
+        .await;
+    world.sync("incident").await;
+    let first = world.session_as("ivy").await;
+    let role = world.role("ivy");
+    world
+        .db
+        .run(&format!(
+            "CREATE USER MAPPING FOR {role} SERVER acme
+             OPTIONS (auth 'password', {CLIENT}, username 'itil.user', password 'itil-secret');
+             GRANT SELECT, UPDATE ON incident TO {role}"
+        ))
+        .await;
+    let second = world.session_as("ivy").await;
+    let hanging = world.sim.fault(Fault::new(Effect::Hang).path("oauth_token").times(1));
+    let cancelled = first.client().cancel_token();
+    let stuck = first.error(TOUCH);
+    let waiting = async {
+        while world.sim.fault_count(hanging) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        second.run("SET statement_timeout = '200ms'").await;
+        let error = second.error(TOUCH).await;
+        assert_eq!(error.code().code(), "57014", "{}", error.message());
+        second.run("RESET statement_timeout").await;
+        cancelled.cancel_query(tokio_postgres::NoTls).await.expect("a cancel");
+    };
+    let (error, ()) = tokio::join!(stuck, waiting);
+    assert_eq!(error.code().code(), "57014");
+    // Whoever comes next does it.
+    second.run(TOUCH).await;
+}
