@@ -105,6 +105,8 @@ CREATE INDEX ON servicenow.absent (foreign_table, sys_id);
 -- One row per server with mirrored tables: from when on deletions have not been read.
 CREATE TABLE servicenow.sync_server (
     server            oid PRIMARY KEY,
+    -- By which it is known again when pg_upgrade has given it another OID.
+    name              name,
     -- Where the rows of its tables come from, and as whom the worker sees them; no secret is in it.
     source_instance   text,
     source_login      text,

@@ -167,17 +167,18 @@ pub fn delete_followed(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
 }
 
 /// Forgets what belongs to no mirror any more, and enters new servers. By the worker only: sessions would wait for
-/// each other. A server's OID changes in pg_upgrade: what was known of
-/// deletions is handed on to the servers that are there.
+/// each other. A server's OID changes in pg_upgrade: what is known of it follows.
 pub fn tidy() {
+    super::renumber::follow_servers();
     write(
         "WITH gone AS (
              DELETE FROM servicenow.sync_server v
              WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s WHERE s.oid = v.server)
              RETURNING deletes_watermark)
-         INSERT INTO servicenow.sync_server (server, deletes_watermark)
-         SELECT DISTINCT f.ftserver, (SELECT min(deletes_watermark) FROM gone)
+         INSERT INTO servicenow.sync_server (server, name, deletes_watermark)
+         SELECT DISTINCT s.oid, s.srvname, (SELECT min(deletes_watermark) FROM gone)
          FROM servicenow.sync_table t JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+              JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver
          ON CONFLICT DO NOTHING",
         &[],
     );

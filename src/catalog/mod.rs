@@ -12,6 +12,7 @@ mod follow;
 mod mail;
 mod notice;
 mod progress;
+mod renumber;
 mod request_stat;
 mod rows;
 mod token;

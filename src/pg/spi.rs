@@ -48,7 +48,7 @@ pub fn select<R>(sql: &str, args: &[DatumWithOid<'_>], f: impl FnOnce(Rows) -> R
         let rows = unsafe {
             let as_it_is = xact::sees_latest()
                 || pg_sys::IsInParallelMode()
-                || pg_sys::GetCurrentTransactionIdIfAny() == pg_sys::InvalidTransactionId;
+                || pg_sys::GetTopTransactionIdIfAny() == pg_sys::InvalidTransactionId;
             let status = pg_sys::SPI_execute_with_args(
                 sql.as_ptr(),
                 args.len() as i32,

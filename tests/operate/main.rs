@@ -8,6 +8,7 @@ mod restore;
 mod setting;
 mod sink;
 mod standby;
+mod upgrade;
 
 const INCIDENT: &str = "CREATE FOREIGN TABLE incident (
     sys_id text, number text, short_description text, state bigint, reopen_count bigint) SERVER acme";
