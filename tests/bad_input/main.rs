@@ -5,6 +5,7 @@ mod addresses;
 mod certificates;
 mod ddl;
 mod definitions;
+mod hostile;
 mod instance;
 mod options;
 mod rights;

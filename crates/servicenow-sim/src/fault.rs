@@ -89,6 +89,26 @@ pub enum Effect {
         /// Time added, in ms.
         ms: u64,
     },
+    /// 200 with a body of the caller's own.
+    Body {
+        /// The body, in hexadecimal digits where it is no text.
+        text: String,
+        /// Whether it is hexadecimal digits.
+        #[serde(default)]
+        hex: bool,
+    },
+    /// 200 with a page that does not end: a string of so many bytes.
+    Endless {
+        /// The size, in bytes, after decompression.
+        bytes: usize,
+    },
+    /// So many headers besides the usual ones.
+    Headers {
+        /// How many.
+        count: usize,
+        /// How long each is, in bytes.
+        bytes: usize,
+    },
     /// The transaction is cancelled before anything is sent: an error with a status of its own.
     Cancelled,
 }

@@ -257,6 +257,13 @@ pub(crate) fn instead(instance: &Instance, effect: &Effect) -> Option<Response> 
         Effect::Status { status, html: false } => Some(ApiError::new(*status, reason(*status), None).into()),
         Effect::Hibernating => Some(hibernating()),
         Effect::LoginPage => Some(Response::html(200, "Log in | ServiceNow")),
+        Effect::Body { text, hex: false } => Some(Response::json(200, text.clone())),
+        Effect::Body { text, hex: true } => Some(Response::json(200, from_hex(text))),
+        Effect::Endless { bytes } => {
+            let mut body = br#"{"result":[{"sys_id":"1","short_description":""#.to_vec();
+            body.resize(body.len().max(*bytes), b'x');
+            Some(Response::json(200, body))
+        }
         Effect::Unauthorized => Some(ApiError::unauthenticated().into()),
         Effect::Cancelled => {
             Some(ApiError::new(500, "Transaction cancelled: maximum execution time exceeded", Some(
@@ -265,6 +272,13 @@ pub(crate) fn instead(instance: &Instance, effect: &Effect) -> Option<Response> 
         }
         _ => None,
     }
+}
+
+/// Bytes written as hexadecimal digits; what is none ends them.
+fn from_hex(text: &str) -> Vec<u8> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let pair = |pair: &[u8]| Some((digit(&pair[0])? * 16 + digit(&pair[1])?) as u8);
+    text.as_bytes().chunks_exact(2).map_while(pair).collect()
 }
 
 fn reason(status: u16) -> &'static str {
@@ -361,6 +375,11 @@ fn dress(
     if session_of(request).is_none() {
         for cookie in cookies(&unique) {
             add("Set-Cookie", cookie);
+        }
+    }
+    for effect in effects {
+        if let Effect::Headers { count, bytes } = effect {
+            (0..*count).for_each(|n| add(&format!("X-Flood-{n}"), "x".repeat(*bytes)));
         }
     }
     let accepts = request.header("accept-encoding").is_some_and(|v| v.contains("gzip"));

@@ -19,9 +19,9 @@ use url::Url;
 use super::address::{Guard, Trust, causes, is_guards};
 use crate::error::{Distrust, Error, Result};
 
-/// The largest answer held in memory, in bytes after decompression. An instance's own trouble begins at
+/// The largest answer to hold in memory, in bytes after decompression. An instance's own trouble begins at
 /// about 12.7 MB; pages shrink long before this.
-const BODY_LIMIT: usize = 64 << 20;
+pub const BODY_LIMIT: usize = 64 << 20;
 
 /// The largest file of certificates that is read, in bytes; the whole system's are a quarter of it.
 const CA_FILE_LIMIT: u64 = 1 << 20;
@@ -84,6 +84,8 @@ pub struct TransportOptions {
     pub proxy: Option<Url>,
     /// How far names are trusted. Names that a proxy resolves are the proxy's to judge.
     pub trust: Trust,
+    /// The largest answer held in memory, in bytes after decompression; see [`BODY_LIMIT`].
+    pub body_limit: usize,
 }
 
 /// The transport over HTTP/1.1 and TLS 1.2 or later, with the system's certificate authorities.
@@ -95,6 +97,7 @@ pub struct HttpTransport {
     guarded: reqwest::Client,
     trust: Trust,
     proxy: Option<Url>,
+    body_limit: usize,
 }
 
 impl HttpTransport {
@@ -127,6 +130,7 @@ impl HttpTransport {
             guarded: builder().dns_resolver(guard).build().map_err(failed)?,
             trust: options.trust.clone(),
             proxy,
+            body_limit: options.body_limit,
         })
     }
 
@@ -182,28 +186,28 @@ impl Transport for HttpTransport {
         let mut chunks = answer.bytes_stream();
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(failed)?;
-            if body.len() + chunk.len() > BODY_LIMIT {
-                return Err(Error::TooLarge { limit: BODY_LIMIT });
+            if body.len() + chunk.len() > self.body_limit {
+                return Err(Error::TooLarge { limit: self.body_limit });
             }
             body.extend_from_slice(&chunk);
         }
         let wire_bytes = body.len();
         let is_compressed =
             headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding.as_bytes() == b"gzip");
-        let body = if is_compressed { decompress(&host, &body)? } else { body.freeze() };
+        let body = if is_compressed { decompress(&host, &body, self.body_limit)? } else { body.freeze() };
         Ok(Response { status, headers, body, wire_bytes })
     }
 }
 
 /// Decompresses a whole body at once, which takes a fraction of what doing it chunk by chunk does.
-fn decompress(host: &str, compressed: &[u8]) -> Result<Bytes> {
+fn decompress(host: &str, compressed: &[u8], most: usize) -> Result<Bytes> {
     // A gzip file ends with its size; whatever it says, no more than the limit is believed.
     let size = compressed.last_chunk().map_or(0, |size| u32::from_le_bytes(*size) as usize);
-    let mut body = Vec::with_capacity(size.min(BODY_LIMIT));
-    let limit = BODY_LIMIT as u64 + 1;
+    let mut body = Vec::with_capacity(size.min(most));
+    let limit = most as u64 + 1;
     let read = flate2::read::MultiGzDecoder::new(compressed).take(limit).read_to_end(&mut body);
     match read {
-        Ok(_) if body.len() > BODY_LIMIT => Err(Error::TooLarge { limit: BODY_LIMIT }),
+        Ok(_) if body.len() > most => Err(Error::TooLarge { limit: most }),
         Ok(_) => Ok(body.into()),
         Err(e) => Err(Error::Broken {
             host: host.to_owned(),
@@ -309,6 +313,7 @@ mod tests {
             ca_file: None,
             proxy: None,
             trust: Trust::Origins(Vec::new()),
+            body_limit: BODY_LIMIT,
         };
         let transport = HttpTransport::new(&options).expect("a transport");
         // `localhost` says what it is, and would be taken at its word; other names of this host cannot be relied on.

@@ -211,6 +211,9 @@ fn is_hidden(error: &Error) -> bool {
     matches!(error, Error::Refused { .. } | Error::NoTable(_) | Error::NoRecord(_) | Error::Rejected { .. })
 }
 
+/// The most that is read of a table here, in bytes; a large instance's dictionary of one table takes a few of them.
+const MEMORY_LIMIT: usize = 256 << 20;
+
 /// Reads every record of a table that matches.
 async fn read_all<T: Transport>(
     client: &Client<T>,
@@ -221,7 +224,8 @@ async fn read_all<T: Transport>(
     let table = TableName::new(table)?;
     let layout = std::sync::Arc::new(Layout::of_text(fields));
     let mut sweep = Sweep::new(Range::default(), None);
-    let (mut pages, page_size) = (Vec::new(), PageSize::new(PAGE));
+    let (mut pages, page_size) = (Vec::<Rows>::new(), PageSize::new(PAGE));
+    let mut size = 0;
     loop {
         let (query, offset) = sweep.page(&query)?;
         let (page, limit) = shrinking(&page_size, |limit| {
@@ -230,6 +234,16 @@ async fn read_all<T: Transport>(
         })
         .await?;
         let last = page.rows.ids().last().map(SysId::new);
+        size += page.rows.size();
+        if size > MEMORY_LIMIT {
+            return Err(Error::TooLarge { limit: MEMORY_LIMIT });
+        }
+        if last.is_some()
+            && offset == 0
+            && last.as_ref().map(SysId::as_str) == pages.last().and_then(|rows| rows.ids().last())
+        {
+            return Err(Error::Unreadable("the same records come over and over".to_owned()));
+        }
         let seen = Seen { rows: page.rows.len(), last, total: page.total };
         pages.push(page.rows);
         if sweep.advance(&seen, limit) == Progress::Done {

@@ -147,6 +147,10 @@ impl<'t> Decoder<'t> {
         let Decoder { rows, route, failure, .. } = self;
         let layout = rows.layout.clone();
         let first = rows.cells.len();
+        if rows.is_full || (first + layout.columns.len()) * size_of::<Cell>() > MEMORY_LIMIT {
+            failure.get_or_insert(Error::TooLarge { limit: MEMORY_LIMIT });
+            return Err(Problem::Syntax);
+        }
         rows.cells.resize(first + layout.columns.len(), Cell::Absent);
         let mut found = Found::default();
         let mut misfit = None;
@@ -172,6 +176,10 @@ impl<'t> Decoder<'t> {
             place += 1;
             Ok(())
         })?;
+        if rows.is_full {
+            failure.get_or_insert(Error::TooLarge { limit: MEMORY_LIMIT });
+            return Err(Problem::Syntax);
+        }
         let Some((start, len)) = found.id.filter(|(_, len)| *len > 0) else {
             failure.get_or_insert(Error::NoSysId);
             return Err(Problem::Syntax);
@@ -312,6 +320,24 @@ mod tests {
             column("opened_at", Show::Value, Kind::Instant),
             column("caller_id.email", Show::Value, Kind::Text),
         ]))
+    }
+
+    /// Rows with next to nothing in them, for many columns; and one text for many columns.
+    #[test]
+    fn a_small_answer_does_not_take_all_the_memory() {
+        let column = |field: &str| Column { field: field.to_owned(), show: Show::Value, kind: Kind::Text };
+        let wide = Arc::new(Layout::new((0..1_400).map(|n| column(&format!("f{n}"))).collect()));
+        let many = vec![r#"{"sys_id":"1"}"#; 20_000].join(",");
+        let error = decode_list(&wide, format!(r#"{{"result":[{many}]}}"#).as_bytes()).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
+        let again = Arc::new(Layout::new((0..1_400).map(|_| column("f")).collect()));
+        let long = "x".repeat(1 << 20);
+        let error =
+            decode_list(&again, format!(r#"{{"result":[{{"sys_id":"1","f":"{long}"}}]}}"#).as_bytes());
+        assert!(matches!(error, Err(Error::TooLarge { .. })));
+        // What an instance may well send.
+        let rows = vec![r#"{"sys_id":"1"}"#; 10_000].join(",");
+        assert!(decode_list(&wide, format!(r#"{{"result":[{rows}]}}"#).as_bytes()).is_ok());
     }
 
     #[test]

@@ -193,6 +193,10 @@ impl Version {
     }
 }
 
+/// The most a batch takes, in bytes: 10,000 rows of 1,600 columns, or text of four times the largest answer. An answer
+/// can be small and ask for more than that, by rows with next to nothing in them.
+const MEMORY_LIMIT: usize = 256 << 20;
+
 /// A batch of decoded rows.
 #[derive(Clone)]
 pub struct Rows {
@@ -201,6 +205,8 @@ pub struct Rows {
     cells: Vec<Cell>,
     ids: Vec<(u32, u32)>,
     versions: Vec<Version>,
+    /// It would take more than [`MEMORY_LIMIT`]; something was left out.
+    is_full: bool,
 }
 
 impl fmt::Debug for Rows {
@@ -213,7 +219,14 @@ impl fmt::Debug for Rows {
 impl Rows {
     /// An empty batch.
     pub fn new(layout: Arc<Layout>) -> Self {
-        Self { layout, text: String::new(), cells: Vec::new(), ids: Vec::new(), versions: Vec::new() }
+        Self {
+            layout,
+            text: String::new(),
+            cells: Vec::new(),
+            ids: Vec::new(),
+            versions: Vec::new(),
+            is_full: false,
+        }
     }
 
     /// The batch's columns.
@@ -323,6 +336,10 @@ impl Rows {
 
     /// Keeps text without the NUL characters that Postgres cannot store.
     fn keep(&mut self, text: &str) -> Cell {
+        if self.text.len() + text.len() > MEMORY_LIMIT {
+            self.is_full = true;
+            return Cell::Null;
+        }
         let start = self.text.len() as u32;
         if text.as_bytes().contains(&0) {
             self.text.extend(text.chars().filter(|&c| c != '\0'));

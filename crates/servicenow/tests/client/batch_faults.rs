@@ -10,7 +10,9 @@ use servicenow::client::address::Trust;
 use servicenow::client::auth::vault::Vault;
 use servicenow::client::retry::{Effect as Repeated, Patience, Urgency};
 use servicenow::client::table_api::Identity;
-use servicenow::client::transport::{HttpTransport, Request, Response, Transport, TransportOptions};
+use servicenow::client::transport::{
+    BODY_LIMIT, HttpTransport, Request, Response, Transport, TransportOptions,
+};
 use servicenow::client::write::{Change, Fate};
 use servicenow::client::{Client, Instance};
 use servicenow::error::Refusal;
@@ -341,6 +343,7 @@ fn client_over<T: Transport>(
         ca_file: None,
         proxy: None,
         trust: Trust::Everywhere,
+        body_limit: BODY_LIMIT,
     };
     let instance = Instance {
         url: sim.url().parse().expect("an address"),

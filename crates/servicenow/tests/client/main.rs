@@ -7,6 +7,7 @@ mod batch;
 mod batch_faults;
 mod budget;
 mod dictionary;
+mod hostile;
 mod load;
 mod login;
 mod proxy;
@@ -27,7 +28,7 @@ use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::table_api::{List, Page};
-use servicenow::client::transport::{HttpTransport, TransportOptions};
+use servicenow::client::transport::{BODY_LIMIT, HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 use servicenow::page::{Column, Layout};
 use servicenow::query::Query;
@@ -63,6 +64,7 @@ fn set_up(
         ca_file: None,
         proxy: None,
         trust: Trust::Everywhere,
+        body_limit: BODY_LIMIT,
     };
     change(&mut instance, &mut options);
     Client::new(instance, HttpTransport::new(&options)?)

@@ -16,7 +16,7 @@ use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Effect, Patience, Urgency};
 use servicenow::client::table_api::Identity;
-use servicenow::client::transport::{HttpTransport, TransportOptions};
+use servicenow::client::transport::{BODY_LIMIT, HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 use servicenow::page::{Layout, Rows, Version};
 use servicenow::push::codec::{HEADER, decode, encode};
@@ -60,6 +60,7 @@ impl Backend {
             ca_file: None,
             proxy: None,
             trust: Trust::Everywhere,
+            body_limit: BODY_LIMIT,
         };
         let transport = HttpTransport::new(&options).expect("a transport");
         let client = client(&sim, &transport);
