@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
-use servicenow::client::address::Trust;
 use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Effect, Patience, Urgency};
@@ -145,13 +144,8 @@ async fn highest_memory(pid: i32, mut stopped: tokio::sync::oneshot::Receiver<()
 
 fn client(url: &str) -> Client<HttpTransport> {
     let second = Duration::from_secs(10);
-    let transport = TransportOptions {
-        connect_timeout: second,
-        request_timeout: second,
-        ca_file: None,
-        proxy: None,
-        trust: Trust::Everywhere,
-    };
+    let transport =
+        TransportOptions { connect_timeout: second, request_timeout: second, ..TransportOptions::default() };
     let instance = Instance {
         url: url.parse().expect("an address"),
         token_url: None,

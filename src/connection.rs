@@ -9,7 +9,7 @@ use std::time::Duration;
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
 use servicenow::client::address::Trust;
 use servicenow::client::retry::{Patience, Urgency};
-use servicenow::client::transport::{BODY_LIMIT, HttpTransport, TransportOptions};
+use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance, Traces};
 
 use crate::catalog;
@@ -166,7 +166,7 @@ pub fn new_client(
         ca_file: options.ca_file.clone(),
         proxy: options.proxy_url.clone(),
         trust,
-        body_limit: BODY_LIMIT,
+        ..TransportOptions::default()
     })?;
     let instance = Instance {
         url: options.instance_url.clone(),

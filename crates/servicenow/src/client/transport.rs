@@ -88,6 +88,20 @@ pub struct TransportOptions {
     pub body_limit: usize,
 }
 
+impl Default for TransportOptions {
+    /// Directly to wherever names lead, with patience.
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(90),
+            ca_file: None,
+            proxy: None,
+            trust: Trust::Everywhere,
+            body_limit: BODY_LIMIT,
+        }
+    }
+}
+
 /// The transport over HTTP/1.1 and TLS 1.2 or later, with the system's certificate authorities.
 #[derive(Clone, Debug)]
 pub struct HttpTransport {

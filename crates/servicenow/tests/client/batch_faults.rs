@@ -6,13 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use servicenow::client::address::Trust;
 use servicenow::client::auth::vault::Vault;
 use servicenow::client::retry::{Effect as Repeated, Patience, Urgency};
 use servicenow::client::table_api::Identity;
-use servicenow::client::transport::{
-    BODY_LIMIT, HttpTransport, Request, Response, Transport, TransportOptions,
-};
+use servicenow::client::transport::{HttpTransport, Request, Response, Transport, TransportOptions};
 use servicenow::client::write::{Change, Fate};
 use servicenow::client::{Client, Instance};
 use servicenow::error::Refusal;
@@ -340,10 +337,7 @@ fn client_over<T: Transport>(
     let options = TransportOptions {
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(5),
-        ca_file: None,
-        proxy: None,
-        trust: Trust::Everywhere,
-        body_limit: BODY_LIMIT,
+        ..TransportOptions::default()
     };
     let instance = Instance {
         url: sim.url().parse().expect("an address"),

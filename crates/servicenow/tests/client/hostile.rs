@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use servicenow::Error;
-use servicenow::client::auth::{Credentials, Secret};
+use servicenow::client::auth::{Credentials, OauthClient, Secret};
 use servicenow::client::retry::Effect as Repeated;
 use servicenow::dictionary;
 use servicenow::query::Query;
@@ -26,8 +26,7 @@ fn client(sim: &Simulator, credentials: Credentials) -> HttpClient {
 
 fn with_token() -> Credentials {
     Credentials::ClientCredentials {
-        client_id: "fdw-client".to_owned(),
-        client_secret: Secret::new("fdw-client-secret".to_owned()),
+        client: OauthClient::new("fdw-client", Secret::new("fdw-client-secret")),
     }
 }
 
@@ -45,7 +44,7 @@ async fn errors(sim: &Simulator) -> Vec<(&'static str, Error)> {
             "write",
             admin.update(&incident, &id, &change, &layout, Repeated::Idempotent).await.expect_err(failed),
         ),
-        ("dictionary", dictionary::fetch(&admin, std::slice::from_ref(&incident)).await.err().expect(failed)),
+        ("dictionary", dictionary::fetch(&admin, std::slice::from_ref(&incident)).await.expect_err(failed)),
         ("tables", dictionary::list_tables(&admin).await.expect_err(failed)),
         ("token", page(&client(sim, with_token()), "incident", "", 10).await.expect_err(failed)),
     ]

@@ -23,12 +23,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use servicenow::Error;
-use servicenow::client::address::Trust;
 use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::table_api::{List, Page};
-use servicenow::client::transport::{BODY_LIMIT, HttpTransport, TransportOptions};
+use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 use servicenow::page::{Column, Layout};
 use servicenow::query::Query;
@@ -61,10 +60,7 @@ fn set_up(
     let mut options = TransportOptions {
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(5),
-        ca_file: None,
-        proxy: None,
-        trust: Trust::Everywhere,
-        body_limit: BODY_LIMIT,
+        ..TransportOptions::default()
     };
     change(&mut instance, &mut options);
     Client::new(instance, HttpTransport::new(&options)?)

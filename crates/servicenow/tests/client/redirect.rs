@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::sync::mpsc::{self, Receiver};
 
 use servicenow::Error;
-use servicenow::client::auth::{Credentials, Secret};
+use servicenow::client::auth::{Credentials, OauthClient, Secret};
 
 use crate::{client_at, login, page};
 
@@ -40,10 +40,9 @@ async fn credentials_do_not_follow_a_redirect() {
             "HTTP/1.1 {status}\r\nLocation: {elsewhere}/api/now/table/incident\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         );
         let (url, asked) = answering(head);
-        let secret = |text: &str| Secret::new(text.to_owned());
+        let secret = |text: &str| Secret::new(text.to_owned()).into();
         let with_token = Credentials::Password {
-            client_id: "c".to_owned(),
-            client_secret: secret("s"),
+            client: OauthClient { id: "c".to_owned(), secret: Some(secret("s")) },
             username: "u".to_owned(),
             password: secret("p"),
         };

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use servicenow::client::address::Trust;
 use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, OauthClient, Secret};
 use servicenow::client::retry::{Patience, Urgency};
@@ -175,9 +174,7 @@ fn with_tokens(world: &World) -> Client<HttpTransport> {
     let options = TransportOptions {
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(5),
-        ca_file: None,
-        proxy: None,
-        trust: Trust::Everywhere,
+        ..TransportOptions::default()
     };
     let instance = Instance {
         url: world.sim.url().parse().expect("an address"),

@@ -20,7 +20,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use servicenow::client::address::Trust;
 use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
@@ -279,9 +278,7 @@ fn client(sim: &Simulator, user: &str, attempts: u32) -> Client<HttpTransport> {
     let options = TRANSPORT.get_or_init(|| TransportOptions {
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_secs(2),
-        ca_file: None,
-        proxy: None,
-        trust: Trust::Everywhere,
+        ..TransportOptions::default()
     });
     let password = match user {
         INTEGRATION => "fdw-secret".to_owned(),

@@ -11,12 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use servicenow::Result;
-use servicenow::client::address::Trust;
 use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Effect, Patience, Urgency};
 use servicenow::client::table_api::Identity;
-use servicenow::client::transport::{BODY_LIMIT, HttpTransport, TransportOptions};
+use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 use servicenow::page::{Layout, Rows, Version};
 use servicenow::push::codec::{HEADER, decode, encode};
@@ -57,10 +56,7 @@ impl Backend {
         let options = TransportOptions {
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(2),
-            ca_file: None,
-            proxy: None,
-            trust: Trust::Everywhere,
-            body_limit: BODY_LIMIT,
+            ..TransportOptions::default()
         };
         let transport = HttpTransport::new(&options).expect("a transport");
         let client = client(&sim, &transport);
