@@ -172,6 +172,8 @@ async fn a_fill_goes_on_wherever_the_worker_is_killed() {
         let deaths = strikes(&world, place) - before;
         world.sim.set(|s| s.latency_ms = 0);
         converges(&world, place).await;
+        let counted = "SELECT rows_filled = rows FROM servicenow.sync_table";
+        assert!(world.db.value::<bool>(counted).await, "{place}: rows are counted once");
         // What was under way when a worker died is asked for again, and nothing else.
         let again: Vec<(String, usize)> = pages(&world, from).into_iter().filter(|(_, n)| *n > 1).collect();
         assert!(again.iter().map(|(_, n)| n - 1).sum::<usize>() <= 2 * deaths, "{place}: {again:#?}");

@@ -186,7 +186,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 Some((gathering.take_before(&last), last))
             });
             if !refill {
-                place = sweep.after().cloned();
+                // Behind the last page there is nothing, but somebody may come before the range is closed.
+                let last = rows
+                    .ids()
+                    .last()
+                    .map(SysId::new)
+                    .filter(|id| progress == Progress::Done && id.is_plain());
+                place = last.or_else(|| sweep.after().cloned());
             }
             let (stretch, reached) = stretch.unzip();
             let keep = async {
