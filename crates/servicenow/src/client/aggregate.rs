@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::table_api::List;
+use super::table_api::{List, unstructured};
 use super::transport::{Response, Transport};
 use super::{Call, Client};
 use crate::error::{Error, Result};
@@ -60,5 +60,5 @@ impl<T: Transport> Client<T> {
 fn counted(response: &Response) -> Result<u64> {
     let answer: Option<Answer> = serde_json::from_slice(&response.body).ok();
     let count = answer.and_then(|answer| answer.result.stats.count.trim().parse().ok());
-    count.ok_or_else(|| Error::Unreadable("the answer does not have the expected structure".to_owned()))
+    count.ok_or_else(|| unstructured(&response.body))
 }

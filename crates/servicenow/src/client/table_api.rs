@@ -13,7 +13,7 @@ use super::retry::{Effect, Policy, policy};
 use super::transport::{Response, Transport};
 use super::{Call, Client};
 use crate::error::{Error, Refusal, Result};
-use crate::page::{Layout, Rows, Version, decode_list, decode_record};
+use crate::page::{Layout, Rows, Version, decode_list, decode_record, describe_other};
 use crate::query::Query;
 use crate::value::{SysId, TableName};
 
@@ -193,8 +193,7 @@ impl<T: Transport> Client<T> {
     /// The JSON answer of an endpoint outside the Table API.
     pub(crate) async fn get_json<R: serde::de::DeserializeOwned>(&self, path: &str) -> Result<R> {
         self.call(Call::get(self.url(path, &[])?), |response| {
-            serde_json::from_slice(&response.body)
-                .map_err(|_| Error::Unreadable("the answer does not have the expected structure".to_owned()))
+            serde_json::from_slice(&response.body).map_err(|_| unstructured(&response.body))
         })
         .await
     }
@@ -203,6 +202,12 @@ impl<T: Transport> Client<T> {
         let fields = layout.fields().join(",");
         self.url(&record_path(table, id), &shape(layout, &fields))
     }
+}
+
+/// The failure of an answer that is not what its endpoint gives.
+pub(super) fn unstructured(body: &[u8]) -> Error {
+    let structure = || "the answer does not have the expected structure".to_owned();
+    Error::Unreadable(describe_other(body).unwrap_or_else(structure))
 }
 
 /// Makes a list call in ever smaller pages as long as the instance cannot answer it whole and in time; gives back

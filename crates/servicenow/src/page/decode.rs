@@ -96,23 +96,29 @@ fn decode(layout: &Arc<Layout>, body: &[u8], shape: Shape) -> Result<Rows> {
 
 /// Says what a body is that is no answer, without quoting it.
 fn describe(body: &[u8], problem: Problem) -> String {
+    describe_other(body).unwrap_or_else(|| format!("the answer is no JSON ({})", name_of(problem)))
+}
+
+/// As [`describe`], of a body that is nothing at all or a web page; `None` if it is something else.
+pub(crate) fn describe_other(body: &[u8]) -> Option<String> {
     let body = body.trim_ascii();
-    if body.is_empty() {
-        "the answer is empty".to_owned()
+    let what = if body.is_empty() {
+        "the answer is empty"
     } else if body == b"null" {
-        "the answer is null".to_owned()
+        "the answer is null"
     } else if body.starts_with(b"<") {
         let text = String::from_utf8_lossy(&body[..body.len().min(4096)]).to_lowercase();
         if text.contains("hibernating") {
-            "the instance is hibernating".to_owned()
+            "the instance is hibernating"
         } else if ["login", "log in", "sign in", "saml"].iter().any(|word| text.contains(word)) {
-            "the answer is a login page".to_owned()
+            "the answer is a login page"
         } else {
-            "the answer is a web page".to_owned()
+            "the answer is a web page"
         }
     } else {
-        format!("the answer is no JSON ({})", name_of(problem))
-    }
+        return None;
+    };
+    Some(what.to_owned())
 }
 
 /// Not a word of the input: it may be anything.

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::value::{Kind, Show, Value};
 
-pub(crate) use decode::decode_words;
 pub use decode::{decode_list, decode_record};
+pub(crate) use decode::{decode_words, describe_other};
 
 /// One column a reader wants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
