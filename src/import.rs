@@ -309,11 +309,13 @@ pub fn refresh(relation: pg_sys::Oid) -> i64 {
     });
     let shown: HashSet<&str> = mirror.columns.iter().map(|column| column.field.as_str()).collect();
     let mut names = Names::of(&def);
-    names.taken.extend(mirror.columns.iter().map(|column| column.name.clone()));
+    // Generated columns have names too.
+    let attributes = pg::catalog::attributes(relation);
+    let own: HashSet<&str> = attributes.iter().filter(|a| !a.dropped).map(|a| a.name.as_str()).collect();
+    names.taken.extend(own.iter().map(|name| (*name).to_owned()));
     let mut missing = def.clone();
     missing.fields.retain(|field| !shown.contains(field.name.as_str()));
     // A name that is free belongs to the field of that name.
-    let own: HashSet<&str> = mirror.columns.iter().map(|column| column.name.as_str()).collect();
     names.taken_by_others =
         missing.fields.iter().map(|f| f.name.clone()).filter(|n| own.contains(n.as_str())).collect();
     let has_values = mirror.columns.iter().any(|column| {
@@ -322,7 +324,7 @@ pub fn refresh(relation: pg_sys::Oid) -> i64 {
     });
     let has_labels = mirror.columns.iter().any(|column| column.show == Show::Label);
     let options = ImportOptions { values: has_values || !has_labels };
-    let room = MOST_COLUMNS.saturating_sub(mirror.columns.len());
+    let room = MOST_COLUMNS.saturating_sub(own.len());
     let mut columns = columns_of_fields(&missing, options, &mut names);
     if columns.len() > room {
         say_left_out(&mirror.table, columns.len() - room);

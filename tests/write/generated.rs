@@ -214,6 +214,19 @@ async fn ddl_on_generated_columns_is_followed() {
     );
     let rows = world.db.rows(&weigh).await;
     assert_eq!((rows[0].get::<_, i64>(0), rows[0].get::<_, String>(1).ends_with('!')), (12, true));
+    // A field whose name is a generated column's gets another one.
+    world
+        .db
+        .run(
+            "ALTER FOREIGN TABLE incident DROP description;
+             ALTER FOREIGN TABLE incident ADD description text GENERATED ALWAYS AS ('about ' || short_description) STORED;
+             SELECT servicenow.refresh_schema('incident')",
+        )
+        .await;
+    let field = "SELECT option_value FROM information_schema.column_options
+                 WHERE table_name = 'incident' AND option_name = 'field' AND option_value = 'description'";
+    assert_eq!(world.db.rows(field).await.len(), 1);
+    world.sync("incident").await;
     // A partition, whose rows come from a foreign scan.
     world
         .db
