@@ -112,6 +112,8 @@ impl Generator {
         // SAFETY: by contract. Generated columns do not read each other.
         unsafe {
             (*self.context).ecxt_scantuple = slot;
+            // Not where the values of earlier rows are.
+            pg_sys::MemoryContextReset((*self.context).ecxt_per_tuple_memory);
             for (place, expr) in &self.columns {
                 let mut is_null = false;
                 let value = pg_sys::ExecEvalExpr(*expr, self.context, &mut is_null);
