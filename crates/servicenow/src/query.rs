@@ -60,6 +60,10 @@ const OPERATORS: &[&str] = &[
     "%",
 ];
 
+/// What a part of a query may begin with that is not, or not only, a condition.
+const KEYWORDS: &[&str] =
+    &["NQ", "OR", "GROUPBY", "TRENDBY", "RLQUERY", "ENDRLQUERY", "JOIN", "SUBQUERY", "ENDSUBQUERY"];
+
 /// A comparison this library builds itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -151,9 +155,13 @@ impl Term {
         Self { field: field.to_owned(), rest: "ISNOTEMPTY".to_owned() }
     }
 
-    /// Takes a condition a user wrote apart into field and the rest.
+    /// Takes a condition a user wrote apart into field and the rest. A field whose name begins with a keyword is
+    /// refused: where the condition stands first it would be read as something else.
     fn parse(text: &str) -> Result<Self, QueryError> {
         let not_a_condition = || QueryError::NotACondition(text.to_owned());
+        if KEYWORDS.iter().any(|keyword| text.starts_with(keyword)) {
+            return Err(not_a_condition());
+        }
         let path = |end: &usize| is_field_path(&text[..*end]);
         // A field name is lower case; operators that are words are upper case, so the name ends where the
         // first operator begins. Fields with capitals exist in imported tables: take the longest path then.
@@ -346,6 +354,14 @@ mod tests {
 
     fn round(text: &str) -> String {
         Query::parse(text).expect("parses").to_string()
+    }
+
+    #[test]
+    fn a_field_called_like_a_keyword_is_refused_where_it_could_be_misread() {
+        for text in ["^NQORDEai=1", "a=1^NQORb=2", "a=1^ORNQb=2", "a=1^ORORb=2", "^NQGROUPBYb=1"] {
+            assert!(matches!(Query::parse(text), Err(QueryError::NotACondition(_))), "{text}");
+        }
+        assert_eq!(Query::parse("ORb=2").expect("a query").to_string(), "b=2");
     }
 
     #[test]
