@@ -122,9 +122,12 @@ impl Credentials {
     }
 }
 
-/// What tells one secret from another: a part of a digest, from which nobody finds the secret.
+/// What tells one secret from another: where it is, or a part of a digest, from which nobody finds it.
 fn digest_of(source: &SecretSource) -> String {
-    source.read().map(|secret| digest(&[secret])[..16].to_owned()).unwrap_or_default()
+    match source {
+        SecretSource::Text(secret) => digest(std::slice::from_ref(secret))[..16].to_owned(),
+        SecretSource::File(path) => format!("in {}", path.display()),
+    }
 }
 
 /// Stands for texts without showing them.
