@@ -21,6 +21,7 @@ use crate::error::{error, raise};
 use crate::login::{self, Login, PREFIX};
 use crate::option::ServerOptions;
 use crate::pg;
+use crate::push::intent;
 use crate::setting;
 
 /// Where the listener takes in what comes back from a browser.
@@ -198,6 +199,7 @@ fn path(state: &Secret) -> PathBuf {
 }
 
 fn remember(state: &Secret, awaited: &Awaited) -> std::io::Result<()> {
+    intent::make_directory()?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(login::directory())?;
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(path(state))?;

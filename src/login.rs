@@ -55,6 +55,8 @@ impl Login {
 
     /// Where it is kept how far it is.
     pub fn vault(&self) -> Vault {
+        // Without it each process has a login of its own; whoever writes says what is wrong.
+        let _none = intent::make_directory();
         let (path, spare) = (self.path(), self.spare.clone());
         Vault::shared(VaultFile { path, syncs: pg::io::syncs_files(), spare })
     }

@@ -41,6 +41,17 @@ pub fn directory() -> PathBuf {
     Path::new(DIRECTORY).join(pg::worker::database().to_u32().to_string())
 }
 
+/// Makes the directory of this database if need be, so that it outlives a crash.
+pub fn make_directory() -> io::Result<PathBuf> {
+    let directory = directory();
+    if !directory.is_dir() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        sync_directory(Path::new("."))?;
+        sync_directory(Path::new(DIRECTORY))?;
+    }
+    Ok(directory)
+}
+
 /// A write that is about to be sent.
 pub struct Entry<'e> {
     /// What is to be done.
@@ -161,12 +172,7 @@ fn append(note: &Note, sync: bool) -> Result<(), (PathBuf, io::Error)> {
 
 impl Journal {
     fn create() -> io::Result<Self> {
-        let directory = directory();
-        if !directory.is_dir() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-            sync_directory(Path::new("."))?;
-            sync_directory(Path::new(DIRECTORY))?;
-        }
+        let directory = make_directory()?;
         // Nobody else makes files with this process's number; one before may have left some.
         let pid = std::process::id();
         let mut names = (0..).map(|n| directory.join(format!("{PREFIX}.{pid}.{n}")));

@@ -95,6 +95,12 @@ impl Logins {
     }
 }
 
+impl Drop for Logins {
+    fn drop(&mut self) {
+        let _gone_already = std::fs::remove_file(socket(pg::worker::database().to_u32()));
+    }
+}
+
 /// The socket on which the worker of a database takes browsers' requests. The process is in the data directory.
 pub fn socket(database: u32) -> PathBuf {
     Path::new(DIRECTORY).join(format!("login.{database}"))

@@ -162,6 +162,9 @@ impl VaultFile {
     async fn lock(&self) -> io::Result<File> {
         if let Some(directory) = self.path.parent().filter(|directory| !directory.is_dir()) {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+            if let Some(parent) = directory.parent().filter(|_| self.syncs) {
+                File::open(parent)?.sync_all()?;
+            }
         }
         let path = self.path.with_added_extension(LOCK);
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
