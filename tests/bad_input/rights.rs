@@ -4,9 +4,17 @@ use servicenow_sim::Dataset;
 use world::World;
 
 /// What everybody may call, and what everybody may read.
-const FOR_ALL: [&str; 5] =
-    ["_pending_writes", "servicenow_fdw_handler", "servicenow_fdw_validator", "sync", "version"];
-const VIEWS: [&str; 4] = ["schema_drift", "stat_capture", "stat_requests", "sync_status"];
+const FOR_ALL: [&str; 7] = [
+    "_pending_writes",
+    "authorize_url",
+    "exchange_code",
+    "servicenow_fdw_handler",
+    "servicenow_fdw_validator",
+    "sync",
+    "version",
+];
+const VIEWS: [&str; 7] =
+    ["progress", "schema_drift", "stat_capture", "stat_mail", "stat_requests", "sync_error", "sync_status"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_extensions_own_objects_are_nobodys_whatever_the_default_privileges() {
