@@ -50,6 +50,8 @@ pub(crate) struct Deferred {
     change: Change,
     options: Options,
     actor: Actor,
+    /// Its scripts' requests have left.
+    posted: bool,
 }
 
 /// Makes the delayed writes visible whose time has come.
@@ -72,6 +74,9 @@ pub(crate) fn settle(instance: &Instance) {
             if let Err(error) = apply(writer, &d.table, &d.change) {
                 tracing::debug!(%error, "a delayed edit was lost");
             }
+            if d.posted {
+                writer.effects.posts.clear();
+            }
         });
     }
 }
@@ -89,6 +94,10 @@ pub(crate) fn defer(
         return Some(change);
     }
     let stamp = instance.clock.now();
+    let posted = instance.switches().posts_before_commit;
+    if posted {
+        post(instance, table, &change, options, actor, stamp);
+    }
     instance.deferred.lock().push(Deferred {
         due: stamp + TimeDelta::milliseconds(delay as i64),
         stamp,
@@ -96,8 +105,29 @@ pub(crate) fn defer(
         change,
         options,
         actor: actor.clone(),
+        posted,
     });
     None
+}
+
+/// Has the requests leave that a write's scripts make; whatever else the write does is not kept.
+fn post(
+    instance: &Instance,
+    table: &str,
+    change: &Change,
+    options: Options,
+    actor: &Actor,
+    stamp: DateTime<Utc>,
+) {
+    let mut copy = instance.db.read().clone();
+    instance.writer(&mut copy, actor, options, |writer| {
+        writer.now = stamp;
+        if apply(writer, table, change).is_err() {
+            writer.effects.withdraw();
+        }
+        writer.effects.later.clear();
+        writer.effects.errors.clear();
+    });
 }
 
 fn apply(writer: &mut Writer<'_>, table: &str, change: &Change) -> Result<(), EditError> {

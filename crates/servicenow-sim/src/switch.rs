@@ -93,6 +93,8 @@ pub struct Switches {
     pub posts_duplicate: u32,
     /// They are late by up to this many ms each, and so come in another order.
     pub posts_jitter_ms: u64,
+    /// Scripts' requests leave at once, before a delayed commit shows what they tell of.
+    pub posts_before_commit: bool,
     /// The requests kept in the log.
     pub log_capacity: usize,
 }
@@ -125,6 +127,7 @@ impl Default for Switches {
             posts_drop: 0,
             posts_duplicate: 0,
             posts_jitter_ms: 0,
+            posts_before_commit: false,
             log_capacity: 200_000,
         }
     }
