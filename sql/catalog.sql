@@ -86,10 +86,15 @@ CREATE TABLE servicenow.recheck (
     -- The version of which the instance has told: a row that has it by then need not be looked up. NULL if not known.
     updated_on      bigint,
     mod_count       bigint,
-    -- The instance has told that it is gone: no row is enough, too.
+    -- The instance has told that it is gone: no row is enough, too. With a version: that, and that it was written.
     gone            boolean NOT NULL DEFAULT false,
     -- A look that began before does not settle it.
-    at              timestamptz NOT NULL DEFAULT clock_timestamp()
+    at              timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- When it was first asked for.
+    since           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Looks that have not shown yet what was told, and when the next one is due.
+    looks           smallint NOT NULL DEFAULT 0,
+    due             timestamptz
 );
 CREATE INDEX ON servicenow.recheck (foreign_table, sys_id);
 

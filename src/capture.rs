@@ -6,7 +6,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
 use servicenow::capture::install::{Failure, Inspection};
 use servicenow::capture::queue::COLUMNS;
-use servicenow::capture::{self, Subscription, Way, script};
+use servicenow::capture::{self, Subscription, Way, is_queue, script};
 use servicenow::client::auth::Secret;
 use servicenow::value::TableName;
 
@@ -102,7 +102,10 @@ async fn make(
     let way = match webhook {
         Some(way) => way,
         None => match client.find_queue(id).await.map_err(failed("look for the queue table"))? {
-            Some(queue) => Way::Queue(queue),
+            Some(queue) => {
+                client.complete_queue(id, &queue).await?;
+                Way::Queue(queue)
+            }
             None => Way::Queue(client.make_queue(id).await?),
         },
     };
@@ -140,9 +143,10 @@ async fn make(
 pub fn uninstall(name: &str) {
     let target = target(name);
     let id = target.stored.id.clone();
+    let given = &tables(target.server) | &target.stored.rules;
     let connection = connection(target.server, pg::session::current_user());
     let removed = connection.call("uninstall capture", false, move |client| async move {
-        Ok(client.remove_subscription(&id).await)
+        Ok(client.remove_subscription(&id, &given).await)
     });
     match removed {
         Ok(rules) => {
@@ -204,10 +208,11 @@ pub fn new_salt() -> i32 {
     }
 }
 
-/// The remote tables of a server's foreign tables.
+/// The remote tables of a server's foreign tables, as far as rules may tell of them.
 fn tables(server: pg_sys::Oid) -> BTreeSet<TableName> {
     let works = catalog::work().into_iter().filter(|work| work.server == server);
-    works.filter_map(|work| Some(catalog::mirror(work.foreign_table)?.table.clone())).collect()
+    let tables = works.filter_map(|work| Some(catalog::mirror(work.foreign_table)?.table.clone()));
+    tables.filter(|table| !is_queue(table)).collect()
 }
 
 fn subscription(target: &Target, key: Secret) -> Subscription {

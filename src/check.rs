@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::capture::install::Inspection;
-use servicenow::capture::{Subscription, Way};
+use servicenow::capture::{Subscription, Way, is_queue};
 use servicenow::client::table_api::List;
 use servicenow::page::{Layout, Rows};
 use servicenow::query::Query;
@@ -369,7 +369,7 @@ fn capture(server: pg_sys::Oid, connection: &Connection) -> Option<Finding> {
         },
         _ => None,
     };
-    let tables = mirrored(server).into_iter().collect();
+    let tables = mirrored(server).into_iter().filter(|table| !is_queue(table)).collect();
     let found = connection.ask(move |client: HttpClient| async move {
         let way = match way {
             Some(way) => way,

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use pgrx::spi::{quote_identifier, quote_literal};
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, ereport, pg_sys};
+use servicenow::capture::is_queue;
 use servicenow::dictionary::{self, ChoiceRule, FieldDef, FieldType, TableDef, TableSummary, field_type};
 use servicenow::value::{Kind, Show, TableName};
 
@@ -142,6 +143,7 @@ fn all_tables(connection: &Connection, import: &Import) -> Vec<Wanted> {
     let wanted: Vec<Wanted> = summaries
         .into_iter()
         .map(|summary| summary.name)
+        .filter(|table| !is_queue(table))
         .filter(|table| match import.remote_schema.as_str() {
             EVERYTHING => is_usual(table),
             scope => in_scope(table, scope),

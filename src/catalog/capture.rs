@@ -78,6 +78,16 @@ pub fn known_subscription(server: pg_sys::Oid) -> Option<Subscription> {
     )
 }
 
+/// The servers for which rules were made from here.
+pub fn servers_with_rules() -> Vec<pg_sys::Oid> {
+    read(
+        "SELECT c.server FROM servicenow.capture c JOIN pg_catalog.pg_foreign_server s ON s.oid = c.server
+         WHERE c.installed AND c.rules <> '{}' AND c.place IS NOT DISTINCT FROM $1",
+        &[place().into()],
+        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+    )
+}
+
 /// What tells this data directory from a copy.
 fn place() -> Option<String> {
     let directory = std::fs::metadata(".").ok()?;
@@ -227,20 +237,35 @@ pub fn trust(server: pg_sys::Oid, ids: &[String]) {
 pub fn leave_events_to_recheck<'e>(relation: pg_sys::Oid, events: impl Iterator<Item = &'e Event>) {
     let (mut ids, mut times, mut counts, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for event in events {
-        let is_gone = event.operation == Operation::Delete;
-        let version = if is_gone { Version::default() } else { event.version };
+        let Version { updated_on, mod_count } = event.version;
+        // A version that is not told whole tells nothing.
+        let told = updated_on.zip(mod_count).filter(|_| event.operation != Operation::Delete);
         ids.push(event.id.as_str().to_owned());
-        times.push(version.updated_on);
-        counts.push(version.mod_count);
-        gone.push(is_gone);
+        times.push(told.map(|(updated_on, _)| updated_on));
+        counts.push(told.map(|(_, mod_count)| mod_count));
+        gone.push(match event.operation {
+            Operation::Write => false,
+            Operation::Delete => true,
+            Operation::Both => told.is_some(),
+        });
     }
     if !ids.is_empty() {
+        let told: [pgrx::datum::DatumWithOid; 5] =
+            [relation.into(), ids.into(), times.into(), counts.into(), gone.into()];
+        // A look that is under way may be too early for what is told now, even if the same was told before.
+        write(
+            "UPDATE servicenow.recheck r SET at = clock_timestamp(), looks = 0, due = NULL
+             FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[]) e (sys_id, updated_on, mod_count, gone)
+             WHERE r.foreign_table = $1 AND r.sys_id = e.sys_id AND r.gone = e.gone
+               AND (r.updated_on, r.mod_count) IS NOT DISTINCT FROM (e.updated_on, e.mod_count)",
+            &told,
+        );
         write(
             "INSERT INTO servicenow.recheck (foreign_table, sys_id, updated_on, mod_count, gone)
              SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[])
              EXCEPT SELECT foreign_table, sys_id, updated_on, mod_count, gone FROM servicenow.recheck
              WHERE foreign_table = $1 AND sys_id = ANY ($2)",
-            &[relation.into(), ids.into(), times.into(), counts.into(), gone.into()],
+            &told,
         );
     }
 }

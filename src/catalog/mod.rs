@@ -42,7 +42,7 @@ use crate::pg::session::AsOwner;
 
 pub use capture::{
     SUSPECTS, Subscription, capture_is_off, installed, known_subscription, leave_events_to_recheck,
-    note_capture, renew_subscription, subscription, suspect, trust, with_rechecks,
+    note_capture, renew_subscription, servers_with_rules, subscription, suspect, trust, with_rechecks,
 };
 pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
 pub use dictionary::{
@@ -65,7 +65,8 @@ pub use progress::{
 pub use request_stat::{Manners, add_request_stats, manners, past_calls, show_manners, show_page_size};
 pub use rows::{
     Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent,
-    gone_since, leave_to_recheck, note_not_undone, outlook, rechecked, remember_absent, settled, to_recheck,
+    gone_since, leave_to_recheck, next_recheck, note_not_undone, outlook, rechecked, remember_absent,
+    settled, to_recheck,
 };
 pub use token::{forget_tokens, keep_token, kept_token, mappings};
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};

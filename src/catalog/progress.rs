@@ -73,7 +73,8 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
               JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
               LEFT JOIN servicenow.sync_server v ON v.server = f.ftserver,
               LATERAL (SELECT count(*) AS waiting FROM servicenow.recheck r
-                       WHERE r.foreign_table = t.foreign_table) r,
+                       -- What was looked up and not shown as was told is not to be seen yet.
+                       WHERE r.foreign_table = t.foreign_table AND r.looks = 0) r,
               LATERAL (SELECT clock_timestamp() - t.last_poll_at AS age) a
          WHERE t.foreign_table = $1",
         &[relation.into(), since.into()],

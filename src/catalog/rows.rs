@@ -92,11 +92,13 @@ pub enum Told {
 /// Records thought of at a time.
 const RECHECKS: i64 = 5_000;
 
-/// Records to be looked up, each once; some of them if there are very many.
+/// Records to be looked up now, each once; some of them if there are very many.
 pub fn to_recheck(relation: pg_sys::Oid) -> Vec<Recheck> {
     read(
-        "SELECT sys_id, bool_and(gone), CASE WHEN bool_and(mod_count IS NOT NULL) THEN max(updated_on) END, max(mod_count)
-         FROM servicenow.recheck WHERE foreign_table = $1 GROUP BY sys_id LIMIT $2",
+        "SELECT sys_id, bool_and(gone AND mod_count IS NULL),
+                CASE WHEN bool_and(mod_count IS NOT NULL AND NOT gone) THEN max(updated_on) END, max(mod_count)
+         FROM servicenow.recheck WHERE foreign_table = $1 GROUP BY sys_id
+         HAVING bool_or(due IS NULL OR due <= clock_timestamp()) LIMIT $2",
         &[relation.into(), RECHECKS.into()],
         |rows| {
             rows.filter_map(|row| {
@@ -112,6 +114,16 @@ pub fn to_recheck(relation: pg_sys::Oid) -> Vec<Recheck> {
     )
 }
 
+/// When the next look at one of a table's records is due that have not been shown as was told.
+pub fn next_recheck(relation: pg_sys::Oid) -> Option<Duration> {
+    let seconds = read(
+        "SELECT extract(epoch FROM min(due) - clock_timestamp())::float8 FROM servicenow.recheck WHERE foreign_table = $1",
+        &[relation.into()],
+        |mut rows| rows.next().and_then(|row| get::<f64>(&row, 1)),
+    );
+    seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0)))
+}
+
 /// The cache has what the instance has told of these records. What was asked for without that stays, also by a session
 /// just now.
 pub fn settled(relation: pg_sys::Oid, ids: Vec<&str>) {
@@ -121,11 +133,50 @@ pub fn settled(relation: pg_sys::Oid, ids: Vec<&str>) {
     );
 }
 
-/// Records have been looked up, at a moment; what was asked for after that stays.
-pub fn rechecked(relation: pg_sys::Oid, ids: Vec<&str>, at: SystemTime) {
+/// How long it is waited for the instance to show what it has told of, in seconds: a rule may tell before its transaction is
+/// committed, and what is read may come from a replica.
+const DELAY: f64 = 60.0;
+/// The pause before the second look in seconds; the next ones are four times as long each.
+const FIRST_PAUSE: f64 = 0.25;
+
+/// Records have been looked up, at a moment: with these versions, or not found. What was asked for after that stays; and
+/// for a while what the instance has told of and did not show.
+pub fn rechecked(relation: pg_sys::Oid, looked_up: &[(&str, Option<Version>)], at: SystemTime) {
+    const TOLD_AND_SHOWN: &str = "CASE WHEN r.mod_count IS NULL THEN NOT (r.gone AND l.shown)
+              WHEN l.shown THEN l.mod_count IS NULL OR l.updated_on >= r.updated_on AND l.mod_count >= r.mod_count
+              ELSE r.gone END";
+    let (mut ids, mut shown, mut times, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (id, version) in looked_up {
+        ids.push((*id).to_owned());
+        shown.push(version.is_some());
+        let whole = version.and_then(|version| version.updated_on.zip(version.mod_count));
+        times.push(whole.map(|(updated_on, _)| updated_on));
+        counts.push(whole.map(|(_, mod_count)| mod_count));
+    }
+    let all = ids.clone();
+    let looked: [pgrx::datum::DatumWithOid; 7] = [
+        relation.into(),
+        timestamp(at).into(),
+        DELAY.into(),
+        ids.into(),
+        shown.into(),
+        times.into(),
+        counts.into(),
+    ];
     write(
-        "DELETE FROM servicenow.recheck WHERE foreign_table = $1 AND sys_id = ANY ($2) AND at <= $3",
-        &[relation.into(), ids.into(), timestamp(at).into()],
+        &format!(
+            "DELETE FROM servicenow.recheck r
+             USING unnest($4::text[], $5::boolean[], $6::bigint[], $7::bigint[]) l (sys_id, shown, updated_on, mod_count)
+             WHERE r.foreign_table = $1 AND r.sys_id = l.sys_id AND r.at <= $2
+               AND ({TOLD_AND_SHOWN} OR r.at < $2 - $3 * interval '1 second')"
+        ),
+        &looked,
+    );
+    write(
+        "UPDATE servicenow.recheck r
+         SET looks = looks + 1, due = clock_timestamp() + $3 * power(4, least(looks, 5)) * interval '1 second'
+         WHERE r.foreign_table = $1 AND r.sys_id = ANY ($4) AND r.at <= $2",
+        &[relation.into(), timestamp(at).into(), FIRST_PAUSE.into(), all.into()],
     );
 }
 

@@ -292,7 +292,9 @@ impl Server {
         let is_current = |(tables, tasks): &(HashSet<Table>, [Task; 2])| {
             *tables == wanted && !tasks.iter().any(|task| task.handle.is_finished())
         };
-        if plan.unclear.is_empty() && !self.readers.as_ref().is_some_and(is_current) {
+        if wanted.is_empty() {
+            self.readers = None;
+        } else if plan.unclear.is_empty() && !self.readers.as_ref().is_some_and(is_current) {
             let interval =
                 specs.values().map(|spec| spec.pace.own()).min().unwrap_or(Duration::from_secs(10));
             let pace = self.brake.pace(interval);
@@ -360,6 +362,10 @@ fn plans() -> HashMap<pg_sys::Oid, Plan> {
                 plan.unclear.insert(Table { relation, generation: work.generation });
             }
         }
+    }
+    // Rules of tables that are not mirrored any more are taken away, also when no other table is left.
+    for server in catalog::servers_with_rules() {
+        plans.entry(server).or_insert_with(|| plan(server));
     }
     failpoint::reach("worker.plan");
     plans.into_iter().filter_map(|(server, plan)| Some((server, plan.ok()?))).collect()

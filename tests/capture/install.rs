@@ -31,6 +31,28 @@ async fn it_is_installed_once_however_often_it_is_asked_for_and_taken_away_whole
     world.until("SELECT short_description = 'polled' FROM incident WHERE number = 'INC0012345'").await;
 }
 
+/// Somebody gives rules another name, order or table; by hand they may have another end of their condition.
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_were_renamed_are_known_all_the_same() {
+    let world = captured().await;
+    let name = name(&world).await;
+    let edit = world.sim.edit();
+    let before = rules(&world, &name);
+    let (rule, _) = before[0].clone();
+    for change in [("name", "mine"), ("collection", "problem"), ("active", "false")] {
+        edit.update("sys_script", &rule, &[change]).expect("it is there");
+        world.db.run("SELECT servicenow.install_capture('acme')").await;
+        assert_eq!(rules(&world, &name), before, "{change:?}");
+        assert_eq!(world.remote("sys_script", &rule, "active").as_deref(), Some("true"));
+    }
+    edit.update("sys_script", &rule, &[("filter_condition", "^EQ")]).expect("it is there");
+    assert!(findings(&world).await.iter().all(|(_, ok, _)| *ok));
+    edit.update("sys_script", &rule, &[("name", "mine")]).expect("it is there");
+    world.db.run("SELECT servicenow.uninstall_capture('acme')").await;
+    assert_eq!(world.remote("sys_script", &rule, "name"), None);
+    assert_eq!(world.sim.script_errors(), Vec::<String>::new());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_does_not_capture_says_how_to() {
     let world = World::new().await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use world::World;
 
-use crate::{COLUMNS, INCIDENT, captured, lists, looked_up, name, rules, until_captured, until_state};
+use crate::{COLUMNS, INCIDENT, captured, lists, looked_up, name, rules, until_captured, until_state, world};
 
 /// What the log of changes says of a record.
 async fn logged(world: &World, id: &str) -> String {
@@ -70,6 +70,111 @@ async fn new_tables_join_and_dropped_ones_leave() {
     world.until(&format!("SELECT EXISTS (SELECT FROM problem WHERE sys_id = '{id}')")).await;
     world.db.run("DROP FOREIGN TABLE incident").await;
     until(|| tables() == ["problem"]).await;
+}
+
+/// The last table's rule does not stay behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_rule_outlives_the_last_table() {
+    let world = captured().await;
+    let name = name(&world).await;
+    world.db.run("DROP FOREIGN TABLE incident").await;
+    until(|| rules(&world, &name).is_empty()).await;
+    world.db.run(INCIDENT).await;
+    until(|| rules(&world, &name).len() == 1).await;
+}
+
+/// What rules write must not be told of by rules.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_neither_imported_nor_told_of() {
+    let world = captured().await;
+    let name = name(&world).await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    world.db.run("CREATE SCHEMA custom; IMPORT FOREIGN SCHEMA u FROM SERVER acme INTO custom").await;
+    let imported = "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = 'custom'::regnamespace AND relkind = 'f'";
+    let imported = world.db.value::<String>(imported).await;
+    assert!(imported.contains("u_pg_widget") && !imported.contains("servicenow_fdw"), "{imported}");
+    // Whoever names it gets it, and no rule with it.
+    world.db.run("DROP SCHEMA custom CASCADE").await;
+    world
+        .db
+        .run(&format!("CREATE FOREIGN TABLE queue (sys_id text) SERVER acme OPTIONS (table '{queue}')"))
+        .await;
+    world.db.run("CREATE FOREIGN TABLE problem (sys_id text) SERVER acme").await;
+    let tables = || rules(&world, &name).into_iter().map(|(_, table)| table).collect::<Vec<_>>();
+    until(|| tables() == ["incident", "problem"]).await;
+    world.db.run("SELECT servicenow.install_capture('acme')").await;
+    assert_eq!(tables(), ["incident", "problem"]);
+    until_state(&world, "active").await;
+    world.sim.edit().insert("problem", &[("short_description", "new")]).expect("a record");
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+/// Somebody was interrupted between the queue and its columns: what is written to a column that is not there is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_was_left_half_made_is_completed() {
+    let world = world("queue").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world.db.run("SELECT servicenow.capture_script('incident')").await;
+    let name = name(&world).await;
+    let queue = name.replace("servicenow_fdw ", "u_servicenow_fdw_");
+    let edit = world.sim.edit();
+    edit.insert("sys_db_object", &[("name", &queue), ("label", &name)]).expect("a table");
+    world.db.run("SELECT servicenow.install_capture('acme')").await;
+    let columns =
+        || edit.find("sys_dictionary", &format!("name={queue}^elementSTARTSWITHu_")).expect("a query");
+    assert_eq!(columns().len(), 6);
+    until_captured(&world).await;
+    let id = world.find("incident", "number=INC0012345");
+    edit.update("incident", &id, &[("short_description", "told")]).expect("it is there");
+    world.until("SELECT short_description = 'told' FROM incident WHERE number = 'INC0012345'").await;
+    assert!(logged(&world, &id).await.contains("update by capture"));
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+/// One script deletes a record and makes it anew: both events are read at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_made_anew_is_not_taken_for_deleted() {
+    let world = captured().await;
+    let edit = world.sim.edit();
+    let id = world.find("incident", "number=INC0012345");
+    edit.delete("incident", &id).expect("it is there");
+    edit.insert("incident", &[("sys_id", &id), ("number", "INC0012345"), ("short_description", "anew")])
+        .expect("a record");
+    let other = edit.insert("incident", &[("short_description", "short")]).expect("a record");
+    edit.delete("incident", &other).expect("it is there");
+    edit.insert("incident", &[("sys_id", &other), ("short_description", "again")]).expect("a record");
+    for (id, text) in [(&id, "anew"), (&other, "again")] {
+        world
+            .until(&format!(
+                "SELECT EXISTS (SELECT FROM incident WHERE sys_id = '{id}' AND short_description = '{text}')"
+            ))
+            .await;
+    }
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
+/// In an application of its own the platform has rules of others run in the background only.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_applications_are_told_of() {
+    let world = world("queue").await;
+    world
+        .db
+        .run("CREATE FOREIGN TABLE x_acme_app_thing (sys_id text, sys_mod_count bigint) SERVER acme")
+        .await;
+    world.sync("x_acme_app_thing").await;
+    world.db.run("SELECT servicenow.install_capture('acme')").await;
+    until_captured(&world).await;
+    let name = name(&world).await;
+    let (rule, _) = rules(&world, &name).pop().expect("a rule");
+    assert_eq!(world.remote("sys_script", &rule, "when").as_deref(), Some("async"));
+    let edit = world.sim.edit();
+    let id = edit.insert("x_acme_app_thing", &[]).expect("a record");
+    world.until(&format!("SELECT EXISTS (SELECT FROM x_acme_app_thing WHERE sys_id = '{id}')")).await;
+    edit.delete("x_acme_app_thing", &id).expect("it is there");
+    world.until(&format!("SELECT NOT EXISTS (SELECT FROM x_acme_app_thing WHERE sys_id = '{id}')")).await;
+    world.until_like_the_instance("x_acme_app_thing", &["sys_mod_count"]).await;
+    world.until("SELECT events = 2 AND state = 'active' FROM servicenow.stat_capture").await;
 }
 
 /// Rules, rows and records that are not as they should be.

@@ -136,6 +136,37 @@ async fn changes_of_every_kind_arrive_at_once() {
     assert_eq!(world.sim.script_errors(), Vec::<String>::new());
 }
 
+/// A rule posts while its transaction is open: a look at the record comes too early then.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_come_before_their_changes_are_not_lost() {
+    let (cluster, _) = listening();
+    let world = world_on(cluster, "webhook").await;
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '30 s')").await;
+    let world = capture_incidents(world).await;
+    let from = world.sim.requests().len();
+    let edit = world.sim.edit();
+    let ids = edit.find("incident", "ORDERBYsys_id").expect("a query");
+    world.sim.set(|s| (s.commit_delay_ms, s.posts_before_commit) = (1_500, true));
+    edit.update("incident", &ids[0], &[("short_description", "changed")]).expect("it is there");
+    edit.delete("incident", &ids[1]).expect("it is there");
+    let made = edit.insert("incident", &[("short_description", "made")]).expect("a record");
+    for here in [
+        format!("SELECT short_description = 'changed' FROM incident WHERE sys_id = '{}'", ids[0]),
+        format!("SELECT NOT EXISTS (SELECT FROM incident WHERE sys_id = '{}')", ids[1]),
+        format!("SELECT EXISTS (SELECT FROM incident WHERE sys_id = '{made}')"),
+    ] {
+        world.until(&here).await;
+    }
+    world.until("SELECT events = 3 FROM servicenow.stat_capture").await;
+    let others = "SELECT count(*) FROM servicenow._sync_cdc WHERE source NOT IN ('capture', 'backfill')";
+    assert_eq!(world.db.value::<i64>(others).await, 0, "no poll has brought them");
+    world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
+    let looks = looked_up(&world, from).len();
+    assert!(looks <= 12, "{looks} looks");
+    world.sim.set(|s| s.commit_delay_ms = 0);
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_from_a_rule_is_refused_and_counted() {
     let (cluster, address) = listening();

@@ -160,6 +160,7 @@ impl World {
     /// the same stored values. Table and columns are given by name, with `=` and the name in the instance behind it
     /// if that is another.
     pub async fn until_like_the_instance(&self, table: &str, columns: &[&str]) {
+        assert_eq!(self.sim.script_errors(), Vec::<String>::new(), "no Business Rule has failed");
         let began = Instant::now();
         let (table, remote) = table.split_once('=').unwrap_or((table, table));
         let columns: Vec<(&str, &str)> =

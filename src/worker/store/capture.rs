@@ -83,7 +83,7 @@ pub fn note(server: pg_sys::Oid, events: &[Event]) -> u64 {
 
 /// What is to be looked up of a server's tables now.
 pub fn to_look_up(server: pg_sys::Oid) -> Noted<Table> {
-    let mut noted = Noted { looks: Vec::new(), waiting: false, echoes: 0 };
+    let mut noted = Noted { looks: Vec::new(), waiting: false, again: None, echoes: 0 };
     let works: Vec<_> = catalog::work().into_iter().filter(|work| work.server == server).collect();
     for relation in catalog::with_rechecks(server) {
         let Some(work) = works.iter().find(|work| work.foreign_table == relation) else { continue };
@@ -91,6 +91,7 @@ pub fn to_look_up(server: pg_sys::Oid) -> Noted<Table> {
         match looked {
             Ok(Some(left)) => {
                 noted.waiting |= left.is_more;
+                noted.again = noted.again.into_iter().chain(catalog::next_recheck(relation)).min();
                 if !left.records.is_empty() {
                     let table = Table { relation, generation: work.generation };
                     noted.looks.push((table, left.records));

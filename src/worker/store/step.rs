@@ -1,11 +1,11 @@
 //! The steps of mirrors, each carried out in the transaction of its request.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::SystemTime;
 
 use pgrx::{Spi, pg_sys};
-use servicenow::page::Rows;
+use servicenow::page::{Rows, Version};
 use servicenow::sync::Stop;
 use servicenow::sync::store::{Origin, Step, StoreError};
 use servicenow::value::SysId;
@@ -150,6 +150,10 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
                 Origin::Upkeep => Source::Reconcile,
             };
             let there: HashSet<&str> = present.ids().collect();
+            let seen: HashMap<&str, Version> =
+                (0..present.len()).map(|row| (present.id(row), present.version(row))).collect();
+            let looks: Vec<_> =
+                looked_up.iter().map(|(id, _)| (id.as_str(), seen.get(id.as_str()).copied())).collect();
             // What was deleted during the look may still have been shown by it.
             let gone = catalog::gone_since(relation, present.ids().collect(), *at);
             let mut shown = Rows::new(present.layout().clone());
@@ -166,7 +170,7 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             catalog::forget_absent(relation, present.ids().collect());
             let absent: Vec<String> = absent.iter().map(|(id, _)| (*id).to_owned()).collect();
             catalog::remember_absent(relation, &absent);
-            catalog::rechecked(relation, looked_up.map(|(id, _)| id).collect(), *at);
+            catalog::rechecked(relation, &looks, *at);
             catalog::leave_to_recheck(relation, &gone.into_iter().collect::<Vec<_>>());
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             catalog::leave_to_recheck(relation, &kept);

@@ -1,12 +1,13 @@
 //! Events that have been received and not been taken, of one subscription.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::mem;
 use std::sync::Mutex;
 
 use tokio::sync::Notify;
 
-use super::event::{Event, coalesce};
+use super::event::{Event, Story};
 use crate::value::{SysId, TableName};
 
 /// Records with events waiting, at most; what comes beyond that is found by polls.
@@ -34,7 +35,7 @@ pub struct Inbox {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    events: HashMap<(TableName, SysId), Event>,
+    stories: HashMap<(TableName, SysId), Story>,
     seen: u64,
     refused: u64,
     overflowed: bool,
@@ -60,21 +61,16 @@ impl Inbox {
     pub fn offer(&self, event: Event) -> bool {
         let is_taken = self.with(|waiting| {
             waiting.seen += 1;
-            let key = (event.table.clone(), event.id.clone());
-            match waiting.events.remove(&key) {
-                Some(before) => {
-                    waiting.events.extend(coalesce([before, event]).pop().map(|event| (key, event)));
-                    true
-                }
-                None if waiting.events.len() < MOST => {
-                    waiting.events.insert(key, event);
-                    true
-                }
-                None => {
+            let is_full = waiting.stories.len() >= MOST;
+            match waiting.stories.entry((event.table.clone(), event.id.clone())) {
+                Entry::Occupied(mut story) => story.get_mut().add(event),
+                Entry::Vacant(_) if is_full => {
                     waiting.overflowed = true;
-                    false
+                    return false;
                 }
+                Entry::Vacant(place) => drop(place.insert(Story::of(event))),
             }
+            true
         });
         self.bell.notify_one();
         is_taken
@@ -87,11 +83,11 @@ impl Inbox {
 
     /// Everything that waits, the oldest first.
     pub fn take(&self) -> Taken {
-        let Waiting { events, seen, refused, overflowed, .. } = self.with(|waiting| {
+        let Waiting { stories, seen, refused, overflowed, .. } = self.with(|waiting| {
             let trouble = waiting.trouble.clone();
             mem::replace(waiting, Waiting { trouble, ..Waiting::default() })
         });
-        let mut events: Vec<Event> = events.into_values().collect();
+        let mut events: Vec<Event> = stories.into_values().map(Story::sum).collect();
         events.sort_by_key(|event| event.at);
         Taken { events, seen, refused, overflowed }
     }

@@ -1,23 +1,23 @@
 //! What a subscription needs in the instance: rules, and for a queue its table. Made, looked at, and taken away.
 //!
-//! Everything is found by the subscription's name, so that it can be made by hand too, by whoever has the rights.
-//! Whatever is there and right stays as it is.
+//! Everything is found by the subscription's name, so that it can be made by hand too, by whoever has the rights; and
+//! what was made from here by its `sys_id` as well, whatever it was renamed to. Whatever is there and right stays as it is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value as Json, json};
 use tokio::time::sleep;
 
-use super::{Subscription, SubscriptionId, queue, script};
+use super::{Subscription, SubscriptionId, is_scoped, queue, script};
 use crate::client::Client;
 use crate::client::retry::Effect;
 use crate::client::table_api::{Identity, List};
 use crate::client::transport::Transport;
 use crate::error::{Error, Refusal, Result, Words};
 use crate::page::{Layout, Rows};
-use crate::query::{Op, Query, Term};
+use crate::query::{Op, Query, Term, ids_term};
 use crate::value::{SysId, TableName};
 
 /// Where rules are kept.
@@ -30,13 +30,14 @@ const COLUMNS: &str = "sys_dictionary";
 const RULE: &[(&str, &str)] = &[
     ("active", "true"),
     ("advanced", "true"),
-    ("when", "after"),
     ("action_insert", "true"),
     ("action_update", "true"),
     ("action_delete", "true"),
     ("condition", ""),
     ("filter_condition", ""),
 ];
+/// How often rules are looked for by their ids in one call, which makes the address long.
+const IDS_AT_A_TIME: usize = 100;
 /// A rule runs after those that users make, so that it tells of what they have made of the record.
 const ORDER: &str = "10000";
 /// Deletions in a queue are not worth an entry in the instance's audit.
@@ -116,7 +117,8 @@ impl<T: Transport> Client<T> {
             false => found.get(0, "name").to_owned(),
             true => {
                 let table = json!({
-                    "name": id.queue_name(), "label": id.name(), "access": "public", "is_extendable": "false",
+                    "name": id.queue_name(), "label": id.name(), "access": "public", "ws_access": "true",
+                    "create_access": "true", "is_extendable": "false",
                     "create_access_controls": "false", "create_module": "false", "create_mobile_module": "false",
                 });
                 let step = "create the queue table";
@@ -127,6 +129,29 @@ impl<T: Transport> Client<T> {
         let name = TableName::new(name).map_err(|e| Failure::at("create the queue table")(e.into()))?;
         self.make_columns(id, &name).await?;
         Ok(name)
+    }
+
+    /// Makes the columns that a queue lacks, as far as the caller may see which ones it has: whoever was interrupted has
+    /// left some out, and what is written to a column that is not there is lost without a word.
+    pub async fn complete_queue(&self, id: &SubscriptionId, queue: &TableName) -> Outcome<()> {
+        let step = format!("read the columns of table \"{queue}\"");
+        match self.missing_columns(queue).await.map_err(Failure::at(step))? {
+            Some(missing) if !missing.is_empty() => self.make_columns(id, queue).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The columns that a queue lacks; `None` if the caller may not see which ones it has.
+    pub async fn missing_columns(&self, queue: &TableName) -> Result<Option<Vec<&'static str>>> {
+        let there = match self.entries(COLUMNS, &those("name", queue.as_str()), &["element"]).await {
+            // A table has itself for an entry, if nothing else.
+            Ok(there) if there.is_empty() => return Ok(None),
+            Ok(there) => there,
+            Err(Error::Refused { .. } | Error::NoTable(_)) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let has = |name: &str| (0..there.len()).any(|row| there.get(row, "element") == name);
+        Ok(Some(queue::COLUMNS.iter().map(|(name, ..)| *name).filter(|name| !has(name)).collect()))
     }
 
     async fn make_columns(&self, id: &SubscriptionId, queue: &TableName) -> Outcome<()> {
@@ -143,7 +168,8 @@ impl<T: Transport> Client<T> {
             let mut attempts = 0;
             loop {
                 match self.make(COLUMNS, id.sys_id_of(name), &column, &["element"]).await {
-                    Ok(_) => break,
+                    // Somebody else may have made it meanwhile.
+                    Ok(_) | Err(Error::Refused { refusal: Refusal::Unique, .. }) => break,
                     Err(e @ Error::Refused { refusal: Refusal::Acl, .. }) => {
                         return Err(Failure::at(step())(e));
                     }
@@ -177,25 +203,42 @@ impl<T: Transport> Client<T> {
         tables: &BTreeSet<TableName>,
     ) -> Result<Inspection> {
         let mut fields: Vec<&str> = RULE.iter().map(|(field, _)| *field).collect();
-        fields.extend(["collection", "script"]);
-        let rules = match self.list_entries(RULES, &those("name", &subscription.id.name()), &fields).await {
+        fields.extend(["name", "collection", "when", "script"]);
+        let name = subscription.id.name();
+        let named = match self.list_entries(RULES, &those("name", &name), &fields).await {
             // Rules that may not be seen are counted all the same.
             Ok((rows, total)) if rows.is_empty() && total > 0 => None,
             Ok((rows, _)) => Some(rows),
             Err(Error::Refused { .. } | Error::NoTable(_)) => None,
             Err(e) => return Err(e),
         };
-        let Some(rules) = rules else { return Ok(Inspection { is_blind: true, ..Inspection::default() }) };
+        let Some(named) = named else { return Ok(Inspection { is_blind: true, ..Inspection::default() }) };
         let mut inspection = Inspection::default();
         let mut wanted: BTreeMap<&str, &TableName> =
             tables.iter().map(|table| (table.as_str(), table)).collect();
-        for row in 0..rules.len() {
+        let bare = tables
+            .iter()
+            .filter(|table| !(0..named.len()).any(|row| named.get(row, "collection") == table.as_str()));
+        let own = self.rules_of(&subscription.id, bare, &named, &fields).await?;
+        let made: HashMap<SysId, &str> =
+            tables.iter().map(|table| (rule_id(&subscription.id, table), table.as_str())).collect();
+        let each = |rules| (0..Rows::len(rules)).map(move |row| (rules, row));
+        let mut rules: Vec<(&Rows, usize)> = std::iter::once(&named).chain(&own).flat_map(each).collect();
+        // One that was made from here is its table's, whatever it is called by now; others give way to it.
+        rules.sort_by_key(|(rules, row)| !made.contains_key(&SysId::new(rules.id(*row))));
+        for (rules, row) in rules {
             let id = SysId::new(rules.id(row));
-            let Some(table) = wanted.remove(rules.get(row, "collection")) else {
+            let on = made.get(&id).copied().unwrap_or(rules.get(row, "collection"));
+            let Some(table) = wanted.remove(on) else {
                 inspection.surplus.push(id);
                 continue;
             };
-            let differs = RULE.iter().find(|(field, value)| rules.get(row, field) != *value);
+            let is = |field: &str, value: &str| match field {
+                "filter_condition" => rules.get(row, field).trim_end_matches("^EQ") == value,
+                _ => rules.get(row, field) == value,
+            };
+            let identity = [("name", name.as_str()), ("collection", table.as_str()), ("when", when(table))];
+            let differs = RULE.iter().chain(&identity).find(|(field, value)| !is(field, value));
             let differs = differs.map(|(field, _)| *field).or_else(|| {
                 let ours = script::rule(subscription, table);
                 (!is_same_script(rules.get(row, "script"), &ours)).then_some("script")
@@ -208,11 +251,32 @@ impl<T: Transport> Client<T> {
         Ok(inspection)
     }
 
-    /// Makes the rule on a table.
+    /// Of the rules that were made from here for some tables those that do not have the subscription's name any more.
+    async fn rules_of<'t>(
+        &self,
+        id: &SubscriptionId,
+        tables: impl Iterator<Item = &'t TableName>,
+        named: &Rows,
+        fields: &[&str],
+    ) -> Result<Vec<Rows>> {
+        let known: HashSet<&str> = named.ids().collect();
+        let ids: Vec<SysId> =
+            tables.map(|table| rule_id(id, table)).filter(|id| !known.contains(id.as_str())).collect();
+        let mut found = Vec::new();
+        for some in ids.chunks(IDS_AT_A_TIME) {
+            found.push(self.entries(RULES, &Query::all().and(ids_term(some)), fields).await?);
+        }
+        Ok(found)
+    }
+
+    /// Makes the rule on a table. One that somebody else has made meanwhile, or renamed, is made what it should be.
     pub async fn make_rule(&self, subscription: &Subscription, table: &TableName) -> Outcome<()> {
         let step = || format!("create the Business Rule on table \"{table}\"");
-        let id = subscription.id.sys_id_of(&format!("rule {table}"));
-        let made = self.make(RULES, id, &rule(subscription, table), &["active", "script"]).await;
+        let id = rule_id(&subscription.id, table);
+        let made = self.make(RULES, id.clone(), &rule(subscription, table), &["active", "script"]).await;
+        if let Err(Error::Refused { refusal: Refusal::Unique, .. }) = made {
+            return self.mend_rule(subscription, table, &id).await;
+        }
         confirm(made.map_err(Failure::at(step()))?, subscription, table).map_err(Failure::at(step()))
     }
 
@@ -231,8 +295,13 @@ impl<T: Transport> Client<T> {
         }
     }
 
-    /// Takes everything away that was made for a subscription; gives back how many rules that were.
-    pub async fn remove_subscription(&self, id: &SubscriptionId) -> Outcome<usize> {
+    /// Takes everything away that was made for a subscription; gives back how many rules that were. `tables` are those
+    /// that may have a rule under another name.
+    pub async fn remove_subscription(
+        &self,
+        id: &SubscriptionId,
+        tables: &BTreeSet<TableName>,
+    ) -> Outcome<usize> {
         let step = "look for the Business Rules";
         let name = id.name();
         let (rules, total) = self
@@ -242,8 +311,11 @@ impl<T: Transport> Client<T> {
         if rules.is_empty() && total > 0 {
             return Err(Failure::at("see the Business Rules")(forbidden()));
         }
-        for rule in rules.ids() {
-            self.remove_rule(&SysId::new(rule)).await?;
+        let renamed = self.rules_of(id, tables.iter(), &rules, &["collection"]).await;
+        let renamed = renamed.map_err(Failure::at(step))?;
+        let rules: Vec<&str> = std::iter::once(&rules).chain(&renamed).flat_map(Rows::ids).collect();
+        for rule in &rules {
+            self.remove_rule(&SysId::new(*rule)).await?;
         }
         let tables = match self.entries(TABLES, &those("label", &name), &["name"]).await {
             Ok(tables) => tables,
@@ -282,11 +354,21 @@ impl<T: Transport> Client<T> {
     }
 }
 
+/// The `sys_id` of the rule on a table, where it was made from here.
+fn rule_id(id: &SubscriptionId, table: &TableName) -> SysId {
+    id.sys_id_of(&format!("rule {table}"))
+}
+
+/// When the rule on a table runs: in the change's transaction, if it may.
+pub fn when(table: &TableName) -> &'static str {
+    if is_scoped(table) { "async" } else { "after" }
+}
+
 /// The fields of the rule on a table.
 fn rule(subscription: &Subscription, table: &TableName) -> Json {
     let mut rule = json!({
         "name": subscription.id.name(), "collection": table.as_str(), "order": ORDER, "sys_scope": "global",
-        "script": script::rule(subscription, table),
+        "when": when(table), "script": script::rule(subscription, table),
         "description": "Tells a Postgres database of changes. Made by servicenow.install_capture().",
     });
     for (field, value) in RULE {

@@ -67,6 +67,17 @@ impl SubscriptionId {
     }
 }
 
+/// Whether a table is a subscription's queue, of whichever database. What rules write there is told of by no rule: that
+/// would write again, without an end.
+pub fn is_queue(table: &TableName) -> bool {
+    table.as_str().trim_start_matches("u_").strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('_'))
+}
+
+/// Whether a table belongs to an application with a scope of its own, where rules of others run in the background only.
+pub(crate) fn is_scoped(table: &TableName) -> bool {
+    ["x_", "sn_"].iter().any(|scope| table.as_str().starts_with(scope))
+}
+
 impl fmt::Display for SubscriptionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

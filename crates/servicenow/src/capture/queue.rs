@@ -50,12 +50,15 @@ pub struct QueuePage {
     pub events: Vec<Event>,
     /// How many rows the queue has.
     pub total: u64,
+    /// A column that some rows do not have: it was never made, or is hidden.
+    pub lacks: Option<&'static str>,
 }
 
 impl<T: Transport> Client<T> {
     /// The oldest events of a queue.
     pub async fn read_queue(&self, queue: &TableName, limit: u32) -> Result<QueuePage> {
-        let layout = Arc::new(Layout::of_text(&[TABLE, RECORD, OPERATION, MOD_COUNT, UPDATED_ON, SEQUENCE]));
+        let names: Vec<&str> = COLUMNS.iter().map(|(name, ..)| *name).collect();
+        let layout = Arc::new(Layout::of_text(&names));
         let query = Query::all().order_by(SEQUENCE).order_by("sys_id");
         let list = List { table: queue, query: &query, layout: &layout, limit, offset: 0, count: true };
         let page = self.list(list).await?;
@@ -73,7 +76,9 @@ impl<T: Transport> Client<T> {
                 at: rows.get(row, SEQUENCE).parse().unwrap_or_default(),
             })
         };
+        let is_shown = |column: usize| (0..rows.len()).all(|row| rows.is_shown(row, column));
         Ok(QueuePage {
+            lacks: (0..names.len()).find(|column| !is_shown(*column)).map(|column| COLUMNS[column].0),
             rows: rows.ids().map(SysId::new).collect(),
             events: (0..rows.len()).filter_map(event).collect(),
             total: page.total.unwrap_or(rows.len() as u64),

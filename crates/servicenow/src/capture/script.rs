@@ -6,15 +6,14 @@ use serde_json::Value as Json;
 
 use super::queue::{MOD_COUNT, OPERATION, RECORD, SEQUENCE, TABLE, UPDATED_ON};
 use super::webhook::{SIGNATURE_HEADER, TIME_HEADER};
-use super::{Subscription, Way};
+use super::{Subscription, Way, is_scoped};
 use crate::value::TableName;
 
-/// The time a webhook's listener may take to answer, in milliseconds.
-const WEBHOOK_TIMEOUT: u32 = 10_000;
 /// Events stay in a queue for so many days if nobody reads them.
 pub const QUEUE_DAYS: u32 = 3;
-/// One in so many events has old ones of its queue deleted.
-const PURGE_EVERY: u32 = 20;
+/// Events whose time in milliseconds is a multiple of this have old ones of their queue deleted. A prime: clocks that tell
+/// seconds come to every remainder, too.
+const PURGE_EVERY: u32 = 19;
 
 /// What is to be told by the rule on a table.
 pub fn rule(subscription: &Subscription, table: &TableName) -> String {
@@ -23,11 +22,17 @@ pub fn rule(subscription: &Subscription, table: &TableName) -> String {
         Way::Webhook { endpoint, key } => post(endpoint.as_str(), key.reveal(), table),
     };
     let name = quoted(&subscription.id.name());
-    // Scripts may change a record without counting that: then its version says nothing.
-    let counted = "    function counted() {
+    // Scripts may change a record without counting that: then its version says nothing. Nor does it when the rule runs some
+    // time after the change.
+    let counted = match is_scoped(table) {
+        true => "    function counted() { return false; }\n",
+        false => {
+            "    function counted() {
         return !previous || String(previous.getValue('sys_mod_count')) !== String(current.getValue('sys_mod_count')) ||
             String(current.operation()) !== 'update';
-    }\n";
+    }\n"
+        }
+    };
     format!(
         "(function executeRule(current, previous /*null when async*/) {{\n{counted}    try {{\n{body}    }} catch (e) {{\n        \
          gs.error({name} + ': ' + e);\n    }}\n}})(current, previous);\n"
@@ -38,18 +43,21 @@ pub fn rule(subscription: &Subscription, table: &TableName) -> String {
 fn into_queue(queue: &TableName, table: &TableName) -> String {
     let (queue, table) = (quoted(queue.as_str()), quoted(table.as_str()));
     format!(
-        "        var event = new GlideRecord({queue});
+        "        var time = Number(new GlideDateTime().getNumericValue());
+        var event = new GlideRecord({queue});
         event.initialize();
         event.setValue('{TABLE}', {table});
         event.setValue('{RECORD}', current.getUniqueValue());
         event.setValue('{OPERATION}', current.operation());
         if (counted()) {{ event.setValue('{MOD_COUNT}', current.getValue('sys_mod_count')); }}
         event.setValue('{UPDATED_ON}', current.getValue('sys_updated_on'));
-        event.setValue('{SEQUENCE}', String(new GlideDateTime().getNumericValue()));
+        event.setValue('{SEQUENCE}', String(time));
+        event.setWorkflow(false);
         event.insert();
-        if (Math.random() * {PURGE_EVERY} < 1) {{
+        if (time % {PURGE_EVERY} === 0) {{
             var old = new GlideRecord({queue});
             old.addQuery('sys_created_on', '<', gs.daysAgo({QUEUE_DAYS}));
+            old.setWorkflow(false);
             old.deleteMultiple();
         }}
 "
@@ -72,7 +80,6 @@ fn post(endpoint: &str, key: &str, table: &TableName) -> String {
         var request = new sn_ws.RESTMessageV2();
         request.setEndpoint({endpoint});
         request.setHttpMethod('post');
-        request.setHttpTimeout({WEBHOOK_TIMEOUT});
         request.setRequestHeader('Content-Type', 'application/json');
         request.setRequestHeader('{TIME_HEADER}', time);
         request.setRequestHeader('{SIGNATURE_HEADER}', signer.generateMac({key}, 'HmacSHA256', time + '.' + body));

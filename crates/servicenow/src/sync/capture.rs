@@ -26,7 +26,7 @@ use super::{Stop, local_seconds, pause_after};
 use crate::capture::event::{Event, coalesce};
 use crate::capture::inbox::Inbox;
 use crate::capture::queue::PAGE;
-use crate::capture::{Subscription, SubscriptionId, Way};
+use crate::capture::{Subscription, SubscriptionId, Way, is_queue, is_scoped};
 use crate::client::Client;
 use crate::client::auth::Secret;
 use crate::client::transport::Transport;
@@ -62,7 +62,7 @@ const LONGEST_LOOK: Duration = Duration::from_secs(10);
 const IDS_AT_A_TIME: usize = 200;
 /// How long there may be nothing to tell the store.
 const NEWS_INTERVAL: Duration = Duration::from_secs(5);
-/// In a webhook, an event may be under way so long.
+/// A webhook's request, or a rule in the background, may be under way so long.
 const DELIVERY: Duration = Duration::from_secs(10);
 /// Somebody else empties the queue, if rows were gone before in so many looks in a row,
 const SHARED: u32 = 3;
@@ -76,6 +76,8 @@ pub struct Noted<T> {
     pub looks: Vec<(T, StoredRecords)>,
     /// There are others that somebody is writing just now.
     pub waiting: bool,
+    /// In so long there will be some that the instance has told of and does not show yet.
+    pub again: Option<Duration>,
     /// Events that tell of what the store has already.
     pub echoes: u64,
 }
@@ -174,6 +176,8 @@ pub struct Capture<T, S: Store> {
     waiting: bool,
     /// Something is, and waits for a look that is under way.
     skipped: bool,
+    /// Something will be.
+    again: Option<Instant>,
     /// What is being looked up, and of which tables.
     looking: JoinSet<Look<S::Table>>,
     busy: HashSet<S::Table>,
@@ -210,6 +214,7 @@ where
             brake,
             waiting: true,
             skipped: false,
+            again: None,
             looking: JoinSet::new(),
             busy: HashSet::new(),
             resting: HashMap::new(),
@@ -263,12 +268,25 @@ where
             let words = Words { message, detail: None };
             return Err(Error::Refused { refusal: Refusal::Acl, words }.into());
         }
+        // What they tell would be lost with them.
+        if let Some(column) = page.lacks {
+            let message =
+                format!("queue table \"{queue}\" has no column \"{column}\", or it is hidden from this user");
+            return Err(
+                Error::Refused { refusal: Refusal::Acl, words: Words { message, detail: None } }.into()
+            );
+        }
         let is_all = page.rows.len() as u64 >= page.total;
         let is_active = !page.rows.is_empty();
         let (seen, newest, at_clock) =
             (page.events.len(), page.events.iter().map(|event| event.at).max(), at);
         let looks = self.note(page.events, seen as u64).await?;
         self.start(looks);
+        if is_active && seen == 0 {
+            // Something was told; polls find what.
+            self.missed = Some((Instant::now(), 0));
+            self.inspected = None;
+        }
         // They are noted, and looked up meanwhile: whoever comes next finds them in the store.
         let gone = self.client.delete_queued(&queue, page.rows).await?;
         // The rule itself deletes what is old.
@@ -283,7 +301,9 @@ where
             return Err(StoreError::Stale.into());
         }
         if is_all {
-            self.news.complete = Some(at);
+            // Rules that run in the background are late.
+            let is_late = self.specs.values().any(|spec| is_scoped(&spec.table));
+            self.news.complete = if is_late { at.checked_sub(DELIVERY) } else { Some(at) };
         }
         Ok(is_active)
     }
@@ -314,7 +334,8 @@ where
 
     /// Has the store note events; gives back what has to be looked up.
     async fn note(&mut self, events: Vec<Event>, seen: u64) -> Result<Looks<S::Table>, Stop> {
-        if events.is_empty() && !self.waiting {
+        let is_due = self.again.is_some_and(|at| at <= Instant::now());
+        if events.is_empty() && !self.waiting && !is_due {
             return Ok(Looks::default());
         }
         let wanted = self.specs.values().map(|spec| &spec.table);
@@ -335,6 +356,7 @@ where
         self.news.coalesced += seen - left;
         self.news.echoes += noted.echoes;
         self.waiting = noted.waiting;
+        self.again = noted.again.map(|left| Instant::now() + left);
         Ok(Looks { records: noted.looks, oldest })
     }
 
@@ -391,7 +413,7 @@ where
     async fn look_after_rules(&mut self) -> Result<(), Stop> {
         if let Channel::Queue(None) = self.setup.channel {
             let mut queue = self.client.find_queue(&self.setup.id).await?;
-            if queue.is_none() && self.setup.installed {
+            if queue.is_none() && self.setup.installed && !self.specs.is_empty() {
                 match self.client.make_queue(&self.setup.id).await {
                     Ok(made) => queue = Some(made),
                     Err(failure) => self.fault = Some(failure.to_string()),
@@ -408,9 +430,13 @@ where
             }
         };
         let subscription = Subscription { id: self.setup.id.clone(), way };
-        let tables: BTreeSet<TableName> = self.specs.values().map(|spec| spec.table.clone()).collect();
+        let tables = self.specs.values().map(|spec| &spec.table).filter(|table| !is_queue(table));
+        let tables: BTreeSet<TableName> = tables.cloned().collect();
         let mut found = self.client.inspect_rules(&subscription, &tables).await?;
         self.fault = None;
+        if let Way::Queue(queue) = &subscription.way {
+            self.look_after_queue(&queue.clone()).await?;
+        }
         if self.setup.installed && !found.is_blind {
             let is_new = |table: &TableName| !self.setup.rules.contains(table);
             let (new, lost): (Vec<_>, Vec<_>) = found.missing.into_iter().partition(is_new);
@@ -448,6 +474,20 @@ where
                 }
             });
         }
+        Ok(())
+    }
+
+    /// Makes the columns that a queue lacks if it was installed from here, or says so.
+    async fn look_after_queue(&mut self, queue: &TableName) -> Result<(), Stop> {
+        let missing = self.client.missing_columns(queue).await?.unwrap_or_default();
+        let Some(column) = missing.first() else { return Ok(()) };
+        let made = match self.setup.installed {
+            true => {
+                self.client.complete_queue(&self.setup.id, queue).await.map_err(|failure| failure.to_string())
+            }
+            false => Err(format!("queue table \"{queue}\" has no column \"{column}\"")),
+        };
+        self.fault = made.err();
         Ok(())
     }
 
@@ -514,7 +554,8 @@ where
 
     /// Waits for the next look: for events where they come by themselves, or for something that was waited for.
     async fn rest(&mut self, pause: Duration) {
-        let over = sleep(pause);
+        let until_due = self.again.map(|at| at.saturating_duration_since(Instant::now()).max(QUICK));
+        let over = sleep(until_due.map_or(pause, |left| left.min(pause)));
         tokio::pin!(over);
         loop {
             let inbox = match &self.setup.channel {
@@ -582,6 +623,10 @@ where
         pause = match capture.look().await {
             Ok(is_active) => {
                 failures = 0;
+                // What told of the last tables is gone.
+                if capture.specs.is_empty() && capture.setup.rules.is_empty() {
+                    return;
+                }
                 if is_active { QUICK } else { (pause * 2).min(capture.idle()) }
             }
             Err(Stop::Store(StoreError::Stale)) => return,
