@@ -139,7 +139,7 @@ CREATE TABLE servicenow.capture (
     -- Made by install_capture(), and how often anything was made or taken away by hand.
     installed       boolean NOT NULL DEFAULT false,
     installs        integer NOT NULL DEFAULT 0,
-    -- The data directory it was installed from: a copy of it must not touch what is the original's.
+    -- The data directory it belongs to: a copy must not touch what is the original's.
     place           text,
     queue_table     text,
     signing_key     text NOT NULL,

@@ -2,7 +2,6 @@
 //! `servicenow.capture` and `suspect`.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
 use pgrx::pg_sys;
@@ -13,6 +12,7 @@ use servicenow::page::Version;
 use servicenow::sync::capture::{News, State};
 use servicenow::value::TableName;
 
+use super::place::place;
 use super::{get, read, timestamp, write};
 use crate::pg;
 
@@ -37,25 +37,42 @@ pub struct Subscription {
 }
 
 /// The subscription of a server of this database; made at first use, out of what does not change, so that whoever was
-/// interrupted meets in the instance what was made before. `key` is used for a new one.
+/// interrupted meets in the instance what was made before. `key` is used for a new one. A copy of the data directory
+/// gets another one before it reads, makes or takes anything away: the instance has what it has for the original.
 pub fn subscription(server: pg_sys::Oid, key: &Secret) -> Option<Subscription> {
-    let (salt, known) = read(
-        "SELECT salt, subscription FROM servicenow.capture WHERE server = $1",
+    let here = place();
+    let (salt, known, recorded) = read(
+        "SELECT salt, subscription, place FROM servicenow.capture WHERE server = $1",
         &[server.into()],
-        |mut rows| rows.next().map_or((0, None), |row| (get(&row, 1).unwrap_or(0), get::<String>(&row, 2))),
+        |mut rows| {
+            rows.next().map_or((0, None, None), |row| {
+                (get(&row, 1).unwrap_or(0), get::<String>(&row, 2), get::<String>(&row, 3))
+            })
+        },
     );
     let id = subscription_id(server, salt);
     if known.as_deref() != Some(id.as_str()) {
         // Another database has the row's: this one is a copy of it, and has nothing in the instance yet.
         write("DELETE FROM servicenow.capture WHERE server = $1", &[server.into()]);
         write(
-            "INSERT INTO servicenow.capture (server, subscription, salt, signing_key) VALUES ($1, $2, $3, $4)
+            "INSERT INTO servicenow.capture (server, subscription, salt, place, signing_key) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT DO NOTHING",
-            &[server.into(), id.as_str().into(), salt.into(), key.reveal().into()],
+            &[server.into(), id.as_str().into(), salt.into(), here.into(), key.reveal().into()],
         );
+    } else if let Some(here) = here.filter(|here| recorded.as_ref().is_some_and(|recorded| recorded != here))
+    {
+        // The same for the same place, as whoever is interrupted now comes again.
+        let digits = SubscriptionId::of(&[&here]);
+        let salt = u32::from_str_radix(&digits.as_str()[..8], 16).unwrap_or_default().cast_signed();
+        renew_subscription(server, salt, key, COPIED);
     }
     known_subscription(server)
 }
+
+/// Why a subscription was given up.
+const COPIED: &str = "the data directory is a copy of another one, whose Business Rules are left alone";
+/// As [`COPIED`].
+pub const SHARED: &str = "another database reads the same queue";
 
 /// A server's subscription, if it has one.
 pub fn known_subscription(server: pg_sys::Oid) -> Option<Subscription> {
@@ -88,33 +105,34 @@ pub fn servers_with_rules() -> Vec<pg_sys::Oid> {
     )
 }
 
-/// What tells this data directory from a copy.
-fn place() -> Option<String> {
-    let directory = std::fs::metadata(".").ok()?;
-    Some(format!("{}:{}", directory.dev(), directory.ino()))
-}
-
 fn subscription_id(server: pg_sys::Oid, salt: i32) -> SubscriptionId {
     let system = pg::worker::system_identifier().to_string();
     let (database, server) = (pg::worker::database().to_u32().to_string(), server.to_u32().to_string());
     SubscriptionId::of(&[&system, &database, &server, &salt.to_string()])
 }
 
-/// A server's subscription gets another id, at random as those who share it do the same, and another key. What the old
-/// one has in the instance is left to whoever shares it.
-pub fn renew_subscription(server: pg_sys::Oid, salt: i32, key: &Secret) {
+/// A server's subscription gets another id, by a number that nobody else has, and another key. What the old one has in the
+/// instance is left to whoever shares it.
+pub fn renew_subscription(server: pg_sys::Oid, salt: i32, key: &Secret, why: &str) {
     let id = subscription_id(server, salt);
+    let name = pg::catalog::server(server).name;
+    let reason = format!("{why}: call servicenow.install_capture('{name}') for rules of this database");
     write(
         "UPDATE servicenow.capture
          SET salt = $2, subscription = $3, signing_key = $4, queue_table = NULL, rules = '{}', installs = installs + 1,
-             state = 'absent', reason = NULL, complete_at = NULL
+             installed = installed AND place IS NOT DISTINCT FROM $6, place = $6,
+             state = 'absent', reason = $5, complete_at = NULL
          WHERE server = $1",
-        &[server.into(), salt.into(), id.as_str().into(), key.reveal().into()],
+        &[
+            server.into(),
+            salt.into(),
+            id.as_str().into(),
+            key.reveal().into(),
+            reason.as_str().into(),
+            place().into(),
+        ],
     );
-    let name = pg::catalog::server(server).name;
-    pg::worker::log(&format!(
-        "server \"{name}\": another database reads the same queue; the subscription is {id} from now on"
-    ));
+    pg::worker::log(&format!("server \"{name}\": {why}; the subscription is {id} from now on"));
 }
 
 /// What a server's subscription needs is there now, or has been taken away.
@@ -155,9 +173,10 @@ pub fn note_capture(server: pg_sys::Oid, news: &News) -> u64 {
         State::Failed(why) => ("failed", Some(why.clone())),
     };
     let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    // Why nothing is there any more stays said until something is.
     let is_news = write(
         "UPDATE servicenow.capture SET state = $2, reason = $3, state_at = clock_timestamp()
-         WHERE server = $1 AND (state, reason) IS DISTINCT FROM ($2, $3)",
+         WHERE server = $1 AND (state, reason) IS DISTINCT FROM ($2, CASE WHEN $2 = 'absent' THEN reason ELSE $3 END)",
         &[server.into(), state.into(), reason.clone().into()],
     );
     if is_news > 0 {

@@ -11,6 +11,7 @@ mod failure;
 mod follow;
 mod mail;
 mod notice;
+mod place;
 mod progress;
 mod renumber;
 mod request_stat;
@@ -41,7 +42,7 @@ use crate::pg::expand::Template;
 use crate::pg::session::AsOwner;
 
 pub use capture::{
-    SUSPECTS, Subscription, capture_is_off, installed, known_subscription, leave_events_to_recheck,
+    SHARED, SUSPECTS, Subscription, capture_is_off, installed, known_subscription, leave_events_to_recheck,
     note_capture, renew_subscription, servers_with_rules, subscription, suspect, trust, with_rechecks,
 };
 pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
@@ -59,6 +60,7 @@ pub use mail::{
     remember_event,
 };
 pub use notice::{notify, notify_of};
+pub use place::host;
 pub use progress::{
     Progress, enable_worker, is_in_the_way, lock_holder, locked_objects, progress, worker_enabled,
 };

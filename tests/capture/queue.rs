@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use world::World;
+use world::cluster::Cluster;
 
-use crate::{COLUMNS, INCIDENT, captured, lists, looked_up, name, rules, until_captured, until_state, world};
+use crate::{
+    COLUMNS, INCIDENT, capture_incidents, captured, lists, looked_up, name, rules, until_captured,
+    until_state, world, world_on,
+};
 
 /// What the log of changes says of a record.
 async fn logged(world: &World, id: &str) -> String {
@@ -292,6 +296,49 @@ async fn a_copied_database_gets_a_subscription_of_its_own() {
     assert!(rules(&world, &format!("servicenow_fdw {after}")).is_empty());
     assert_eq!(rules(&world, &format!("servicenow_fdw {before}")).len(), 1, "the other one's stay");
     world.db = world::connect(world.cluster, &original).await;
+}
+
+/// A base backup, or a standby that is promoted, has the subscription of the original, which may go on beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_cluster_leaves_the_original_s_capture_alone() {
+    let world = capture_incidents(world_on(Box::leak(Box::new(Cluster::start(""))), "queue").await).await;
+    let subscription = "SELECT subscription FROM servicenow.stat_capture";
+    let before = world.db.value::<String>(subscription).await;
+    // What is the same after a restart stays.
+    world.stop_worker().await;
+    world.db.run("SELECT servicenow.start_worker()").await;
+    until_captured(&world).await;
+    assert_eq!(world.db.value::<String>(subscription).await, before);
+    let (program, socket) =
+        (world.cluster.bin().join("pg_basebackup"), world.cluster.socket().display().to_string());
+    let arguments = ["-h", &socket, "-U", "postgres", "--checkpoint=fast", "-D"];
+    let copy = world.cluster.copied(&program, &arguments);
+    // Nobody but the copy could read what is told now.
+    world.stop_worker().await;
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.edit().update("incident", &id, &[("short_description", "told")]).expect("it is there");
+    copy.control(&["start"]);
+    let copied = world::connect(&copy, &world.database).await;
+    copied.run("SELECT servicenow.start_worker()").await;
+    let is_known = "SELECT capture_state = 'absent' AND capture_error LIKE '%copy of another one%install_capture(''acme'')%' AND phase = 'synced' FROM servicenow.sync_status";
+    let began = std::time::Instant::now();
+    while !copied.value::<bool>(is_known).await {
+        assert!(began.elapsed() < world::PATIENCE, "it is said");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let queue = format!("u_servicenow_fdw_{before}");
+    assert_eq!(world.sim.edit().find(&queue, "").expect("a table").len(), 1, "the original's events stay");
+    copied.run("SELECT servicenow.install_capture('acme')").await;
+    let after = copied.value::<String>(subscription).await;
+    for id in [&before, &after] {
+        assert_eq!(rules(&world, &format!("servicenow_fdw {id}")).len(), 1, "each has its own");
+    }
+    copied.run("SELECT servicenow.uninstall_capture('acme')").await;
+    assert_eq!(rules(&world, &format!("servicenow_fdw {before}")).len(), 1, "the original's stay");
+    world.db.run("SELECT servicenow.start_worker()").await;
+    until(|| world.sim.edit().find(&queue, "").expect("a table").is_empty()).await;
+    assert_eq!(world.db.value::<String>(subscription).await, before);
+    until_state(&world, "active").await;
 }
 
 /// Somebody else takes what is in the queue, as a copy of the whole server would.

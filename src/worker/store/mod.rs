@@ -366,7 +366,7 @@ fn execute(
         (Work::ToLookUp, _) => Ok(Done::ToLookUp(capture::to_look_up(server))),
         (Work::NoteCapture(news), _) => Ok(Done::Missed(catalog::note_capture(server, news))),
         (Work::RenewSubscription, _) => {
-            catalog::renew_subscription(server, new_salt(), &new_key());
+            catalog::renew_subscription(server, new_salt(), &new_key(), catalog::SHARED);
             catalog::keep_work_changed();
             Ok(Done::Noted)
         }
