@@ -3,9 +3,10 @@ CREATE VIEW servicenow._capture AS
 SELECT o.server,
        o.capture,
        CASE WHEN o.capture = 'poll' THEN 'off' ELSE coalesce(c.state, 'absent') END AS capture_state,
-       CASE WHEN o.capture <> 'poll' THEN c.lag * interval '1 second' END AS capture_lag,
+       CASE WHEN o.capture <> 'poll' AND c.state IN ('active', 'silent') THEN c.lag * interval '1 second' END AS capture_lag,
        CASE WHEN o.capture <> 'poll' THEN c.reason END AS capture_error,
-       CASE WHEN o.capture <> 'poll' AND c.state = 'active' THEN c.complete_at END AS complete_at,
+       -- Of webhooks nobody knows whether all have come.
+       CASE WHEN o.capture = 'queue' AND c.state = 'active' THEN c.complete_at END AS complete_at,
        CASE WHEN o.capture <> 'poll' THEN c.events END AS events,
        CASE WHEN o.capture <> 'poll' THEN c.coalesced END AS coalesced,
        CASE WHEN o.capture <> 'poll' THEN c.refused END AS refused
@@ -32,8 +33,8 @@ SELECT s.srvname AS server,
             THEN greatest(0, t.rows_total - t.rows_filled) / r.rate * interval '1 second'
        END AS eta,
        t.last_change_at,
-       -- While events come a table is as it was when all of them had last been noted.
-       CASE WHEN t.filled THEN clock_timestamp() - greatest(t.last_poll_at, e.complete_at) END AS lag,
+       -- While events come a table is as it was when all of them had last been noted, but for what is still to be looked up.
+       CASE WHEN t.filled THEN clock_timestamp() - greatest(t.last_poll_at, least(e.complete_at, u.since)) END AS lag,
        t.last_poll_at,
        t.last_reconcile_at,
        coalesce(w.writes, 0) AS pending_writes,
@@ -62,6 +63,8 @@ FROM servicenow.sync_table t
      JOIN servicenow._capture e ON e.server = f.ftserver,
      LATERAL (SELECT t.rows + coalesce(sum(d.delta), 0)::bigint AS rows
               FROM servicenow.row_delta d WHERE d.foreign_table = t.foreign_table) n,
+     LATERAL (SELECT min(r.since) AS since
+              FROM servicenow.recheck r WHERE r.foreign_table = t.foreign_table AND r.looks = 0) u,
      LATERAL (SELECT (t.rows_filled / nullif(extract(epoch FROM
                   coalesce(t.fill_ended_at, clock_timestamp()) - t.fill_started_at), 0))::numeric AS rate) r
 WHERE pg_catalog.has_any_column_privilege(t.foreign_table, 'SELECT')

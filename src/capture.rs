@@ -9,6 +9,7 @@ use servicenow::capture::queue::COLUMNS;
 use servicenow::capture::{self, Subscription, Way, is_queue, script};
 use servicenow::client::auth::Secret;
 use servicenow::value::TableName;
+use url::{Host, Url};
 
 use crate::connection::{Connection, HttpClient, connection};
 use crate::error::{Doing, error, raise, report};
@@ -42,7 +43,11 @@ pub fn install(name: &str) {
     }
     let endpoint = match target.options.capture {
         CaptureMode::Webhook => {
-            Some(endpoint(&target.options, &id).unwrap_or_else(|| raise(no_listener(&server))))
+            let endpoint = endpoint(&target.options, &id).unwrap_or_else(|| raise(no_listener(&server)));
+            if !is_reachable(&endpoint, &target.options.instance_url) {
+                raise(unreachable(&endpoint, &server));
+            }
+            Some(endpoint)
         }
         _ => None,
     };
@@ -241,6 +246,33 @@ fn no_listener(server: &str) -> ErrorReport {
     .set_hint("Set servicenow_fdw.listen_address, and the server option webhook_url if the instance reaches it under another address.")
 }
 
+/// Whether an instance may reach a listener, as far as the addresses tell.
+fn is_reachable(endpoint: &Url, instance: &Url) -> bool {
+    let is_here = |url: &Url| match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    let is_anywhere = match endpoint.host() {
+        Some(Host::Ipv4(address)) => address.is_unspecified(),
+        Some(Host::Ipv6(address)) => address.is_unspecified(),
+        _ => false,
+    };
+    !is_anywhere && (!is_here(endpoint) || is_here(instance))
+}
+
+fn unreachable(endpoint: &Url, server: &str) -> ErrorReport {
+    let host = endpoint.host_str().unwrap_or_default();
+    error(
+        Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("the instance of server \"{server}\" cannot post to \"{host}\""),
+    )
+    .set_hint(
+        "Set the server option webhook_url to the address under which the instance reaches the listener.",
+    )
+}
+
 fn say_what_is_there(target: &Target, way: &Way, inspection: &Inspection, tables: usize) {
     let rules = match tables {
         1 => "a Business Rule on 1 table".to_owned(),
@@ -293,7 +325,8 @@ fn by_hand(target: &Target, tables: &BTreeSet<TableName>) -> String {
         let columns: Vec<String> =
             COLUMNS.iter().map(|(name, _, length)| format!("{name} ({length} characters)")).collect();
         steps.push(format!(
-            "Create a table with name \"{queue}\" and label \"{name}\", with the string columns {}.",
+            "Create a table with name \"{queue}\" and label \"{name}\", with the string columns {}, open to web services; \
+             let the worker's user read and delete its records, and everybody's changes write to it.",
             columns.join(", ")
         ));
     }

@@ -52,7 +52,7 @@ impl Plan {
 }
 
 impl Reader {
-    /// Starts to read.
+    /// Starts to read, in place of another one.
     pub fn start(
         plan: Plan,
         client: HttpClient,
@@ -60,7 +60,10 @@ impl Reader {
         specs: HashMap<Table, Spec>,
         options: &ServerOptions,
         brake: Arc<Brake>,
+        before: Option<Reader>,
     ) -> std::io::Result<Self> {
+        // The old one is gone before the new one listens, and leaves what it has not noted.
+        let left = before.and_then(|reader| reader.leave(&plan.subscription.id));
         // Until it is known that events come.
         brake.set(None);
         let tables = specs.keys().copied().collect();
@@ -69,7 +72,7 @@ impl Reader {
         let (channel, webhook) = match plan.endpoint {
             None => (Channel::Queue(queue), None),
             Some(endpoint) => {
-                let inbox = Arc::new(Inbox::default());
+                let inbox = left.unwrap_or_default();
                 let receiver = Receiver::start(&id, &key, inbox.clone())?;
                 (Channel::Webhook { inbox: inbox.clone(), endpoint, key }, Some((receiver, inbox)))
             }
@@ -77,6 +80,11 @@ impl Reader {
         let setup = Setup { id, channel, installed, rules, poll_interval: options.poll_interval };
         let capture = Capture::new(client, store, specs, setup, brake);
         Ok(Self { cause, task: io::spawn(capture::run(capture), THREADS)?, webhook })
+    }
+
+    /// Ends it; gives back the inbox, if it is a subscription's.
+    fn leave(self, id: &SubscriptionId) -> Option<Arc<Inbox>> {
+        self.webhook.filter(|_| self.cause.id == *id).map(|(_, inbox)| inbox)
     }
 
     /// Whether it still reads what the plan wants of these tables.

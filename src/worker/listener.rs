@@ -6,6 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -52,7 +53,7 @@ const HEAD_LIMIT: usize = 16 << 10;
 const ANSWER_LIMIT: usize = 64 << 10;
 /// How long a request may take to come, and a connection may be without one.
 const LONGEST_REQUEST: Duration = Duration::from_secs(10);
-/// How long a connection may last, whatever it does.
+/// How long a connection may take more requests, whatever it does.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(60);
 /// How long an answer may take.
 const LONGEST_ANSWER: Duration = Duration::from_secs(15);
@@ -139,6 +140,9 @@ async fn admit(desk: &Desk, request: Request) -> StatusCode {
         let mut gatekeeper = desk.gatekeeper.lock().unwrap_or_else(PoisonError::into_inner);
         gatekeeper.admit(time, signature, &body, now)
     };
+    if matches!(admitted, Err(Refusal::Stale)) {
+        desk.inbox.note_stale();
+    }
     match admitted.map(|event| desk.inbox.offer(event)) {
         Ok(true) => StatusCode::ACCEPTED,
         Ok(false) => StatusCode::SERVICE_UNAVAILABLE,
@@ -337,7 +341,12 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, 
         .header_read_timeout(LONGEST_REQUEST)
         .max_buf_size(HEAD_LIMIT)
         .serve_connection(TokioIo::new(stream), service);
-    let _over = timeout(LONGEST_CONNECTION, conversation).await;
+    let mut conversation = pin!(conversation);
+    if timeout(LONGEST_CONNECTION, conversation.as_mut()).await.is_err() {
+        // A request that is under way gets its answer.
+        conversation.as_mut().graceful_shutdown();
+        let _over = timeout(LONGEST_ANSWER, conversation).await;
+    }
 }
 
 /// Has the worker answer whose subscription a request is for, or who waits for a browser; `None` if there is none.

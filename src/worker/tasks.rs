@@ -306,7 +306,6 @@ impl Server {
             self.readers = Some((wanted.clone(), [deletes, metadata]));
         }
         if self.capture.as_ref().is_some_and(capture::Reader::has_ended) {
-            self.capture = None;
             self.brake.set(None);
         }
         match plan.capture {
@@ -317,10 +316,10 @@ impl Server {
             Some(capture) => {
                 let is_current = |reader: &capture::Reader| reader.is_current(&capture, &wanted);
                 if plan.unclear.is_empty() && !self.capture.as_ref().is_some_and(is_current) {
-                    // The old one is gone before the new one listens.
-                    self.capture = None;
+                    let before = self.capture.take();
                     let (client, store, brake) = (self.client.clone(), store.clone(), self.brake.clone());
-                    match capture::Reader::start(capture, client, store, specs, &self.options, brake) {
+                    match capture::Reader::start(capture, client, store, specs, &self.options, brake, before)
+                    {
                         Ok(reader) => self.capture = Some(reader),
                         Err(e) => {
                             pg::worker::log(&format!("could not begin to take events in: {e}"));

@@ -181,6 +181,25 @@ async fn tables_of_applications_are_told_of() {
     world.until("SELECT events = 2 AND state = 'active' FROM servicenow.stat_capture").await;
 }
 
+/// What is noted and not looked up yet is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_to_be_looked_up_counts_as_lag() {
+    let world = captured().await;
+    let other = world.session().await;
+    other.run("BEGIN; SELECT FROM incident WHERE number = 'INC0012345' FOR UPDATE").await;
+    world
+        .db
+        .run(
+            "INSERT INTO servicenow.recheck (foreign_table, sys_id, since)
+             SELECT 'incident'::regclass, sys_id, now() - interval '1 hour' FROM incident WHERE number = 'INC0012345';
+             UPDATE servicenow.sync_table SET last_poll_at = now() - interval '2 hours'",
+        )
+        .await;
+    assert!(world.db.value::<bool>("SELECT lag > '59 minutes' FROM servicenow.sync_status").await);
+    other.run("COMMIT").await;
+    world.until("SELECT lag < '1 minute' FROM servicenow.sync_status").await;
+}
+
 /// Rules, rows and records that are not as they should be.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_make_no_sense_do_no_harm() {

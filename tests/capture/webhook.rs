@@ -232,6 +232,34 @@ async fn what_is_not_from_a_rule_is_refused_and_counted() {
     assert!(began.elapsed() < Duration::from_secs(20));
 }
 
+/// Where rules post to must be an address of the listener as the instance sees it.
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_post_to_no_address_that_cannot_be_right() {
+    let settings = format!("servicenow_fdw.listen_address = '0.0.0.0:{}'", free_port());
+    let world = world_on(Box::leak(Box::new(Cluster::start(&settings))), "webhook").await;
+    let error = world.db.error("SELECT servicenow.install_capture('acme')").await;
+    assert_eq!(
+        (error.code().code(), error.message()),
+        ("55000", "the instance of server \"acme\" cannot post to \"0.0.0.0\"")
+    );
+    assert!(error.hint().is_some_and(|hint| hint.contains("webhook_url")));
+    world.db.run("ALTER SERVER acme OPTIONS (ADD webhook_url 'https://localhost/hooks')").await;
+    world.db.run("SELECT servicenow.install_capture('acme')").await;
+}
+
+/// Requests that are signed and come from another time are said to be about clocks.
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_that_differ_are_named() {
+    let (cluster, _) = listening();
+    let world = capture_incidents(world_on(cluster, "webhook").await).await;
+    world.sim.clock().step(chrono::TimeDelta::hours(-1));
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.edit().update("incident", &id, &[("short_description", "late")]).expect("it is there");
+    until_state(&world, "silent").await;
+    let why = world.db.value::<String>("SELECT capture_error FROM servicenow.sync_status").await;
+    assert!(why.contains("clock"), "{why}");
+}
+
 /// A request, bent in some places: cut off, bytes changed, doubled, or something put in between.
 fn bend(mut bytes: Vec<u8>, random: &mut Random) -> Vec<u8> {
     const WORDS: &[&[u8]] = &[

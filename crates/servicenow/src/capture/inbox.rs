@@ -22,6 +22,8 @@ pub struct Taken {
     pub seen: u64,
     /// Requests that were not believed.
     pub refused: u64,
+    /// Requests that were signed and too far from the clock here.
+    pub stale: u64,
     /// There was no room for some: whatever the subscription is about has to be polled.
     pub overflowed: bool,
 }
@@ -38,6 +40,7 @@ struct Waiting {
     stories: HashMap<(TableName, SysId), Story>,
     seen: u64,
     refused: u64,
+    stale: u64,
     overflowed: bool,
     trouble: Option<String>,
 }
@@ -81,15 +84,32 @@ impl Inbox {
         self.with(|waiting| waiting.refused += 1);
     }
 
+    /// Counts a request that was signed and too far from the clock here.
+    pub fn note_stale(&self) {
+        self.with(|waiting| waiting.stale += 1);
+    }
+
+    /// Takes events back that could not be noted.
+    pub fn put_back(&self, events: Vec<Event>) {
+        self.with(|waiting| {
+            for event in events {
+                match waiting.stories.entry((event.table.clone(), event.id.clone())) {
+                    Entry::Occupied(mut story) => story.get_mut().add(event),
+                    Entry::Vacant(place) => drop(place.insert(Story::of(event))),
+                }
+            }
+        });
+    }
+
     /// Everything that waits, the oldest first.
     pub fn take(&self) -> Taken {
-        let Waiting { stories, seen, refused, overflowed, .. } = self.with(|waiting| {
+        let Waiting { stories, seen, refused, stale, overflowed, .. } = self.with(|waiting| {
             let trouble = waiting.trouble.clone();
             mem::replace(waiting, Waiting { trouble, ..Waiting::default() })
         });
         let mut events: Vec<Event> = stories.into_values().map(Story::sum).collect();
         events.sort_by_key(|event| event.at);
-        Taken { events, seen, refused, overflowed }
+        Taken { events, seen, refused, stale, overflowed }
     }
 
     /// Waits until something has come since this was last called.
@@ -131,5 +151,19 @@ mod tests {
         assert!(taken.events.iter().any(|e| e.id.as_str() == "7" && e.version.mod_count == Some(2)));
         let taken = inbox.take();
         assert!(taken.events.is_empty() && !taken.overflowed && taken.seen == 0);
+    }
+
+    #[test]
+    fn what_could_not_be_noted_comes_again_with_what_came_meanwhile() {
+        let inbox = Inbox::default();
+        inbox.offer(event(1, 1));
+        inbox.offer(event(2, 1));
+        let taken = inbox.take();
+        inbox.offer(event(1, 2));
+        inbox.put_back(taken.events);
+        let again = inbox.take();
+        let version =
+            |id: &str| again.events.iter().find(|e| e.id.as_str() == id).and_then(|e| e.version.mod_count);
+        assert_eq!((version("1"), version("2"), again.seen), (Some(2), Some(1), 1));
     }
 }

@@ -26,6 +26,7 @@ use super::{Stop, local_seconds, pause_after};
 use crate::capture::event::{Event, coalesce};
 use crate::capture::inbox::Inbox;
 use crate::capture::queue::PAGE;
+use crate::capture::webhook::WINDOW;
 use crate::capture::{Subscription, SubscriptionId, Way, is_queue, is_scoped};
 use crate::client::Client;
 use crate::client::auth::Secret;
@@ -33,7 +34,7 @@ use crate::client::transport::Transport;
 use crate::error::{Error, Refusal, Words};
 use crate::value::TableName;
 
-/// The time between two looks after there was something, or while something could not be settled.
+/// The time between two looks after there was something; when there is nothing it grows.
 const QUICK: Duration = Duration::from_millis(200);
 /// Looks in the time between two polls, when nothing happens.
 const LOOKS_PER_POLL: u32 = 5;
@@ -188,6 +189,10 @@ pub struct Capture<T, S: Store> {
     fault: Option<String>,
     /// When changes were found that no event had told of, and how many.
     missed: Option<(Instant, u64)>,
+    /// When requests came that were signed and too far from the clock here.
+    stale: Option<Instant>,
+    /// Why records could not be looked up, last time.
+    trouble: Option<String>,
     /// How often rows were gone before they were deleted.
     strangers: u32,
     news: News,
@@ -221,6 +226,8 @@ where
             inspected: None,
             fault: None,
             missed: None,
+            stale: None,
+            trouble: None,
             strangers: 0,
             news: nothing_new(),
             told: None,
@@ -238,9 +245,11 @@ where
             _ => RULES_INTERVAL,
         };
         if self.inspected.is_none_or(|at| at.elapsed() >= interval) {
-            match self.look_after_rules().await {
-                Ok(()) => self.inspected = Some(Instant::now()),
-                // Events may come all the same.
+            let looked = self.look_after_rules().await;
+            // What fails is not tried again before events are read: they may come all the same.
+            self.inspected = Some(Instant::now());
+            match looked {
+                Ok(()) => {}
                 Err(Stop::Remote(e)) => {
                     self.fault = Some(format!("could not look at the Business Rules: {e}"))
                 }
@@ -310,23 +319,27 @@ where
 
     async fn read_inbox(&mut self, inbox: Arc<Inbox>) -> Result<bool, Stop> {
         let at = SystemTime::now();
-        let taken = inbox.take();
-        // What could not be noted is found by polls.
-        let missed = self.missed.replace((Instant::now(), 0));
+        let mut taken = inbox.take();
         self.news.refused += taken.refused;
-        let is_active = taken.seen > 0;
-        for some in taken.events.chunks(PAGE as usize) {
-            let looks = self.note(some.to_vec(), some.len() as u64).await?;
+        if taken.stale > 0 {
+            self.stale = Some(Instant::now());
+        }
+        if taken.overflowed {
+            self.missed = Some((Instant::now(), 0));
+        }
+        let (is_active, kept) = (taken.seen > 0, taken.events.len() as u64);
+        // They go back if they cannot be noted, or nobody waits for that any more.
+        let mut borrowed = Borrowed { inbox, events: std::mem::take(&mut taken.events) };
+        loop {
+            let some = borrowed.events.len().min(PAGE as usize);
+            let looks = self.note(borrowed.events[..some].to_vec(), some as u64).await?;
+            borrowed.events.drain(..some);
             self.start(looks);
+            if borrowed.events.is_empty() {
+                break;
+            }
         }
-        if taken.events.is_empty() {
-            let looks = self.note(Vec::new(), 0).await?;
-            self.start(looks);
-        }
-        if !taken.overflowed {
-            self.missed = missed;
-        }
-        let more = taken.seen.saturating_sub(taken.events.len() as u64);
+        let more = taken.seen.saturating_sub(kept);
         (self.news.events, self.news.coalesced) = (self.news.events + more, self.news.coalesced + more);
         self.news.complete = at.checked_sub(DELIVERY);
         Ok(is_active)
@@ -375,8 +388,12 @@ where
                 let parts = stored
                     .chunks(IDS_AT_A_TIME)
                     .map(|part| recheck(&client, &*store, table, &spec, part.to_vec(), Origin::Capture));
-                let done = timeout(LONGEST_LOOK, try_join_all(parts)).await;
-                Look { table, is_done: matches!(done, Ok(Ok(_))), oldest }
+                let trouble = match timeout(LONGEST_LOOK, try_join_all(parts)).await {
+                    Ok(Ok(_)) => None,
+                    Ok(Err(stop)) => Some(stop.to_string()),
+                    Err(_) => Some(format!("it takes longer than {} s", LONGEST_LOOK.as_secs())),
+                };
+                Look { table, trouble, oldest }
             });
         }
     }
@@ -392,7 +409,9 @@ where
     /// Takes note of a look that has come to its end.
     fn settle(&mut self, look: Look<S::Table>) {
         self.busy.remove(&look.table);
-        if !look.is_done {
+        if let Some(why) = look.trouble {
+            let name = self.specs.get(&look.table).map_or("", |spec| spec.table.as_str());
+            self.trouble = Some(format!("could not look up records of table \"{name}\": {why}"));
             let (_, failures) = self.resting.get(&look.table).copied().unwrap_or((Instant::now(), 0));
             let rest = (Instant::now() + pause_after(failures + 1), failures + 1);
             self.resting.insert(look.table, rest);
@@ -501,6 +520,19 @@ where
             return State::Silent(trouble);
         }
         let recent = self.missed.filter(|(at, _)| at.elapsed() < SILENCE);
+        if self.stale.is_some_and(|at| at.elapsed() < SILENCE) {
+            let why = format!(
+                "requests that are signed are refused: the instance's clock and the one here are more than {} s apart",
+                WINDOW / 1_000
+            );
+            return State::Silent(why);
+        }
+        // The first time it may pass.
+        if let Some(trouble) = &self.trouble
+            && self.resting.values().any(|(_, failures)| *failures > 1)
+        {
+            return State::Silent(trouble.clone());
+        }
         match (&self.fault, recent) {
             (Some(fault), _) => State::Silent(fault.clone()),
             (None, Some((_, 0))) => State::Silent("events came that could not be kept".to_owned()),
@@ -578,10 +610,23 @@ where
     }
 }
 
+/// Events that go back to where they were taken from, but for those that have been noted.
+struct Borrowed {
+    inbox: Arc<Inbox>,
+    events: Vec<Event>,
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        self.inbox.put_back(std::mem::take(&mut self.events));
+    }
+}
+
 /// A table's records have been looked up.
 struct Look<T> {
     table: T,
-    is_done: bool,
+    /// Why not, if they have not.
+    trouble: Option<String>,
     /// When the rule of the oldest event ran.
     oldest: Option<i64>,
 }
