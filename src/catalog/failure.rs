@@ -5,7 +5,7 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 
 use super::write;
 use crate::error::raise;
-use crate::pg::xact::Caught;
+use crate::pg::xact::{Caught, subtransaction};
 
 /// Episodes that are kept, whatever their age.
 const MOST: i64 = 10_000;
@@ -38,7 +38,7 @@ impl From<ErrorReport> for Failure {
         let detail = report.detail().map(str::to_owned);
         let hint = report.hint().filter(|hint| !hint.is_empty()).map(str::to_owned);
         // A report keeps its SQLSTATE to itself; who catches it sees it.
-        match crate::pg::xact::subtransaction(|| raise(report)) {
+        match subtransaction(|| raise(report)) {
             Err(caught) => Self { detail, hint, ..caught.into() },
             Ok(never) => never,
         }
@@ -68,8 +68,13 @@ fn letters(code: PgSqlErrorCode) -> String {
     (0..5).map(|n| char::from((code as i32 >> (6 * n) & 0x3f) as u8 + b'0')).collect()
 }
 
-/// Enters what went wrong with a table; the same once more is counted.
+/// Enters what went wrong with a table; the same once more is counted. What cannot be entered, as on a full disk, is in
+/// nobody's way.
 pub fn log_failure(relation: pg_sys::Oid, failure: &Failure) {
+    let _no_room = subtransaction(|| enter(relation, failure));
+}
+
+fn enter(relation: pg_sys::Oid, failure: &Failure) {
     let Failure { sqlstate, message, detail, hint } = failure;
     let again = write(
         "UPDATE servicenow.failure x SET count = count + 1, last_at = clock_timestamp()
@@ -97,6 +102,10 @@ pub fn log_failure(relation: pg_sys::Oid, failure: &Failure) {
 
 /// A table is read again.
 pub fn note_recovery(relation: pg_sys::Oid) {
+    let _no_room = subtransaction(|| recover(relation));
+}
+
+fn recover(relation: pg_sys::Oid) {
     write(
         "UPDATE servicenow.failure SET recovered_at = clock_timestamp()
          WHERE foreign_table = $1 AND recovered_at IS NULL
@@ -107,6 +116,10 @@ pub fn note_recovery(relation: pg_sys::Oid) {
 
 /// As [`log_failure`] and [`note_recovery`], of what is read for all tables of a server: `phase` says what.
 pub fn note_server_outcome(server: pg_sys::Oid, phase: &str, failure: Option<&str>) {
+    let _no_room = subtransaction(|| enter_server_outcome(server, phase, failure));
+}
+
+fn enter_server_outcome(server: pg_sys::Oid, phase: &str, failure: Option<&str>) {
     let Some(message) = failure else {
         write(
             "UPDATE servicenow.failure SET recovered_at = clock_timestamp()

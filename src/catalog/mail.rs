@@ -6,6 +6,7 @@ use std::time::Duration;
 use pgrx::pg_sys;
 
 use super::{get, read, write};
+use crate::pg::xact::subtransaction;
 use crate::setting;
 
 /// Events in one mail; what else there is makes the next.
@@ -53,14 +54,17 @@ pub fn remember_event(server: pg_sys::Oid, event: &str, table: &str, rows: Optio
     {
         return;
     }
-    let entered = write(
+    let enter = || {
+        write(
         "INSERT INTO servicenow.mail_event (server, event, foreign_table, rows, error)
          SELECT $1, $2, $3, $4, $5 FROM pg_catalog.pg_foreign_server s
          WHERE s.oid = $1
                AND EXISTS (SELECT FROM pg_catalog.pg_options_to_table(s.srvoptions) WHERE option_name = 'notify_email')",
         &[server.into(), event.into(), table.into(), rows.into(), error.map(str::to_owned).into()],
-    );
-    if entered > 0 {
+    )
+    };
+    // What cannot be entered, as on a full disk, is in nobody's way.
+    if subtransaction(enter).is_ok_and(|entered| entered > 0) {
         PENDING.set(true);
     }
 }
