@@ -5,6 +5,8 @@ mod install;
 mod queue;
 mod webhook;
 
+use std::time::Duration;
+
 use servicenow_sim::{Dataset, LoggedRequest};
 use world::cluster::Cluster;
 use world::{INTEGRATION, World};
@@ -50,9 +52,11 @@ async fn until_captured(world: &World) {
         )
         .await;
     // That may have been one of the polls before, and the one that follows a new pace may be under way: neither is any
-    // more after these, and the next one is far.
-    for _ in 0..3 {
-        world.db.run("SELECT servicenow.sync(foreign_table) FROM servicenow.sync_status").await;
+    // more when nobody has asked for records for a while, and the next one is far.
+    let mut asked = usize::MAX;
+    while asked != lists(world, "incident", 0).len() {
+        asked = lists(world, "incident", 0).len();
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
