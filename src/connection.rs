@@ -137,7 +137,7 @@ pub fn workers_connection(server: pg_sys::Oid) -> Connection {
     connection(server, user)
 }
 
-/// As [`workers_connection`], but one that gives up soon: for looking what is wrong.
+/// As [`workers_connection`], but one that gives up soon and logs in anew: for looking what is wrong.
 pub fn impatient_connection(server: pg_sys::Oid) -> Connection {
     let known = workers_connection(server);
     let description = pg::catalog::server(server);
@@ -145,7 +145,7 @@ pub fn impatient_connection(server: pg_sys::Oid) -> Connection {
     options.connect_timeout = options.connect_timeout.min(CHECK_TIMEOUT);
     options.request_timeout = options.request_timeout.min(CHECK_TIMEOUT);
     let mapping = pg::catalog::user_mapping(known.user, server);
-    let login = Login::of(server, &options, &mapping).unwrap_or_else(|e| raise(e));
+    let login = Login::of(server, &options, &mapping).unwrap_or_else(|e| raise(e)).tried_out();
     let trust = trust(&description, &options, known.user, &mapping);
     let client = new_client(&options, login, trust, CHECK).unwrap_or_else(|e| {
         raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))

@@ -36,6 +36,8 @@ pub struct Login {
     pub name: String,
     /// The refresh token to begin with.
     spare: Option<Secret>,
+    /// It is to be tried out, whatever others have.
+    is_trial: bool,
 }
 
 impl Login {
@@ -46,15 +48,24 @@ impl Login {
         let addresses = [options.instance_url.as_str(), token_address].map(Secret::new);
         let addresses = &auth::digest(&addresses)[..16];
         let name = format!("{}.{}.{}.{addresses}", server.to_u32(), mapping.oid.to_u32(), mapping.version);
-        let mut login = Self { credentials, token_url, name, spare: None };
+        let mut login = Self { credentials, token_url, name, spare: None, is_trial: false };
         if login.needs_a_person() && !login.path().exists() {
             login.spare = catalog::kept_token(&login.name);
         }
         Ok(login)
     }
 
+    /// To see whether the instance still accepts it, what it gave before is not used, unless that takes a person.
+    pub fn tried_out(self) -> Self {
+        let is_trial = !self.needs_a_person();
+        Self { is_trial, ..self }
+    }
+
     /// Where it is kept how far it is.
     pub fn vault(&self) -> Vault {
+        if self.is_trial {
+            return Vault::default();
+        }
         // Without it each process has a login of its own; whoever writes says what is wrong.
         let _none = intent::make_directory();
         let (path, spare) = (self.path(), self.spare.clone());

@@ -45,7 +45,9 @@ async fn requests_are_logged_when_that_is_wanted_and_without_secrets() {
     // The worker's too, which takes its settings from database and cluster.
     world.stop_worker().await;
     world.db.run(&format!("ALTER DATABASE {database} SET servicenow_fdw.log_requests = on")).await;
-    world.db.run("SELECT servicenow.start_worker()").await;
+    // The login of the sessions would do for it.
+    let anew = format!("ALTER USER MAPPING FOR PUBLIC SERVER {name} OPTIONS (SET client_id 'fdw-client')");
+    world.db.run(&format!("{anew}; SELECT servicenow.start_worker()")).await;
     world.sync("incident").await;
     world.until("SELECT bool_and(last_poll_at > now() - interval '2 s') FROM servicenow.sync_status").await;
     world.sync("incident").await;
