@@ -100,9 +100,20 @@ async fn latencies(bench: &Bench<'_>) -> (usize, Vec<f64>) {
 
 async fn idle(cluster: &Cluster) {
     let bench = captured(cluster, "queue", Dataset::Incidents(1_000)).await;
-    for n in 1..IDLE_TABLES {
-        let table = TABLE.replace("incident", &format!("incident_{n}"));
-        bench.db.run(&format!("{table} OPTIONS (table 'incident')")).await;
+    // Different ones, with a rule each.
+    let tables =
+        bench.sim.edit().find("sys_db_object", "nameNOT LIKEsys_^nameNOT LIKEservicenow_fdw^ORDERBYname");
+    let names = tables
+        .expect("a query")
+        .into_iter()
+        .filter_map(|id| bench.sim.record("sys_db_object", &id)?.remove("name"));
+    let mut made = 1;
+    for name in names.filter(|name| name != "incident") {
+        if made == IDLE_TABLES {
+            break;
+        }
+        bench.db.run(&format!("CREATE FOREIGN TABLE {name} (sys_id text) SERVER acme")).await;
+        made += 1;
     }
     bench
         .until(&format!(

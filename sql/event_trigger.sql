@@ -52,6 +52,16 @@ BEGIN
             PERFORM servicenow._follow_foreign_table(dropped.objid, tg_tag);
         END IF;
     END LOOP;
+    -- What is in the instance can only be taken away through the server.
+    FOR dropped IN
+        SELECT o.object_name AS server, c.subscription FROM pg_event_trigger_dropped_objects() o
+            JOIN servicenow.capture c ON c.server = o.objid
+        WHERE o.object_type = 'server' AND c.installed
+    LOOP
+        RAISE WARNING 'what server "%" captures changes by stays in ServiceNow', dropped.server
+            USING HINT = format('Delete the Business Rules and the table named "servicenow_fdw %s" there; '
+                'servicenow.uninstall_capture() before DROP SERVER does that.', dropped.subscription);
+    END LOOP;
 END
 $$;
 

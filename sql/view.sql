@@ -88,7 +88,9 @@ SELECT s.srvname AS server,
        c.refused,
        e.capture_lag AS lag,
        c.last_event_at,
-       c.complete_at
+       c.complete_at,
+       -- Of the cluster's listener: whom these were for is not known.
+       CASE WHEN e.capture = 'webhook' THEN servicenow._turned_away() END AS turned_away
 FROM servicenow.capture c
      JOIN pg_catalog.pg_foreign_server s ON s.oid = c.server
      JOIN servicenow._capture e ON e.server = c.server

@@ -77,6 +77,12 @@ fn _pending_writes() -> TableIterator<'static, (name!(foreign_table, pg_sys::Oid
     TableIterator::new(pending.map(|(table, writes)| (pg_sys::Oid::from(table), writes)))
 }
 
+/// How many requests the listener of the whole cluster has turned away. For view `servicenow.stat_capture`.
+#[pg_extern(volatile, parallel_safe)]
+fn _turned_away() -> i64 {
+    i64::try_from(worker::listener::turned_away()).unwrap_or(i64::MAX)
+}
+
 /// Has the tables of a server that was changed, or whose logins were, begin anew what is under way.
 #[pg_extern]
 fn _follow_server(server: pg_sys::Oid) {

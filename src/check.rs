@@ -100,6 +100,7 @@ pub fn check(name: &str) -> Vec<Finding> {
     findings.push(rate_limits(server));
     findings.extend(inspect(server, &connection));
     findings.extend(capture(server, &connection));
+    findings.extend(others(server, &connection));
     findings
 }
 
@@ -347,6 +348,18 @@ fn readable(connection: &Connection, mirror: &Mirror, answer: &Result<Answer>) -
     }
 }
 
+/// Rules in the instance that are like ours and another database's, or nobody's.
+fn others(server: pg_sys::Oid, connection: &Connection) -> Option<Finding> {
+    let id = catalog::known_subscription(server)?.id;
+    let names =
+        connection.ask(|client: HttpClient| async move { client.other_subscriptions(&id).await }).ok()?;
+    let listed = Vec::from_iter(names).join("\", \"");
+    let detail = format!(
+        "there are Business Rules \"{listed}\": delete them, and the tables of these labels, if their databases are gone"
+    );
+    (!listed.is_empty()).then(|| Finding::fine("other subscriptions", detail))
+}
+
 /// Whether changes are told of, and whether what new tables need can be made.
 fn capture(server: pg_sys::Oid, connection: &Connection) -> Option<Finding> {
     let options = ServerOptions::parse(&pg::catalog::server(server).options).ok()?;
@@ -355,6 +368,16 @@ fn capture(server: pg_sys::Oid, connection: &Connection) -> Option<Finding> {
     }
     let admin = "Give the user the role admin: it may then see and make Business Rules and the queue table, also for tables that come later.";
     let install = format!("SELECT servicenow.install_capture('{}');", connection.server());
+    let stored =
+        catalog::known_subscription(server).filter(|stored| stored.installed || stored.queue.is_some());
+    if stored.is_none() {
+        // Before it is installed it should be known whether it can be.
+        let hidden = connection.ask(|client: HttpClient| async move { client.hidden_from_installer().await });
+        if let Ok(Some(table)) = hidden {
+            let detail = format!("it is not installed, and the user may not read table \"{table}\" to do so");
+            return Some(Finding::wrong("capture", detail, admin));
+        }
+    }
     let Some(stored) = catalog::known_subscription(server) else {
         return Some(Finding::wrong("capture", "it is not installed", install));
     };

@@ -53,7 +53,11 @@ use pgrx::prelude::*;
 pgrx::pg_module_magic!();
 
 extension_sql_file!("../sql/catalog.sql", name = "catalog", bootstrap);
-extension_sql_file!("../sql/view.sql", name = "view", requires = ["catalog", api::_pending_writes]);
+extension_sql_file!(
+    "../sql/view.sql",
+    name = "view",
+    requires = ["catalog", api::_pending_writes, api::_turned_away]
+);
 extension_sql_file!("../sql/privilege.sql", name = "privilege", requires = ["view"]);
 extension_sql_file!("../sql/event_trigger.sql", name = "event_trigger", finalize);
 

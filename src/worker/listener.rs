@@ -59,6 +59,8 @@ const LONGEST_CONNECTION: Duration = Duration::from_secs(60);
 const LONGEST_ANSWER: Duration = Duration::from_secs(15);
 /// The pause before an address is asked for again that somebody else has.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The file with the number of requests that were turned away.
+const TURNED_AWAY: &str = "turned_away";
 /// How often it is said how many requests went nowhere.
 const COUNT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -166,6 +168,8 @@ pub struct Front {
     /// What was said last of why it does not listen.
     said: Option<String>,
     counted: Option<Instant>,
+    /// Requests turned away that the log does not tell of yet.
+    lost: u64,
 }
 
 /// What it takes to listen: other files under the same names are noticed, too.
@@ -212,16 +216,36 @@ impl Front {
             }
             self.said = trouble;
         }
+        let lost = self.shared.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            self.lost += lost;
+            // A count that cannot be written is in the log all the same.
+            let _only_logged = count(lost);
+        }
         if self.counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
             self.counted = Some(Instant::now());
-            match self.shared.lost.swap(0, Ordering::Relaxed) {
+            match std::mem::take(&mut self.lost) {
                 0 => {}
                 lost => pg::worker::log(&format!(
-                    "servicenow_fdw: the listener has turned {lost} requests away that were for no subscription, or too many at a time"
+                    "servicenow_fdw: the listener has turned {lost} requests away that were for no subscription, made no sense, or were too many at a time"
                 )),
             }
         }
     }
+}
+
+/// Requests that the listener has turned away, for whichever database.
+pub fn turned_away() -> u64 {
+    let count = std::fs::read_to_string(Path::new(DIRECTORY).join(TURNED_AWAY)).ok();
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or_default()
+}
+
+/// Adds to that. There is one listener at a time.
+fn count(lost: u64) -> std::io::Result<()> {
+    let (path, draft) =
+        (Path::new(DIRECTORY).join(TURNED_AWAY), Path::new(DIRECTORY).join("turned_away.new"));
+    std::fs::write(&draft, (turned_away() + lost).to_string())?;
+    std::fs::rename(draft, path)
 }
 
 impl Front {
@@ -311,22 +335,27 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: &Arc<Sha
             let _place = place;
             match tls {
                 None => converse(stream, shared).await,
-                Some(tls) => {
-                    if let Ok(Ok(stream)) = timeout(LONGEST_REQUEST, tls.accept(stream)).await {
-                        converse(stream, shared).await;
-                    }
-                }
+                Some(tls) => match timeout(LONGEST_REQUEST, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => converse(stream, shared).await,
+                    _ => drop(shared.lost.fetch_add(1, Ordering::Relaxed)),
+                },
             }
         });
     }
 }
 
 async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, shared: Arc<Shared>) {
+    let counter = shared.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let shared = shared.clone();
         async move {
             let answer = match timeout(LONGEST_ANSWER, hand_on(request)).await {
-                Ok(Some(answer)) => answer,
+                Ok(Some(answer)) => {
+                    if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
+                        shared.lost.fetch_add(1, Ordering::Relaxed);
+                    }
+                    answer
+                }
                 Ok(None) => {
                     shared.lost.fetch_add(1, Ordering::Relaxed);
                     StatusCode::NOT_FOUND.into_response()
@@ -342,10 +371,18 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, 
         .max_buf_size(HEAD_LIMIT)
         .serve_connection(TokioIo::new(stream), service);
     let mut conversation = pin!(conversation);
-    if timeout(LONGEST_CONNECTION, conversation.as_mut()).await.is_err() {
-        // A request that is under way gets its answer.
-        conversation.as_mut().graceful_shutdown();
-        let _over = timeout(LONGEST_ANSWER, conversation).await;
+    match timeout(LONGEST_CONNECTION, conversation.as_mut()).await {
+        Ok(Ok(())) => {}
+        // Its head makes no sense, or does not come.
+        Ok(Err(e)) if e.is_parse() || e.is_timeout() || e.is_incomplete_message() => {
+            counter.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(Err(_)) => {}
+        Err(_) => {
+            // A request that is under way gets its answer.
+            conversation.as_mut().graceful_shutdown();
+            let _over = timeout(LONGEST_ANSWER, conversation).await;
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 pub mod capture;
 pub mod launcher;
-mod listener;
+pub mod listener;
 mod login;
 mod mail;
 pub mod mailbox;

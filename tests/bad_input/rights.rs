@@ -4,8 +4,9 @@ use servicenow_sim::Dataset;
 use world::World;
 
 /// What everybody may call, and what everybody may read.
-const FOR_ALL: [&str; 7] = [
+const FOR_ALL: [&str; 8] = [
     "_pending_writes",
+    "_turned_away",
     "authorize_url",
     "exchange_code",
     "servicenow_fdw_handler",

@@ -151,6 +151,13 @@ async fn a_check_says_what_is_wrong_and_what_to_do() {
     let world = captured().await;
     let all = findings(&world).await;
     assert!(all.iter().all(|(_, ok, _)| *ok), "{all:?}");
+    // Another database's, or nobody's.
+    let stray = [("name", "servicenow_fdw 0123456789ab"), ("collection", "problem")];
+    world.sim.edit().insert("sys_script", &stray).expect("a rule");
+    let all = findings(&world).await;
+    let (_, ok, detail) =
+        all.iter().find(|(check, ..)| check == "other subscriptions").expect("it is listed");
+    assert!(*ok && detail.contains("\"servicenow_fdw 0123456789ab\""), "{detail}");
     let wrong = async || {
         let all = findings(&world).await;
         all.into_iter().find(|(_, ok, _)| !ok).map(|(check, _, detail)| (check, detail))
@@ -161,6 +168,10 @@ async fn a_check_says_what_is_wrong_and_what_to_do() {
     world.sim.edit().grant_role(INTEGRATION, "admin").expect("a role");
     world.db.run("SELECT servicenow.uninstall_capture('acme')").await;
     assert_eq!(wrong().await.expect("nothing is there").0, "capture");
+    world.sim.edit().revoke_role(INTEGRATION, "admin").expect("a role");
+    let (check, detail) = wrong().await.expect("it could not be installed");
+    assert!(check == "capture" && detail.contains("sys_script"), "{check}: {detail}");
+    world.sim.edit().grant_role(INTEGRATION, "admin").expect("a role");
     world.sim.clock().step(chrono::TimeDelta::hours(1));
     let (check, detail) = wrong().await.expect("the clock is wrong");
     assert_eq!(check, "clock", "{detail}");

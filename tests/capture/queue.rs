@@ -85,6 +85,10 @@ async fn no_rule_outlives_the_last_table() {
     until(|| rules(&world, &name).is_empty()).await;
     world.db.run(INCIDENT).await;
     until(|| rules(&world, &name).len() == 1).await;
+    // Nobody can take them away when the server is gone.
+    world.db.run("DROP SERVER acme CASCADE").await;
+    let said = format!("Delete the Business Rules and the table named \"{name}\" there");
+    until(|| world.cluster.log().contains(&said)).await;
 }
 
 /// What rules write must not be told of by rules.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Map, Value as Json, json};
 use tokio::time::sleep;
 
-use super::{Subscription, SubscriptionId, is_scoped, queue, script};
+use super::{PREFIX, Subscription, SubscriptionId, is_scoped, queue, script};
 use crate::client::Client;
 use crate::client::retry::Effect;
 use crate::client::table_api::{Identity, List};
@@ -329,6 +329,42 @@ impl<T: Transport> Client<T> {
             }
         }
         Ok(rules.len())
+    }
+
+    /// The names under which others have rules in the instance, as far as the caller may see them: of other databases, or
+    /// left over from what is gone.
+    pub async fn other_subscriptions(&self, id: &SubscriptionId) -> Result<BTreeSet<String>> {
+        let bound = |op, end: &str| Term::new("name", op, &format!("{PREFIX} {end}"));
+        let (Ok(from), Ok(to)) = (bound(Op::Ge, "0"), bound(Op::Lt, "g")) else { return Ok(BTreeSet::new()) };
+        let query = Query::all().and(from).and(to).order_by("sys_id");
+        let rows = match self.entries(RULES, &query, &["name"]).await {
+            Err(Error::Refused { .. } | Error::NoTable(_)) => return Ok(BTreeSet::new()),
+            rows => rows?,
+        };
+        let is_other = |name: &str| {
+            let digits = name.strip_prefix(PREFIX).map(str::trim_start).and_then(SubscriptionId::parse);
+            digits.is_some_and(|other| other != *id)
+        };
+        let names = (0..rows.len()).map(|row| rows.get(row, "name"));
+        Ok(names.filter(|name| is_other(name)).map(str::to_owned).collect())
+    }
+
+    /// The first of the tables in which capture is installed that the caller may not read.
+    pub async fn hidden_from_installer(&self) -> Result<Option<&'static str>> {
+        for table in [RULES, TABLES] {
+            let query = Query::all().order_by("sys_id");
+            let layout = Arc::new(Layout::of_text(&["sys_id"]));
+            let name = fixed(table);
+            let list =
+                List { table: &name, query: &query, layout: &layout, limit: 1, offset: 0, count: true };
+            match self.list(list).await {
+                Ok(page) if page.rows.is_empty() && page.total.unwrap_or(0) > 0 => return Ok(Some(table)),
+                Ok(_) => {}
+                Err(Error::Refused { .. } | Error::NoTable(_)) => return Ok(Some(table)),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(None)
     }
 
     async fn entries(&self, table: &str, query: &Query, fields: &[&str]) -> Result<Rows> {
