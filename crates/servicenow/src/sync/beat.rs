@@ -8,14 +8,18 @@ use std::time::{Duration, Instant};
 /// The moments of one table: one in each interval, all at the same distance from its beginning.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Beat {
-    /// One of them; `None` before the first.
-    origin: Option<Instant>,
+    /// One of them, and the interval it was placed in; `None` before the first.
+    origin: Option<(Instant, Duration)>,
 }
 
 impl Beat {
     /// How long it is until the next one. `chance` is a random number from 0 to 1, which places the first.
     pub(super) fn next_in(&mut self, interval: Duration, now: Instant, chance: f64) -> Duration {
-        let origin = *self.origin.get_or_insert_with(|| now + interval.mul_f64(chance.clamp(0.0, 1.0)));
+        let placed = self.origin.filter(|(origin, within)| *within == interval || *origin <= now);
+        // One that is still to come was placed for another pace.
+        let (origin, _) =
+            placed.unwrap_or_else(|| (now + interval.mul_f64(chance.clamp(0.0, 1.0)), interval));
+        self.origin = Some((origin, interval));
         let since = now.saturating_duration_since(origin);
         let into = Duration::from_nanos((since.as_nanos() % interval.as_nanos().max(1)) as u64);
         match origin.checked_duration_since(now) {
@@ -46,6 +50,15 @@ mod tests {
             beats.iter_mut().map(|(beat, _)| beat.next_in(INTERVAL, late, 0.0)).collect();
         next.sort_unstable();
         assert!(next.windows(2).all(|pair| pair[1] - pair[0] == INTERVAL / 10), "{next:?}");
+    }
+
+    #[test]
+    fn another_pace_places_the_first_anew() {
+        let start = Instant::now();
+        let mut beat = Beat::default();
+        assert_eq!(beat.next_in(INTERVAL * 60, start, 0.9), INTERVAL * 54);
+        assert_eq!(beat.next_in(INTERVAL, start, 0.5), INTERVAL / 2);
+        assert_eq!(beat.next_in(INTERVAL * 60, start, 0.9), INTERVAL * 54);
     }
 
     proptest! {
