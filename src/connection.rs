@@ -89,11 +89,17 @@ pub fn trust(
 
 /// The role whose user mapping the worker uses; an error's text if there is no such role.
 pub fn sync_user(server: &pg::catalog::Server, options: &ServerOptions) -> Result<pg_sys::Oid, String> {
-    match &options.sync_user {
-        Some(name) => pg::session::role(name)
-            .ok_or_else(|| format!("role \"{name}\" of server option \"sync_user\" does not exist")),
-        None => Ok(server.owner),
+    let Some(name) = &options.sync_user else { return Ok(server.owner) };
+    let what = format!("role \"{name}\" of server option \"sync_user\"");
+    let role = pg::session::role(name).ok_or_else(|| format!("{what} does not exist"))?;
+    // Else the owner could have another role's secrets sent wherever the server points.
+    if !pg::session::has_privileges_of(server.owner, role) {
+        return Err(format!(
+            "the owner of server \"{}\" does not have the privileges of {what}",
+            server.name
+        ));
     }
+    Ok(role)
 }
 
 /// The connection of a user to a server; an ERROR if there is no user mapping.

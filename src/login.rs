@@ -45,9 +45,11 @@ impl Login {
     pub fn of(server: pg_sys::Oid, options: &ServerOptions, mapping: &Mapping) -> option::Result<Self> {
         let option::Login { credentials, token_url } = option::credentials(&mapping.options)?;
         let token_address = token_url.as_ref().map_or("", Url::as_str);
-        let addresses = [options.instance_url.as_str(), token_address].map(Secret::new);
-        let addresses = &auth::digest(&addresses)[..16];
-        let name = format!("{}.{}.{}.{addresses}", server.to_u32(), mapping.oid.to_u32(), mapping.version);
+        // A transaction may alter a mapping more than once: whose login it is counts too.
+        let identity = credentials.identity();
+        let whose = [options.instance_url.as_str(), token_address, &identity].map(Secret::new);
+        let whose = &auth::digest(&whose)[..16];
+        let name = format!("{}.{}.{}.{whose}", server.to_u32(), mapping.oid.to_u32(), mapping.version);
         let mut login = Self { credentials, token_url, name, spare: None, is_trial: false };
         if login.needs_a_person() && !login.path().exists() {
             login.spare = catalog::kept_token(&login.name);

@@ -201,6 +201,15 @@ fn may_set(server: &ServerOptions, options: &Options) -> Result<()> {
             "Use an address that begins with https.",
         ));
     }
+    if let Some(role) = server.sync_user.as_deref().and_then(session::role)
+        && !session::has_privileges_of(session::current_user(), role)
+    {
+        return Err(OptionError::new(
+            Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "permission denied to set option \"sync_user\"",
+            "The worker would log in with that role's user mapping: only roles with its privileges may set it.",
+        ));
+    }
     if server.ca_file.is_some() && !session::may_read_server_files() {
         return Err(OptionError::new(
             Sql::ERRCODE_INSUFFICIENT_PRIVILEGE,

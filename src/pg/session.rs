@@ -23,6 +23,12 @@ pub fn is_superuser_role(role: pg_sys::Oid) -> bool {
     unsafe { pg_sys::superuser_arg(role) }
 }
 
+/// Whether a role has the privileges of another one, as superusers do.
+pub fn has_privileges_of(member: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    // SAFETY: syscache lookups.
+    unsafe { pg_sys::has_privs_of_role(member, role) }
+}
+
 /// A role by name.
 pub fn role(name: &str) -> Option<pg_sys::Oid> {
     let name = super::catalog::c_string(name);

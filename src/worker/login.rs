@@ -24,6 +24,8 @@ use crate::login::{self, Keeper};
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
 
+/// How many are looked after before the worker does something else: anybody can send some.
+const TURN: usize = 8;
 /// Browsers at a time.
 const QUEUE: usize = 16;
 /// How long a browser waits.
@@ -58,7 +60,8 @@ impl Logins {
     /// Looks after whoever has come.
     pub fn take_in(&mut self) {
         self.exchanges.retain(|exchange| !exchange.is_finished());
-        while let Ok(Arrival { state, code, answer }) = self.arrivals.try_recv() {
+        for _ in 0..TURN {
+            let Ok(Arrival { state, code, answer }) = self.arrivals.try_recv() else { return };
             let claimed = pg::xact::transaction(|| consent::claim(state.reveal()));
             let Claimed { client, consent, server, role } = match claimed {
                 Ok(Ok(claimed)) => claimed,

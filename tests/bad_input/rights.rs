@@ -211,3 +211,33 @@ async fn what_the_instance_calls_things_is_quoted() {
     assert_eq!(error.code().code(), "HV00Q");
     world.db.run("SELECT * FROM precious").await;
 }
+
+/// The worker logs in with the mapping of `sync_user`, wherever the server points.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_has_nobody_elses_login_sent() {
+    let world = World::new().await;
+    world.import(&["incident"]).await;
+    let owner = world.session_as("owner").await;
+    let (role, victim) = (world.role("owner"), world.role("victim"));
+    world
+        .db
+        .run(&format!(
+            "CREATE ROLE {victim}; GRANT USAGE ON FOREIGN DATA WRAPPER servicenow_fdw TO {role};
+             CREATE USER MAPPING FOR {victim} SERVER acme OPTIONS (auth 'basic', username 'victim', password 'victims');
+             ALTER SERVER acme OWNER TO {role}"
+        ))
+        .await;
+    let set = format!("ALTER SERVER acme OPTIONS (ADD sync_user '{victim}')");
+    assert_eq!(owner.error(&set).await.code().code(), "42501");
+    // A superuser may, and the worker does not do it for such an owner either.
+    world.db.run(&set).await;
+    world
+        .until("SELECT bool_and(last_error LIKE '%does not have the privileges of role%') FROM servicenow.sync_status")
+        .await;
+    assert!(world.sim.requests().iter().all(|request| request.status != 401));
+    world
+        .db
+        .run(&format!("GRANT {victim} TO {role}; ALTER SERVER acme OPTIONS (SET poll_interval '2 s')"))
+        .await;
+    world.until("SELECT bool_and(last_error NOT LIKE '%privileges%') FROM servicenow.sync_status").await;
+}

@@ -24,14 +24,41 @@ async fn fifty_sessions_and_the_worker_make_one_token_call() {
     world.sync("incident").await;
     assert_eq!(token_calls(&world), 1, "the worker's");
     let sessions = join_all((0..50).map(|_| world.session())).await;
-    let touch = "SELECT count(*) FROM servicenow.check_server('acme')";
-    join_all(sessions.iter().map(|session| session.run(touch))).await;
+    join_all(sessions.iter().map(|session| session.run(TOUCH))).await;
     assert_eq!(token_calls(&world), 1);
     // All of them hold a token that is good no more.
     world.sim.edit().expire_tokens(true);
-    join_all(sessions.iter().map(|session| session.run(touch))).await;
+    join_all(sessions.iter().map(|session| session.run(TOUCH))).await;
     world.sync("incident").await;
     assert_eq!(token_calls(&world), 2);
+    // To find out whether a login is still accepted takes one of its own.
+    world.db.run("SELECT count(*) FROM servicenow.check_server('acme')").await;
+    assert_eq!(token_calls(&world), 3);
+}
+
+/// A mapping may be altered more than once in a transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_goes_on_with_the_token_of_whom_the_mapping_named_before() {
+    let world = world().await;
+    world
+        .db
+        .run(&format!(
+            "BEGIN;
+             CREATE USER MAPPING FOR PUBLIC SERVER acme
+               OPTIONS (auth 'password', {CLIENT}, username 'itil.user', password 'itil-secret')"
+        ))
+        .await;
+    let written_by = |world: &World| {
+        let id = world.find("incident", "number=INC0012345");
+        world.remote("incident", &id, "sys_updated_by").expect("it is there")
+    };
+    let write = "UPDATE incident SET short_description = 'by ' || random() WHERE number = 'INC0012345'";
+    world.db.run("INSERT INTO incident (short_description) VALUES ('makes a token')").await;
+    let other = "ALTER USER MAPPING FOR PUBLIC SERVER acme OPTIONS (SET username 'fdw.integration', SET password 'fdw-secret')";
+    world.db.run(&format!("{other}; COMMIT")).await;
+    world.sync("incident").await;
+    world.db.run(write).await;
+    assert_eq!(written_by(&world), "fdw.integration");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -109,14 +109,19 @@ pub enum QueryError {
     Unsupported(String),
 }
 
+/// Whether the instance may run a value instead of comparing with it.
+fn is_code(value: &str) -> bool {
+    value.to_ascii_lowercase().contains("javascript:")
+}
+
 impl Term {
     /// A comparison of a field with a value. The value is refused if it cannot be expressed: encoded queries
-    /// have no escape that every source agrees on, and a value that begins with `javascript:` is code.
+    /// have no escape that every source agrees on, and a value with `javascript:` may be code.
     pub fn new(field: &str, op: Op, value: &str) -> Result<Self, QueryError> {
         if !is_field_path(field) {
             return Err(QueryError::NotACondition(field.to_owned()));
         }
-        if value.contains(['^', '\0', '\n', '\r']) || value.trim_start().starts_with("javascript:") {
+        if value.contains(['^', '\0', '\n', '\r']) || is_code(value) {
             return Err(QueryError::Inexpressible);
         }
         Ok(Self { field: field.to_owned(), rest: format!("{}{value}", op.text()) })
@@ -126,9 +131,7 @@ impl Term {
     pub fn is_one_of<'a>(field: &str, values: impl IntoIterator<Item = &'a str>) -> Result<Self, QueryError> {
         let mut list = String::from("IN");
         for (i, value) in values.into_iter().enumerate() {
-            if value.contains(['^', ',', '@', '\0', '\n', '\r'])
-                || value.trim_start().starts_with("javascript:")
-            {
+            if value.contains(['^', ',', '@', '\0', '\n', '\r']) || is_code(value) {
                 return Err(QueryError::Inexpressible);
             }
             if i > 0 {

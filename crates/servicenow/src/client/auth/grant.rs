@@ -187,9 +187,6 @@ async fn send_assertion<T: Transport>(
     let body = Some(Bytes::from(form));
     let request = Request { method: Method::POST, url: token_url.clone(), headers, body };
     let answer = send(http.0, request).await.map_err(RequestTokenError::Request)?;
-    if answer.status() != http::StatusCode::OK {
-        return Err(RequestTokenError::Request(Error::Login));
-    }
     serde_json::from_slice(answer.body())
         .map_err(|_| RequestTokenError::Other("the answer holds no token".to_owned()))
 }
@@ -211,15 +208,17 @@ impl<'c, T: Transport> AsyncHttpClient<'c> for TokenCalls<'_, T> {
     }
 }
 
+/// The answer with a token. A refusal is one whatever the body says, which may be empty or a web page: what is not taken for
+/// a refusal is tried again, and would lock the account.
 async fn send<T: Transport>(transport: &T, request: Request) -> Result<HttpResponse> {
     let answer = transport.send(request).await?;
-    // An instance in trouble has not refused the login.
-    if matches!(answer.status, 202 | 429 | 500..) {
-        interpret(&answer)?;
+    match answer.status {
+        200 => Ok(HttpResponse::new(answer.body.to_vec())),
+        400 | 401 | 403 => Err(Error::Login),
+        status => {
+            // An instance in trouble has not refused the login.
+            interpret(&answer)?;
+            Err(Error::Unreadable(format!("the token endpoint answered with status {status}")))
+        }
     }
-    let mut response = HttpResponse::new(answer.body.to_vec());
-    *response.status_mut() = http::StatusCode::from_u16(answer.status)
-        .map_err(|_| Error::Unreadable(format!("status {}", answer.status)))?;
-    *response.headers_mut() = answer.headers;
-    Ok(response)
 }
