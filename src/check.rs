@@ -71,7 +71,7 @@ pub fn check(name: &str) -> Vec<Finding> {
     let first = ask(&connection, vec![Question::new("sys_user", &["user_name"])]).remove(0);
     let secure = server_is_secure(server);
     let reached = match &first {
-        Err(e) => reach(&connection, e, secure),
+        Err(e) => reach(&connection, e),
         Ok(_) => None,
     };
     if let Some(finding) = reached {
@@ -166,23 +166,16 @@ fn failed(connection: &Connection, check: &str, e: &Error) -> Finding {
 }
 
 /// Why no usable answer has come at all, if that is so.
-fn reach(connection: &Connection, e: &Error, secure: bool) -> Option<Finding> {
+fn reach(connection: &Connection, e: &Error) -> Option<Finding> {
     match e {
-        Error::Connect { reason, .. } | Error::Broken { reason, .. }
-            if secure
-                && ["certificate", "tls", "handshake"]
-                    .iter()
-                    .any(|word| reason.to_lowercase().contains(word)) =>
-        {
-            let hint = "Set the server option ca_file to the PEM file of the authority that has signed the instance's certificate (or a proxy's before it), and check the host's name in instance_url.";
-            Some(Finding { hint: Some(hint.to_owned()), ..failed(connection, "TLS", e) })
-        }
+        Error::Untrusted { .. } => Some(failed(connection, "TLS", e)),
         Error::Broken { .. } | Error::TimedOut { .. } => {
             let hint =
                 "Check that the instance is up, and that no firewall or proxy cuts the connection off.";
             Some(Finding { hint: Some(hint.to_owned()), ..failed(connection, "reachability", e) })
         }
         Error::Connect { .. }
+        | Error::NotPublic { .. }
         | Error::Unavailable { .. }
         | Error::Unreadable(_)
         | Error::CutShort(_)

@@ -165,7 +165,7 @@ async fn a_server_that_cannot_be_used_is_told_with_the_reason() {
         Simulator::builder().dataset(Dataset::Small).seed(42).tls(true).start().await.expect("a simulator");
     let url = other.https_url().expect("it listens for https");
     world.db.run(&set(&format!("SET instance_url '{url}'"))).await;
-    fails(&world, "TLS", "certificate", "Set the server option ca_file").await;
+    fails(&world, "TLS", "certificate", "in server option \"ca_file\"").await;
     let authority = std::env::temp_dir().join(format!("snfdw-{}-doctor-ca.pem", std::process::id()));
     std::fs::write(&authority, other.ca_pem().expect("it has an authority")).expect("a file");
     world.db.run(&set(&format!("ADD ca_file '{}'", authority.display()))).await;
