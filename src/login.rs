@@ -22,6 +22,8 @@ use crate::push::intent;
 
 /// What the names of files begin with (see [`crate::push::intent`]).
 pub const PREFIX: &str = "pgsql_tmp";
+/// Their directory, beside the notes of writes.
+pub const DIRECTORY: &str = "logins";
 /// Files of user mappings that are no more are left this long to transactions that are not over.
 const GRACE: Duration = Duration::from_secs(600);
 
@@ -86,7 +88,7 @@ impl Login {
 
 /// The directory of this database's logins, in the data directory, where every process of the server works.
 pub fn directory() -> PathBuf {
-    intent::directory().join("logins")
+    intent::directory().join(DIRECTORY)
 }
 
 /// Refresh tokens as the worker has seen them.

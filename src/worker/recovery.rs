@@ -24,7 +24,7 @@ use super::tasks::THREADS;
 use crate::catalog::{self, Outlook};
 use crate::connection::{HttpClient, WORKER, new_client, trust};
 use crate::failpoint;
-use crate::login::Login;
+use crate::login::{self, Login};
 use crate::option::ServerOptions;
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
@@ -143,8 +143,8 @@ fn is_mirrored(relation: pg_sys::Oid) -> bool {
 
 /// The files of sessions of this database.
 fn files() -> io::Result<Vec<PathBuf>> {
-    let is_file = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
-    let entries = fs::read_dir(directory())?.filter(|entry| entry.as_ref().map_or(true, is_file));
+    let is_ours = |entry: &fs::DirEntry| entry.file_name() != login::DIRECTORY;
+    let entries = fs::read_dir(directory())?.filter(|entry| entry.as_ref().map_or(true, is_ours));
     let paths = entries.map(|entry| entry.map(|entry| entry.path()));
     let is_finished = |path: &PathBuf| path.extension().is_none_or(|extension| extension != UNFINISHED);
     paths.filter(|path| path.as_ref().map_or(true, is_finished)).collect()

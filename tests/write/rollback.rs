@@ -17,6 +17,7 @@ pub fn notes(world: &World, database: u32) -> Vec<u64> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| entry.metadata().ok())
+        .filter(|metadata| metadata.is_file()) // logins have a directory there
         .map(|metadata| metadata.len())
         .filter(|len| *len > 0)
         .collect()
