@@ -141,7 +141,7 @@ async fn changes_of_every_kind_arrive_at_once() {
 async fn events_that_come_before_their_changes_are_not_lost() {
     let (cluster, _) = listening();
     let world = world_on(cluster, "webhook").await;
-    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '30 s')").await;
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '120 s')").await;
     let world = capture_incidents(world).await;
     let from = world.sim.requests().len();
     let edit = world.sim.edit();
