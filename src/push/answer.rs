@@ -4,7 +4,7 @@ use pgrx::PgSqlErrorCode as Sql;
 use pgrx::pg_sys::panic::ErrorReport;
 use servicenow::dictionary::TableDef;
 use servicenow::page::Rows;
-use servicenow::value::{Kind, Show};
+use servicenow::value::{Kind, Show, SysId};
 
 use super::draft::Sent;
 use crate::catalog::Mirror;
@@ -50,6 +50,23 @@ pub fn check(
         true => "A choice field cannot be emptied through ServiceNow's REST interface; other fields may be read-only for this user.",
         false => "The field may be read-only for this user, or a business rule may set it.",
     }))
+}
+
+/// The ERROR if a record was made under another key than the one that somebody has chosen: the instance may let
+/// administrators alone choose (property `glide.rest.table_api.admin_only_sys_fields`).
+pub fn check_key(mirror: &Mirror, server: &str, chosen: &SysId, rows: &Rows) -> Option<ErrorReport> {
+    let (key, wanted, table) = (rows.id(0), chosen.as_str(), &mirror.table);
+    if key.eq_ignore_ascii_case(wanted) {
+        return None;
+    }
+    let message = format!(
+        "could not set \"sys_id\" in record \"{wanted}\" of table \"{table}\" on server \"{server}\": the instance ignored it"
+    );
+    Some(
+        error(Sql::ERRCODE_INSUFFICIENT_PRIVILEGE, message)
+            .set_detail(format!("The instance reported success, and has made record \"{key}\"."))
+            .set_hint("This user may not choose keys: leave sys_id out."),
+    )
 }
 
 /// Whether a label is that of what was sent, as far as it is known: that of a choice, or the name that was looked up without

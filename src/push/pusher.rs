@@ -250,7 +250,11 @@ impl Pusher {
             Fate::Done(rows) if rows.is_empty() => None,
             Fate::Done(rows) => {
                 let server = self.connection.server();
-                answer::check(&self.mirror, self.def.as_deref(), server, item.task.sent(), rows)
+                let is_given = matches!(item.task, Task::Insert { is_given: true, .. });
+                let other_key = || answer::check_key(&self.mirror, server, &item.id, rows);
+                is_given.then(other_key).flatten().or_else(|| {
+                    answer::check(&self.mirror, self.def.as_deref(), server, item.task.sent(), rows)
+                })
             }
             Fate::Failed(servicenow::Error::Refused { refusal: Refusal::Unique, .. })
                 if matches!(item.task, Task::Insert { or_nothing: true, .. }) =>
@@ -353,6 +357,11 @@ impl Pusher {
             Task::Delete => {
                 self.deleted.push(item.id.as_str().to_owned());
                 self.forget(item.id.as_str())
+            }
+            Task::Insert { .. } if rows.id(0) != item.id.as_str() => {
+                // The instance has made it under a key of its own: what was foretold under ours is not there.
+                self.forget(item.id.as_str());
+                Some(self.keep(rows, 0))
             }
             _ => Some(self.keep(rows, 0)),
         }

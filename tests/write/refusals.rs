@@ -223,3 +223,40 @@ async fn writing_to_a_table_the_instance_does_not_have_says_so() {
     let error = world.db.error("INSERT INTO nothing (name) VALUES ('x')").await;
     assert_eq!(said(&error), ("HV00R", "[ServiceNow] Invalid table nothing", None));
 }
+
+/// Where only administrators may choose keys the instance makes others, and reports success.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_the_instance_does_not_take_is_said_and_leaves_no_row_behind() {
+    let world = incidents().await;
+    let property = "glide.rest.table_api.admin_only_sys_fields";
+    world.sim.edit().set_property(property, "true").expect("a property");
+    let chosen = "0123456789abcdef0123456789abcdef";
+    for rows in ["('chosen')", "('chosen'), ('chosen too')"] {
+        let keys = rows.replace("('chosen')", &format!("('{chosen}', 'chosen')"));
+        let keys = keys.replace("('chosen too')", "('00112233445566778899aabbccddeeff', 'chosen too')");
+        let error =
+            world.db.error(&format!("INSERT INTO incident (sys_id, short_description) VALUES {keys}")).await;
+        assert_eq!(error.code().code(), "42501", "{}", error.message());
+        assert!(error.message().contains("could not set \"sys_id\""), "{}", error.message());
+        assert!(error.detail().is_some_and(|detail| detail.contains("has made record")));
+    }
+    // Whoever does not choose does not mind, however it is sent.
+    for push in ["statement", "commit"] {
+        world
+            .db
+            .run(&format!(
+                "SET servicenow_fdw.push = '{push}';
+                 INSERT INTO incident (short_description) VALUES ('{push}')"
+            ))
+            .await;
+        world
+            .db
+            .run(&format!(
+                "INSERT INTO incident (short_description) SELECT '{push} many' FROM generate_series(1, 3)"
+            ))
+            .await;
+        let count = format!("SELECT count(*) FROM incident WHERE short_description LIKE '{push}%'");
+        assert_eq!(world.db.value::<i64>(&count).await, 4, "{push}");
+    }
+    world.until_like_the_instance("incident", &["number", "short_description"]).await;
+}
