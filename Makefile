@@ -47,7 +47,7 @@ install: packages pgrx
 	cargo build --release --lib $(FEATURES)
 	$(SUDO) $(CARGO_PGRX) install --release --pg-config $(PG_CONFIG) $(FEATURES)
 
-# The paths of this checkout are not in what is built, and dates are the last commit's. (RUSTFLAGS take the
+# The paths of Rust sources are not in what is built, and dates are the last commit's. (RUSTFLAGS take the
 # place of the one that cargo pgrx sets itself.)
 package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 package: export RUSTFLAGS = -Clink-arg=-Wl,--no-gc-sections --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)=~
