@@ -8,6 +8,7 @@
 mod cursor;
 pub(super) mod execute;
 mod explain;
+mod localize;
 pub(super) mod lock;
 pub(super) mod plan;
 
