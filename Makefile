@@ -64,10 +64,13 @@ package: packages pgrx
 	fi
 	@ls -l $(PACKAGE_DIR)
 
+# End-to-end tests wait more than they compute: more run at a time than there are cores.
+TEST_END_TO_END = RUST_TEST_THREADS=$$((2 * $$(nproc))) cargo test -p tests
+
 # The tests inside a server install a library of their own, so they come before the others.
 test: packages pgrx lint majors test-in-server install-debug
 	cargo test -p servicenow -p servicenow-sim -p fuzz
-	cargo test -p tests
+	$(TEST_END_TO_END)
 
 # Outside of the checkout, which another user may not be able to read: Postgres does not run as root. Whatever can be
 # built is tested; a source package that cannot be had at the moment is said and left out.
@@ -83,7 +86,7 @@ test-pg%: packages pgrx
 	    exit 1; \
 	fi
 test-on: install-debug
-	cargo test -p tests
+	$(TEST_END_TO_END)
 
 # SECTIONS chooses some of them, see bench/main.rs.
 bench: install $(BENCH_PYTHON)/ready
