@@ -71,6 +71,8 @@ pub enum Op {
     Eq,
     /// `<`
     Lt,
+    /// `<=`
+    Le,
     /// `>`
     Gt,
     /// `>=`
@@ -82,6 +84,7 @@ impl Op {
         match self {
             Op::Eq => "=",
             Op::Lt => "<",
+            Op::Le => "<=",
             Op::Gt => ">",
             Op::Ge => ">=",
         }

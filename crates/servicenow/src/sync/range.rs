@@ -16,6 +16,23 @@ fn folded(id: &str) -> impl Iterator<Item = u8> + '_ {
     id.bytes().map(|byte| byte.to_ascii_uppercase())
 }
 
+/// The place of an identifier among those that consist of 32 hexadecimal digits.
+fn digits_of(id: &str) -> u128 {
+    let mut digits = 0;
+    for (at, byte) in folded(id).take(32).enumerate() {
+        let place = 4 * (31 - at);
+        match byte {
+            b'0'..=b'9' => digits |= u128::from(byte - b'0') << place,
+            b'A'..=b'F' => digits |= u128::from(byte - b'A' + 10) << place,
+            // Whatever follows comes before all digits of this place, behind all figures, or behind all.
+            ..b'0' => break,
+            b':'..b'A' => return digits | 10 << place,
+            b'G'.. => return digits | (u128::MAX >> (4 * at)),
+        }
+    }
+    digits
+}
+
 /// A part of a table: the records whose `sys_id` is at least `lower` and less than `upper`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Range {
@@ -86,6 +103,17 @@ impl Range {
         !self.begins_after(id) && !self.ends_by(id)
     }
 
+    /// A bound that cuts off about one of `parts` equal parts at the beginning, if identifiers are random hexadecimal
+    /// digits. There is none where the range is too narrow for that, or lies elsewhere.
+    pub fn part(&self, parts: u64) -> Option<SysId> {
+        let lower = self.lower.as_ref().map_or(0, |id| digits_of(id.as_str()));
+        let upper = self.upper.as_ref().map_or(u128::MAX, |id| digits_of(id.as_str()));
+        let width = upper.checked_sub(lower)? / u128::from(parts.max(2));
+        let bound = format!("{:032x}", lower.checked_add(width)?);
+        let bound = SysId::new(bound.trim_end_matches('0'));
+        (width > 0 && self.is_cut_by(&bound)).then_some(bound)
+    }
+
     /// Whether a record comes before the range.
     pub fn begins_after(&self, id: &str) -> bool {
         self.lower.as_ref().is_some_and(|lower| compare(id, lower.as_str()).is_lt())
@@ -152,6 +180,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_part_lies_within_its_range(
+            lower in prop::option::of("[0-9a-gA-Z_ .-]{0,4}".prop_map(SysId::new)),
+            upper in prop::option::of("[0-9a-gA-Z_ .-]{0,4}".prop_map(SysId::new)),
+            parts in any::<u64>(),
+        ) {
+            let range = Range { lower, upper };
+            if let Some(bound) = range.part(parts) {
+                prop_assert!(range.is_cut_by(&bound), "{bound}");
+                let first = Range { lower: range.lower.clone(), upper: Some(bound) };
+                prop_assert!(range.covers(&first));
+            }
+        }
+
+        #[test]
+        fn a_range_of_random_identifiers_can_be_cut(lower in any::<u64>(), width in 1u64.., parts in 2u64..1_000) {
+            let id = |n: u64| SysId::new(format!("{n:016x}0000000000000000"));
+            let range = Range { lower: Some(id(lower)), upper: lower.checked_add(width).map(id) };
+            prop_assert!(range.part(parts).is_some());
+        }
+
         #[test]
         fn a_span_covers_every_range(ranges in prop::collection::vec(range(), 1..6)) {
             let span = Range::spanning(&ranges);

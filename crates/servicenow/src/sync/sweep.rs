@@ -3,7 +3,9 @@
 //! An instance applies the limit of a page before access control removes rows, so a page may be short, or
 //! empty, while more rows follow. A sweep therefore ends only on the instance's own count: when nothing that
 //! matches lies beyond what has been looked at. It moves by key (`sys_id>last`), which rows that come and go
-//! cannot disturb, and by offset only where a page shows no key to go on from.
+//! cannot disturb. Where a page shows no row to go on from, it passes over what is hidden by offset as long as nothing
+//! comes or goes there; else by keys of its own making ([`Range::part`]), up to which no more is counted than one page
+//! takes. So a busy table ends, too.
 
 use crate::error::Result;
 use crate::query::{Op, Query, Term};
@@ -30,11 +32,19 @@ pub enum Progress {
     Done,
 }
 
+/// How often a stretch is begun anew that cannot be cut; then it is gone on with by offset, whatever comes and goes.
+const RESTARTS: u32 = 3;
+
 /// The position of a sweep through a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sweep {
     range: Range,
     after: Option<SysId>,
+    /// A key of our own, up to which the next page is read; what lies behind it comes later.
+    until: Option<SysId>,
+    /// Something came or went in a stretch that was passed over by offset.
+    is_busy: bool,
+    restarts: u32,
     offset: u64,
     /// While going by offset: how many records matched when that began.
     stretch: Option<u64>,
@@ -48,7 +58,18 @@ pub struct Sweep {
 impl Sweep {
     /// Begins a range, or goes on behind the record a sweep before had come to.
     pub fn new(range: Range, after: Option<SysId>) -> Self {
-        Self { range, after, offset: 0, stretch: None, left: None, unsure: false, pages: 0 }
+        Self {
+            range,
+            after,
+            until: None,
+            is_busy: false,
+            restarts: 0,
+            offset: 0,
+            stretch: None,
+            left: None,
+            unsure: false,
+            pages: 0,
+        }
     }
 
     /// The record behind which the next page begins.
@@ -63,6 +84,10 @@ impl Sweep {
         if let Some(after) = &self.after {
             query = query.and(Term::new("sys_id", Op::Gt, after.as_str())?);
             range.lower = None;
+        }
+        if let Some(until) = &self.until {
+            query = query.and(Term::new("sys_id", Op::Le, until.as_str())?);
+            range.upper = None;
         }
         query = range.within(query)?;
         Ok((query.order_by("sys_id"), self.offset))
@@ -79,15 +104,19 @@ impl Sweep {
     pub fn advance(&mut self, seen: &Seen, limit: u32) -> Progress {
         let counted = self.wants_count(limit);
         self.pages += 1;
-        if self.offset > 0 && seen.total.is_some() && seen.total != self.stretch {
+        if self.offset > 0 && seen.total.is_some() && seen.total != self.stretch && self.restarts < RESTARTS {
             // Records have come or gone in what was passed over by offset; others have taken their places.
             self.offset = 0;
-            self.stretch = None;
+            self.is_busy = true;
+            self.restarts += 1;
+            if let Some(total) = seen.total {
+                self.cut(total, limit);
+            }
             return Progress::More;
         }
         let beyond = self.offset + seen.rows as u64;
         if seen.total == Some(beyond) {
-            return Progress::Done;
+            return self.leave_part();
         }
         self.left = match seen.total {
             Some(total) => Some(total.saturating_sub(beyond)),
@@ -97,22 +126,53 @@ impl Sweep {
         match &seen.last {
             Some(last) if last.is_plain() => {
                 self.after = Some(last.clone());
-                self.offset = 0;
-                self.stretch = None;
+                self.begin_stretch();
                 Progress::More
             }
-            // No key to go on from: every row of the page is hidden, or its identifier cannot stand in a query.
-            last => {
-                self.offset += u64::from(limit);
-                self.stretch = self.stretch.or(seen.total);
-                match seen.total {
-                    Some(total) if self.offset >= total => Progress::Done,
-                    Some(_) => Progress::More,
-                    // An instance that does not count although asked to: an empty page is all there is to go by.
-                    None if counted && last.is_none() => Progress::Done,
-                    None => Progress::More,
+            last => match seen.total {
+                Some(total) if self.offset + u64::from(limit) >= total => self.leave_part(),
+                // Every row of the page is hidden.
+                Some(total) if self.is_busy && self.offset == 0 && self.cut(total, limit) => Progress::More,
+                // An instance that does not count although asked to: an empty page is all there is to go by.
+                None if counted && last.is_none() => Progress::Done,
+                // By offset, also where an identifier cannot stand in a query.
+                total => {
+                    self.offset += u64::from(limit);
+                    self.stretch = self.stretch.or(total);
+                    Progress::More
                 }
+            },
+        }
+    }
+
+    /// Everything up to a key of our own has been looked at, or everything there is.
+    fn leave_part(&mut self) -> Progress {
+        let Some(until) = self.until.take() else { return Progress::Done };
+        self.after = Some(until);
+        self.begin_stretch();
+        // What lies behind has not been counted.
+        (self.left, self.unsure) = (None, true);
+        Progress::More
+    }
+
+    fn begin_stretch(&mut self) {
+        (self.offset, self.stretch, self.restarts) = (0, None, 0);
+    }
+
+    /// Reads so many records in parts, of which the first is expected to fill most of a page. Gives back whether there
+    /// is a key to cut at.
+    fn cut(&mut self, records: u64, limit: u32) -> bool {
+        let lower = self.after.as_ref().or(self.range.lower.as_ref());
+        let upper = self.until.as_ref().or(self.range.upper.as_ref());
+        let rest = Range { lower: lower.cloned(), upper: upper.cloned() };
+        let parts = (records / u64::from(limit.max(1))).max(1) * 4 / 3 + 1;
+        match rest.part(parts) {
+            Some(key) => {
+                self.until = Some(key);
+                self.stretch = None;
+                true
             }
+            None => false,
         }
     }
 }
@@ -132,6 +192,7 @@ mod tests {
                 None => sweep.range.lower.as_ref().is_none_or(|lower| id.as_str() >= lower.as_str()),
             })
             .filter(|(id, _)| sweep.range.upper.as_ref().is_none_or(|upper| id.as_str() < upper.as_str()))
+            .filter(|(id, _)| sweep.until.as_ref().is_none_or(|until| id.as_str() <= until.as_str()))
             .collect();
         let visible: Vec<_> = matching
             .iter()
@@ -157,6 +218,30 @@ mod tests {
             }
         }
         assert_eq!(found, 5);
+    }
+
+    /// Hidden records that come and go with every page keep nobody from coming to the end.
+    #[test]
+    fn a_sweep_of_a_busy_table_of_hidden_records_ends() {
+        let id = |n: u64| format!("{:032x}", u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) << 64);
+        let mut all: Vec<_> = (0..1_000).map(|n| (id(n), n % 400 == 0)).collect();
+        all.sort();
+        let mut sweep = Sweep::new(Range::default(), None);
+        let (mut found, mut pages) = (Vec::new(), 0);
+        loop {
+            let seen = page(&all, &sweep, 10, usize::MAX, true);
+            found.extend(seen.last.clone());
+            pages += 1;
+            assert!(pages < 600, "{sweep:?}");
+            if sweep.advance(&seen, 10) == Progress::Done {
+                break;
+            }
+            all.push((id(1_000 + pages), false));
+            all.sort();
+        }
+        found.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        found.dedup();
+        assert_eq!(found.len(), 3, "what is shown is found");
     }
 
     #[test]
@@ -209,7 +294,10 @@ mod tests {
                 }
                 let before = sweep.clone();
                 let seen = page(&all, &before, limit, usize::MAX, true);
-                let from = |id: &str| before.after.as_ref().is_none_or(|after| id > after.as_str());
+                let from = |id: &str| {
+                    before.after.as_ref().is_none_or(|after| id > after.as_str())
+                        && before.until.as_ref().is_none_or(|until| id <= until.as_str())
+                };
                 let rows = all.iter().filter(|(id, _)| from(id)).skip(before.offset as usize);
                 found.extend(rows.take(limit as usize).filter(|(_, v)| *v).map(|(id, _)| id.clone()));
                 if sweep.advance(&seen, limit) == Progress::Done {
