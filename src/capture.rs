@@ -246,8 +246,12 @@ fn no_listener(server: &str) -> ErrorReport {
     .set_hint("Set servicenow_fdw.listen_address, and the server option webhook_url if the instance reaches it under another address.")
 }
 
+/// What to do if an instance cannot reach the listener.
+pub const HOW_TO_BE_REACHED: &str =
+    "Set the server option webhook_url to the address under which the instance reaches the listener.";
+
 /// Whether an instance may reach a listener, as far as the addresses tell.
-fn is_reachable(endpoint: &Url, instance: &Url) -> bool {
+pub fn is_reachable(endpoint: &Url, instance: &Url) -> bool {
     let is_here = |url: &Url| match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback(),
@@ -268,9 +272,7 @@ fn unreachable(endpoint: &Url, server: &str) -> ErrorReport {
         Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
         format!("the instance of server \"{server}\" cannot post to \"{host}\""),
     )
-    .set_hint(
-        "Set the server option webhook_url to the address under which the instance reaches the listener.",
-    )
+    .set_hint(HOW_TO_BE_REACHED)
 }
 
 fn say_what_is_there(target: &Target, way: &Way, inspection: &Inspection, tables: usize) {

@@ -16,11 +16,13 @@ use servicenow::value::TableName;
 use servicenow::{Error, Result};
 use tokio::task::JoinSet;
 
+use crate::capture::{HOW_TO_BE_REACHED, is_reachable};
 use crate::catalog::{self, Mirror};
 use crate::connection::{Connection, HttpClient, impatient_connection};
 use crate::error::{Doing, error, raise, report};
 use crate::option::{CaptureMode, ServerOptions};
 use crate::pg;
+use crate::setting;
 use crate::worker::capture::endpoint;
 
 /// The instance's clock and ours may be apart by so much: what polls overlap by, with some room.
@@ -361,6 +363,20 @@ fn capture(server: pg_sys::Oid, connection: &Connection) -> Option<Finding> {
     }
     let admin = "Give the user the role admin: it may then see and make Business Rules and the queue table, also for tables that come later.";
     let install = format!("SELECT servicenow.install_capture('{}');", connection.server());
+    if options.capture == CaptureMode::Webhook {
+        match setting::listener_url(options.webhook_url.as_ref()) {
+            None => {
+                let hint = "Set servicenow_fdw.listen_address, and the server option webhook_url if the instance reaches the listener under another address.";
+                return Some(Finding::wrong("capture", "nobody listens for webhooks", hint));
+            }
+            Some(url) if !is_reachable(&url, &options.instance_url) => {
+                let detail =
+                    format!("the instance cannot post to \"{}\"", url.host_str().unwrap_or_default());
+                return Some(Finding::wrong("capture", detail, HOW_TO_BE_REACHED));
+            }
+            Some(_) => {}
+        }
+    }
     let stored =
         catalog::known_subscription(server).filter(|stored| stored.installed || stored.queue.is_some());
     if stored.is_none() {
@@ -375,16 +391,7 @@ fn capture(server: pg_sys::Oid, connection: &Connection) -> Option<Finding> {
         return Some(Finding::wrong("capture", "it is not installed", install));
     };
     let id = stored.id.clone();
-    let way = match options.capture {
-        CaptureMode::Webhook => match endpoint(&options, &id) {
-            Some(endpoint) => Some(Way::Webhook { endpoint, key: stored.key }),
-            None => {
-                let hint = "Set servicenow_fdw.listen_address, or the server option webhook_url.";
-                return Some(Finding::wrong("capture", "nobody listens for webhooks", hint));
-            }
-        },
-        _ => None,
-    };
+    let way = endpoint(&options, &id).map(|endpoint| Way::Webhook { endpoint, key: stored.key });
     let tables = mirrored(server).into_iter().filter(|table| !is_queue(table)).collect();
     let found = connection.ask(move |client: HttpClient| async move {
         let way = match way {

@@ -1,6 +1,8 @@
 //! Capture: the instance tells of changes by itself, and what happens when it does not.
 
+mod copies;
 mod crash;
+mod events;
 mod install;
 mod queue;
 mod webhook;
@@ -100,4 +102,13 @@ fn rules(world: &World, name: &str) -> Vec<(String, String)> {
 async fn name(world: &World) -> String {
     let id = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
     format!("servicenow_fdw {id}")
+}
+
+/// Waits until something holds of the instance or the log.
+async fn until(condition: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < world::PATIENCE, "this did not come true");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

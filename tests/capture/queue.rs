@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use world::World;
-use world::cluster::Cluster;
 
 use crate::{
-    COLUMNS, INCIDENT, capture_incidents, captured, lists, looked_up, name, rules, until_captured,
-    until_state, world, world_on,
+    COLUMNS, INCIDENT, captured, lists, looked_up, name, rules, until, until_captured, until_state, world,
 };
 
 /// What the log of changes says of a record.
@@ -291,79 +289,6 @@ async fn a_queue_that_nobody_reads_is_bounded_and_caught_up_with() {
     until_state(&world, "active").await;
 }
 
-/// A database that was copied has the subscription of the other one.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_copied_database_gets_a_subscription_of_its_own() {
-    let mut world = captured().await;
-    let before = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
-    world.stop_worker().await;
-    let (original, copy) = (world.database.clone(), format!("{}_copy", world.database));
-    world.db = world::connect(world.cluster, "postgres").await;
-    world.db.run(&format!("CREATE DATABASE {copy} TEMPLATE {original}")).await;
-    let copied = world::connect(world.cluster, &copy).await;
-    copied.run("SELECT servicenow.start_worker()").await;
-    let renewed = "SELECT count(*) = 1 FROM servicenow.stat_capture WHERE subscription <> '{before}'";
-    let renewed = renewed.replace("{before}", &before);
-    let began = std::time::Instant::now();
-    while !copied.value::<bool>(&renewed).await {
-        assert!(began.elapsed() < world::PATIENCE, "it gets another id");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    copied.run("SELECT servicenow.install_capture('acme')").await;
-    let after = copied.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
-    assert_ne!(before, after);
-    for id in [&before, &after] {
-        assert_eq!(rules(&world, &format!("servicenow_fdw {id}")).len(), 1, "each has its own");
-    }
-    copied.run("SELECT servicenow.uninstall_capture('acme')").await;
-    assert!(rules(&world, &format!("servicenow_fdw {after}")).is_empty());
-    assert_eq!(rules(&world, &format!("servicenow_fdw {before}")).len(), 1, "the other one's stay");
-    world.db = world::connect(world.cluster, &original).await;
-}
-
-/// A base backup, or a standby that is promoted, has the subscription of the original, which may go on beside it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_copied_cluster_leaves_the_original_s_capture_alone() {
-    let world = capture_incidents(world_on(Box::leak(Box::new(Cluster::start(""))), "queue").await).await;
-    let subscription = "SELECT subscription FROM servicenow.stat_capture";
-    let before = world.db.value::<String>(subscription).await;
-    // What is the same after a restart stays.
-    world.stop_worker().await;
-    world.db.run("SELECT servicenow.start_worker()").await;
-    until_captured(&world).await;
-    assert_eq!(world.db.value::<String>(subscription).await, before);
-    let (program, socket) =
-        (world.cluster.bin().join("pg_basebackup"), world.cluster.socket().display().to_string());
-    let arguments = ["-h", &socket, "-U", "postgres", "--checkpoint=fast", "-D"];
-    let copy = world.cluster.copied(&program, &arguments);
-    // Nobody but the copy could read what is told now.
-    world.stop_worker().await;
-    let id = world.find("incident", "number=INC0012345");
-    world.sim.edit().update("incident", &id, &[("short_description", "told")]).expect("it is there");
-    copy.control(&["start"]);
-    let copied = world::connect(&copy, &world.database).await;
-    copied.run("SELECT servicenow.start_worker()").await;
-    let is_known = "SELECT capture_state = 'absent' AND capture_error LIKE '%copy of another one%install_capture(''acme'')%' AND phase = 'synced' FROM servicenow.sync_status";
-    let began = std::time::Instant::now();
-    while !copied.value::<bool>(is_known).await {
-        assert!(began.elapsed() < world::PATIENCE, "it is said");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let queue = format!("u_servicenow_fdw_{before}");
-    assert_eq!(world.sim.edit().find(&queue, "").expect("a table").len(), 1, "the original's events stay");
-    copied.run("SELECT servicenow.install_capture('acme')").await;
-    let after = copied.value::<String>(subscription).await;
-    for id in [&before, &after] {
-        assert_eq!(rules(&world, &format!("servicenow_fdw {id}")).len(), 1, "each has its own");
-    }
-    copied.run("SELECT servicenow.uninstall_capture('acme')").await;
-    assert_eq!(rules(&world, &format!("servicenow_fdw {before}")).len(), 1, "the original's stay");
-    world.db.run("SELECT servicenow.start_worker()").await;
-    until(|| world.sim.edit().find(&queue, "").expect("a table").is_empty()).await;
-    assert_eq!(world.db.value::<String>(subscription).await, before);
-    until_state(&world, "active").await;
-}
-
 /// Somebody else takes what is in the queue, as a copy of the whole server would.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_somebody_else_empties_too_is_given_up() {
@@ -427,12 +352,4 @@ async fn idle_tables_are_not_asked_for() {
     let looks = calls.iter().filter(|call| call.table.as_deref() == Some(&queue)).count();
     assert!(looks >= 8, "{looks}");
     assert!(calls.len() <= looks + looks / 4, "{} calls, {looks} of them looks", calls.len());
-}
-
-async fn until(condition: impl Fn() -> bool) {
-    let began = std::time::Instant::now();
-    while !condition() {
-        assert!(began.elapsed() < world::PATIENCE, "this did not come true");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

@@ -11,7 +11,8 @@ use world::cluster::Cluster;
 use world::random::Random;
 
 use crate::{
-    COLUMNS, capture_incidents, lists, looked_up, name, rules, until_captured, until_state, world_on,
+    COLUMNS, INCIDENT, capture_incidents, lists, looked_up, name, rules, until, until_captured, until_state,
+    world_on,
 };
 
 /// A port that is free at the moment.
@@ -244,8 +245,41 @@ async fn rules_post_to_no_address_that_cannot_be_right() {
         ("55000", "the instance of server \"acme\" cannot post to \"0.0.0.0\"")
     );
     assert!(error.hint().is_some_and(|hint| hint.contains("webhook_url")));
+    let found = "SELECT detail || '. ' || hint FROM servicenow.check_server('acme') WHERE \"check\" = 'capture' AND NOT ok";
+    let found = world.db.value::<String>(found).await;
+    assert!(found.contains("cannot post to \"0.0.0.0\"") && found.contains("webhook_url"), "{found}");
     world.db.run("ALTER SERVER acme OPTIONS (ADD webhook_url 'https://localhost/hooks')").await;
     world.db.run("SELECT servicenow.install_capture('acme')").await;
+    // An instance elsewhere cannot come here.
+    world.db.run("ALTER SERVER acme OPTIONS (SET instance_url 'https://acme.example.com')").await;
+    let error = world.db.error("SELECT servicenow.install_capture('acme')").await;
+    assert_eq!(
+        (error.code().code(), error.message()),
+        ("55000", "the instance of server \"acme\" cannot post to \"localhost\"")
+    );
+}
+
+/// Another program has the address: that is said, polls go on, and when it has gone events come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_has_the_address_already_is_waited_for() {
+    let stranger = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = stranger.local_addr().expect("an address").to_string();
+    let settings = format!("servicenow_fdw.listen_address = '{address}'");
+    let world = world_on(Box::leak(Box::new(Cluster::start(&settings))), "webhook").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world.db.run("SELECT servicenow.install_capture('acme')").await;
+    until_state(&world, "silent").await;
+    let why = world.db.value::<String>("SELECT capture_error FROM servicenow.sync_status").await;
+    assert!(why.starts_with(&format!("could not listen on \"{address}\": ")), "{why}");
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.edit().update("incident", &id, &[("short_description", "polled")]).expect("it is there");
+    world.until("SELECT short_description = 'polled' FROM incident WHERE number = 'INC0012345'").await;
+    drop(stranger);
+    until_captured(&world).await;
+    world.sim.edit().update("incident", &id, &[("short_description", "told")]).expect("it is there");
+    world.until("SELECT short_description = 'told' FROM incident WHERE number = 'INC0012345'").await;
+    world.until("SELECT events >= 1 FROM servicenow.stat_capture").await;
 }
 
 /// Requests that are signed and come from another time are said to be about clocks.
@@ -333,13 +367,8 @@ async fn no_request_however_bent_makes_the_listener_stop_or_believe() {
     assert_eq!(world.db.value::<i32>(worker).await, before, "it is the same worker");
 }
 
-/// With a certificate the listener speaks TLS and nothing else; without one it stays at home.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_listener_speaks_tls() {
-    let (directory, port) =
-        (std::env::temp_dir().join(format!("snfdw-tls-{}", std::process::id())), free_port());
-    std::fs::create_dir_all(&directory).expect("a directory");
-    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| directory.join(name).display().to_string());
+/// Makes a certificate for this machine, and its key, in place of those that are there.
+fn certify(certificate: &str, key: &str) {
     let made = std::process::Command::new("openssl")
         .args([
             "req",
@@ -353,12 +382,34 @@ async fn the_listener_speaks_tls() {
             "2",
         ])
         .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
-        .args(["-keyout", &key, "-out", &certificate])
+        .args(["-keyout", key, "-out", certificate])
         .output()
         .expect("openssl runs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    std::fs::set_permissions(&key, readable).expect("it is ours");
+    std::fs::set_permissions(key, readable).expect("it is ours");
+}
+
+/// The certificate that is shown at an address, in PEM form; nothing if nobody listens.
+fn shown_at(address: &str) -> String {
+    let shown = std::process::Command::new("openssl")
+        .args(["s_client", "-connect", address])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("openssl runs");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let (begin, end) = (shown.find("-----BEGIN"), shown.find("-----END"));
+    begin.zip(end).map(|(begin, end)| shown[begin..end].to_owned()).unwrap_or_default()
+}
+
+/// With a certificate the listener speaks TLS and nothing else; without one it stays at home.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_listener_speaks_tls() {
+    let (directory, port) =
+        (std::env::temp_dir().join(format!("snfdw-tls-{}", std::process::id())), free_port());
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let [certificate, key] = ["cert.pem", "key.pem"].map(|name| directory.join(name).display().to_string());
+    certify(&certificate, &key);
     let settings = format!(
         "servicenow_fdw.listen_address = 'localhost:{port}'
          servicenow_fdw.listen_cert_file = '{certificate}'
@@ -375,6 +426,15 @@ async fn the_listener_speaks_tls() {
         0,
         "plain http is not understood"
     );
+    world.until("SELECT turned_away >= 1 FROM servicenow.stat_capture").await;
+    // A certificate is renewed under its name, and nobody tells the server.
+    let before = shown_at(&format!("localhost:{port}"));
+    assert!(before.contains("CERTIFICATE"), "{before}");
+    certify(&certificate, &key);
+    until(|| ![String::new(), before.clone()].contains(&shown_at(&format!("localhost:{port}")))).await;
+    until_state(&world, "active").await;
+    world.sim.edit().update("incident", &id, &[("short_description", "renewed")]).expect("it is there");
+    world.until(&format!("SELECT short_description = 'renewed' FROM incident WHERE sys_id = '{id}'")).await;
     cluster.configure(&format!(
         "servicenow_fdw.listen_address = '0.0.0.0:{port}'\nservicenow_fdw.listen_cert_file = ''\nservicenow_fdw.listen_key_file = ''"
     ));

@@ -288,6 +288,15 @@ impl Session {
         row.unwrap_or_else(|e| panic!("{sql}\n{e:?}")).get(0)
     }
 
+    /// Waits until a condition is true.
+    pub async fn until(&self, condition: &str) {
+        let began = Instant::now();
+        while self.value::<Option<bool>>(condition).await != Some(true) {
+            assert!(began.elapsed() < PATIENCE, "this did not come true: {condition}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// A query's plan.
     pub async fn explain(&self, sql: &str) -> String {
         let rows = self.rows(&format!("EXPLAIN (COSTS OFF) {sql}")).await;
