@@ -58,6 +58,11 @@ impl Task {
         }
     }
 
+    /// Whether there may be such a record already, so that nothing is to be done.
+    pub fn is_or_nothing(&self) -> bool {
+        matches!(self, Task::Insert { or_nothing: true, .. })
+    }
+
     /// The fields that are sent.
     pub fn sent(&self) -> &[Sent] {
         match self {

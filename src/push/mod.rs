@@ -2,9 +2,10 @@
 //!
 //! A statement's rows become [`Item`]s ([`draft`], [`label`]), a [`Pusher`] notes them down ([`intent`]), sends them, looks
 //! whether the instance has done what it says ([`answer`]) and puts what it answers into the cache. With
-//! `servicenow_fdw.push = 'commit'` items wait for the end of the transaction ([`queue`]).
+//! `servicenow_fdw.push = 'commit'` items wait for the end of the transaction ([`queue`], [`order`], [`batch`]).
 
 pub mod answer;
+mod batch;
 mod before;
 pub mod draft;
 pub mod intent;

@@ -8,13 +8,16 @@ use servicenow::value::SysId;
 use super::draft::Sent;
 use super::{Item, Task};
 
+/// The length of `sys_id`s; some that the vendor has chosen are shorter.
+const KEY_LENGTH: usize = 32;
+
 /// What is done at which place of a row of writes, as far as others may depend on it.
 #[derive(Default)]
 pub struct Done {
     /// Records that were written, by whomever and through whichever table.
     written: HashMap<SysId, usize>,
-    /// Records that were made: others may refer to them.
-    made: HashMap<SysId, usize>,
+    /// What may be the key of a record that something refers to.
+    referred_to: HashMap<SysId, usize>,
     /// Values that were given up and taken: there may be a unique key on them.
     freed: HashMap<Value, usize>,
     taken: HashMap<Value, usize>,
@@ -42,6 +45,12 @@ fn given_up(task: &Task) -> impl Iterator<Item = Value> + '_ {
     })
 }
 
+/// What a value may refer to: a record, or several ones.
+fn keys(value: &str) -> impl Iterator<Item = SysId> + '_ {
+    let may_be_key = |text: &&str| (1..=KEY_LENGTH).contains(&text.len());
+    value.split(',').map(str::trim).filter(may_be_key).map(SysId::new)
+}
+
 fn last<K: Eq + Hash>(places: &mut HashMap<K, usize>, key: K, place: usize) {
     let known = places.entry(key).or_insert(place);
     *known = place.max(*known);
@@ -51,26 +60,29 @@ impl Done {
     /// Notes what is done at a place.
     pub fn note(&mut self, place: usize, item: &Item) {
         last(&mut self.written, item.id.clone(), place);
-        match &item.task {
-            Task::Insert { .. } => last(&mut self.made, item.id.clone(), place),
-            Task::Delete => self.deleted = self.deleted.max(Some(place)),
-            Task::Update { .. } | Task::Confirm { .. } => {}
+        if matches!(item.task, Task::Delete) {
+            self.deleted = self.deleted.max(Some(place));
         }
         for sent in item.task.sent() {
             last(&mut self.taken, Value::new(&sent.field, &sent.value), place);
+            for id in keys(&sent.value) {
+                last(&mut self.referred_to, id, place);
+            }
         }
         for value in given_up(&item.task) {
             last(&mut self.freed, value, place);
         }
     }
 
-    /// Whether a write needs something that is done after a place, so that it cannot be done there.
+    /// Whether a write needs something that is done after a place, so that it cannot be done there: a value that is free, a
+    /// record to which it refers as that was, others that refer to it as it was (a rule of the instance may look there).
     pub fn is_needed_after(&self, place: usize, item: &Item) -> bool {
         let needs = |sent: &Sent| {
             is_after(place, self.freed.get(&Value::new(&sent.field, &sent.value)))
-                || sent.value.split(',').any(|id| is_after(place, self.made.get(&SysId::new(id.trim()))))
+                || keys(&sent.value).any(|id| is_after(place, self.written.get(&id)))
         };
         is_after(place, self.written.get(&item.id))
+            || is_after(place, self.referred_to.get(&item.id))
             || is_after(place, self.deleted.as_ref())
             || item.task.sent().iter().any(needs)
     }

@@ -1,6 +1,6 @@
 //! Sends items, looks at the answers, and puts them into the cache.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use pgrx::{PgSqlErrorCode as Sql, notice, pg_sys};
 use servicenow::client::write::{Change, Fate};
 use servicenow::dictionary::{self, TableDef};
 use servicenow::error::{Refusal, Words};
-use servicenow::page::{Rows, Version};
+use servicenow::page::{Layout, Rows, Version};
 use servicenow::push::intent::Op;
 use servicenow::value::{Show, SysId};
 
@@ -163,7 +163,7 @@ impl Pusher {
     /// there is one already and that is no reason to fail. Anything else that fails is an ERROR.
     pub fn send(&mut self, items: Vec<Item>) -> Vec<Option<Written>> {
         let count = items.len();
-        let or_nothing = items.iter().all(|item| matches!(item.task, Task::Insert { or_nothing: true, .. }));
+        let or_nothing = items.iter().all(|item| item.task.is_or_nothing());
         let mut written: Vec<Option<Written>> = (0..count).map(|_| None).collect();
         let (confirmed, items) = self.confirm(items);
         for (place, row) in confirmed.places {
@@ -343,6 +343,16 @@ impl Pusher {
                 _ => client.look(&table, &ids, &layout).await,
             }
         })
+    }
+
+    /// Those of some records that are there.
+    pub fn which_are_there(&self, ids: Vec<SysId>) -> HashSet<SysId> {
+        let (table, layout) = (self.mirror.table.clone(), Arc::new(Layout::of_text(&[])));
+        let what = format!("read records of table \"{table}\"");
+        let rows = self
+            .connection
+            .call(&what, false, |client| async move { client.look(&table, &ids, &layout).await });
+        rows.ids().map(SysId::new).collect()
     }
 
     fn row_of(&self, rows: &Rows, row: usize) -> OwnedRow {

@@ -1,13 +1,13 @@
 //! Writes that wait for the end of their transaction (`servicenow_fdw.push = 'commit'`): ROLLBACK, also to a savepoint, has
 //! them never sent, and what the instance refuses makes COMMIT fail.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::iter::Peekable;
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::value::SysId;
 
+use super::batch::{Batch, batches};
 use super::order::Done;
 use super::{Item, Progress, Pusher, Task};
 use crate::error::{error, raise};
@@ -15,32 +15,65 @@ use crate::pg;
 use crate::pg::table::Triggers;
 use crate::setting;
 
-/// Items sent at a time.
-const AT_A_TIME: usize = 500;
-
 /// An item that waits.
-struct Waiting {
-    subtransaction: u32,
+pub struct Waiting {
     /// Of which statement it is.
-    command: u32,
-    relation: pg_sys::Oid,
-    role: pg_sys::Oid,
-    item: Item,
+    pub command: u32,
+    /// The foreign table.
+    pub relation: pg_sys::Oid,
+    /// Whose login signs it.
+    pub role: pg_sys::Oid,
+    /// What is to be done.
+    pub item: Item,
+}
+
+/// What waits, in the order of the statements.
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Waiting>,
+    /// The memory it takes, in bytes.
+    taken: usize,
+    /// The subtransactions under way that have put something here, and where that begins: what comes behind is theirs or
+    /// that of subtransactions within them.
+    begins: Vec<(u32, usize)>,
+    /// How the tables are called: when they have been dropped nobody else knows.
+    names: HashMap<pg_sys::Oid, String>,
 }
 
 thread_local! {
-    static QUEUE: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
-    /// The memory they take, in bytes.
-    static TAKEN: Cell<usize> = const { Cell::new(0) };
-    /// How the tables are called: when they have been dropped nobody else knows.
-    static NAMES: RefCell<HashMap<pg_sys::Oid, String>> = RefCell::default();
+    static QUEUE: RefCell<Queue> = RefCell::default();
+}
+
+impl Queue {
+    fn put(&mut self, subtransaction: u32, waiting: Waiting) {
+        if self.begins.last().is_none_or(|(id, _)| *id != subtransaction) {
+            self.begins.push((subtransaction, self.waiting.len()));
+        }
+        self.taken += waiting.item.memory();
+        self.waiting.push(waiting);
+    }
+
+    /// Takes everything out.
+    fn take(&mut self) -> Vec<Waiting> {
+        (self.taken, self.begins) = (0, Vec::new());
+        std::mem::take(&mut self.waiting)
+    }
+
+    fn subtransaction_ended(&mut self, id: u32, parent: u32, committed: bool) {
+        let Some((_, begin)) = self.begins.pop_if(|(last, _)| *last == id) else { return };
+        if !committed {
+            let gone = self.waiting.drain(begin..);
+            self.taken -= gone.map(|waiting| waiting.item.memory()).sum::<usize>();
+        } else if self.begins.last().is_none_or(|(last, _)| *last != parent) {
+            self.begins.push((parent, begin));
+        }
+    }
 }
 
 /// Has an item for a foreign table carried out, as a role, when the transaction is committed.
 pub fn put(relation: pg_sys::Oid, role: pg_sys::Oid, item: Item) {
     super::watch();
-    TAKEN.set(TAKEN.get() + item.memory());
-    if TAKEN.get() > setting::push_memory() {
+    if QUEUE.with_borrow(|queue| queue.taken) + item.memory() > setting::push_memory() {
         raise(
             error(Sql::ERRCODE_PROGRAM_LIMIT_EXCEEDED, "too many writes to ServiceNow wait for COMMIT")
                 .set_detail(format!(
@@ -53,23 +86,27 @@ pub fn put(relation: pg_sys::Oid, role: pg_sys::Oid, item: Item) {
     pg::xact::forbid_prepare();
     let subtransaction = pg::xact::subtransaction_id();
     let command = pg::xact::command_id();
-    NAMES.with_borrow_mut(|names| {
-        let name = || pg::catalog::relation_name(relation).unwrap_or_default();
-        names.entry(relation).or_insert_with(name);
-    });
-    QUEUE.with_borrow_mut(|queue| queue.push(Waiting { subtransaction, command, relation, role, item }));
+    if !QUEUE.with_borrow(|queue| queue.names.contains_key(&relation)) {
+        let name = pg::catalog::relation_name(relation).unwrap_or_default();
+        QUEUE.with_borrow_mut(|queue| queue.names.insert(relation, name));
+    }
+    let waiting = Waiting { command, relation, role, item };
+    QUEUE.with_borrow_mut(|queue| queue.put(subtransaction, waiting));
 }
 
 /// Whether anything waits.
 pub fn is_waiting() -> bool {
-    QUEUE.with_borrow(|queue| !queue.is_empty())
+    QUEUE.with_borrow(|queue| !queue.waiting.is_empty())
 }
 
 /// Refuses to alter or drop a foreign table for whose records writes wait, as Postgres does for tables with pending trigger
 /// events (`CheckTableNotInUse`): they could not be sent any more, or not to the columns they are for.
 pub fn refuse_if_in_use(relation: pg_sys::Oid, command: &str) {
-    if QUEUE.with_borrow(|queue| queue.iter().any(|waiting| waiting.relation == relation)) {
-        let name = NAMES.with_borrow(|names| names.get(&relation).cloned().unwrap_or_default());
+    let name = QUEUE.with_borrow(|queue| {
+        let is_in_use = queue.waiting.iter().any(|waiting| waiting.relation == relation);
+        is_in_use.then(|| queue.names.get(&relation).cloned().unwrap_or_default())
+    });
+    if let Some(name) = name {
         raise(
             error(
                 Sql::ERRCODE_OBJECT_IN_USE,
@@ -86,42 +123,18 @@ pub fn before_commit() {
         pg::xact::within_statement_timeout(|| {
             let mut progress = Progress::of("transaction");
             while is_waiting() {
-                TAKEN.set(0);
-                let waiting = join(QUEUE.take()).into_iter().peekable();
+                let batches = batches(join(QUEUE.with_borrow_mut(Queue::take)));
                 pg::xact::next_command();
-                pg::xact::with_latest_snapshot(|| send(waiting, &mut progress));
+                pg::xact::with_latest_snapshot(|| send(batches, &mut progress));
                 pg::xact::fire_deferred_triggers();
             }
         });
     }
 }
 
-fn send(mut waiting: Peekable<impl Iterator<Item = Waiting>>, progress: &mut Progress) {
-    let mut sent = HashSet::new();
-    while let Some(first) = waiting.next() {
-        let (relation, role) = (first.relation, first.role);
-        let mut ids = HashSet::from([first.item.id.clone()]);
-        let mut command = first.command;
-        let mut items = vec![first.item];
-        // What statements before the last one have done; of one statement any row may come first.
-        let (mut done, mut noted) = (Done::default(), 0);
-        while items.len() < AT_A_TIME
-            && let Some(next) = waiting.next_if(|next| {
-                if next.command != command {
-                    command = next.command;
-                    items[noted..].iter().for_each(|item| done.note(1, item));
-                    noted = items.len();
-                }
-                // Those that go together go in any order: what is deleted may have to be gone before others come.
-                (next.relation, next.role) == (relation, role)
-                    && next.item.task.op() == items[0].task.op()
-                    && or_nothing(&next.item) == or_nothing(&items[0])
-                    && !done.is_needed_after(0, &next.item)
-                    && ids.insert(next.item.id.clone())
-            })
-        {
-            items.push(next.item);
-        }
+fn send(batches: Vec<Batch>, progress: &mut Progress) {
+    let (mut sent, mut passed_over) = (HashSet::new(), HashSet::new());
+    for Batch { relation, role, mut items } in batches {
         for item in &mut items {
             // Its version is our own work by now.
             if !sent.insert((relation, item.id.clone())) {
@@ -129,40 +142,34 @@ fn send(mut waiting: Peekable<impl Iterator<Item = Waiting>>, progress: &mut Pro
             }
         }
         let mut pusher = Pusher::new(relation, role, Triggers::Own).having(progress.clone());
+        let doubtful =
+            items.iter().map(|item| &item.id).filter(|id| passed_over.contains(&(relation, (*id).clone())));
+        let doubtful: HashSet<SysId> = doubtful.cloned().collect();
+        if !doubtful.is_empty() {
+            // The row was there for this transaction alone. It may be another record, by whose key this one was not made.
+            let there = pusher.which_are_there(doubtful.iter().cloned().collect());
+            items.retain(|item| !doubtful.contains(&item.id) || there.contains(&item.id));
+        }
         let may_be_there: Vec<SysId> =
-            items.iter().filter(|item| or_nothing(item)).map(|item| item.id.clone()).collect();
+            items.iter().filter(|item| item.task.is_or_nothing()).map(|item| item.id.clone()).collect();
         let written = pusher.send(items);
-        for (id, _) in may_be_there.iter().zip(written).filter(|(_, written)| written.is_none()) {
-            pusher.take_back(id);
+        for (id, _) in may_be_there.into_iter().zip(written).filter(|(_, written)| written.is_none()) {
+            pusher.take_back(&id);
+            passed_over.insert((relation, id));
         }
         *progress = pusher.close();
         pg::xact::next_command(); // which may be about the same records
     }
 }
 
-fn or_nothing(item: &Item) -> bool {
-    matches!(item.task, Task::Insert { or_nothing: true, .. })
-}
-
 /// The transaction is over.
 pub fn forget() {
     QUEUE.take(); // with its memory
-    TAKEN.set(0);
-    NAMES.with_borrow_mut(HashMap::clear);
 }
 
 /// A subtransaction is over.
 pub fn subtransaction_ended(id: u32, parent: u32, committed: bool) {
-    QUEUE.with_borrow_mut(|queue| {
-        if committed {
-            for waiting in queue.iter_mut().filter(|waiting| waiting.subtransaction == id) {
-                waiting.subtransaction = parent;
-            }
-        } else {
-            queue.retain(|waiting| waiting.subtransaction != id);
-            TAKEN.set(queue.iter().map(|waiting| waiting.item.memory()).sum());
-        }
-    });
+    QUEUE.with_borrow_mut(|queue| queue.subtransaction_ended(id, parent, committed));
 }
 
 /// Makes one write of several writes to the same record, where the instance would be left the same.
@@ -208,6 +215,8 @@ fn fits(before: &Waiting, after: &Waiting) -> bool {
     match (&before.item.task, &after.item.task) {
         // What was deleted and is made anew is another record.
         (Task::Delete, _) | (_, Task::Insert { .. }) => false,
+        // What comes after it is about the record that is there, if it was not made.
+        (before, _) if before.is_or_nothing() => false,
         (before, Task::Delete) => !appends(before),
         (before, after) => !appends(before) && !appends(after),
     }

@@ -10,7 +10,7 @@ use crate::{KNOWN, incidents, world_with};
 const COLUMNS: &[&str] = &["number", "short_description", "state_value=state", "impact_value=impact"];
 
 /// Calls that may have changed something, each batch counted once.
-fn calls(world: &World) -> usize {
+pub fn calls(world: &World) -> usize {
     let is_call =
         |r: &&servicenow_sim::LoggedRequest| !r.in_batch && r.method != "GET" && r.endpoint != "token";
     world.sim.requests().iter().filter(is_call).count()

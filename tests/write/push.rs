@@ -2,6 +2,7 @@
 
 use world::{INTEGRATION, World};
 
+use crate::batches::calls;
 use crate::{KNOWN, incidents, known, world_with};
 
 const COLUMNS: &[&str] = &["number", "short_description", "state_value=state", "impact_value=impact"];
@@ -414,4 +415,91 @@ async fn what_waits_for_the_commit_takes_no_more_memory_than_it_may() {
         ))
         .await;
     assert!(world.writes().is_empty());
+}
+
+/// A loop over several tables is as common as a statement on many rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_to_several_tables_by_turns_take_few_calls_at_commit() {
+    let world = World::new().await;
+    world.sim.edit().grant_role(INTEGRATION, "admin").expect("a role");
+    world
+        .db
+        .run(
+            "CREATE FOREIGN TABLE thing (sys_id text, name text, code text, owner text) SERVER acme
+             OPTIONS (table 'x_acme_app_thing');
+             CREATE FOREIGN TABLE sys_user (sys_id text, user_name text, title text) SERVER acme",
+        )
+        .await;
+    world.sync("thing").await;
+    world.sync("sys_user").await;
+    let before = calls(&world);
+    world
+        .db
+        .run(
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             DO $$ BEGIN
+                 FOR n IN 1..30 LOOP
+                     INSERT INTO sys_user VALUES (md5('user ' || n), 'user ' || n);
+                     INSERT INTO thing VALUES (md5('thing ' || n), 'thing ' || n, 'L-' || n, md5('user ' || n));
+                     UPDATE sys_user SET title = 'has thing ' || n WHERE sys_id = md5('user ' || n);
+                 END LOOP;
+             END $$;
+             COMMIT",
+        )
+        .await;
+    let made = calls(&world) - before;
+    assert!(made <= 15, "{made} calls");
+    world.until_like_the_instance("thing=x_acme_app_thing", &["name", "code", "owner"]).await;
+    world.until_like_the_instance("sys_user", &["user_name", "title"]).await;
+    let writes = world.writes();
+    let place = |table: &str, method: &str, sys_id: String| {
+        let is_it = |w: &servicenow_sim::LoggedRequest| {
+            w.path.contains(table) && w.method == method && format!("{w:?}").contains(&sys_id)
+        };
+        writes.iter().position(is_it).unwrap_or_else(|| panic!("{method} {table} {sys_id}"))
+    };
+    for n in 1..=30 {
+        let id = async |of: &str| world.db.value::<String>(&format!("SELECT md5('{of} {n}')")).await;
+        let (user, thing) = (id("user").await, id("thing").await);
+        let owned = place("x_acme_app_thing", "POST", thing);
+        assert!(place("sys_user", "POST", user.clone()) < owned, "who is referred to is made first");
+        assert!(owned < place("sys_user", "PATCH", user), "and changed only afterwards");
+    }
+}
+
+/// The record may be there without the cache knowing it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_may_be_passed_over_is_not_joined_with_what_comes_after() {
+    let world = world_with(&["incident", "x_acme_app_thing"]).await;
+    world.stop_worker().await;
+    let edit = world.sim.edit();
+    let incident = |text| edit.insert("incident", &[("short_description", text)]).expect("an incident");
+    let (changed, deleted) = (incident("to be changed"), incident("to be deleted"));
+    edit.insert("x_acme_app_thing", &[("name", "there"), ("code", "T-1")]).expect("a thing");
+    let other = "e".repeat(32);
+    world
+        .db
+        .run(&format!(
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             INSERT INTO incident (sys_id, short_description) VALUES ('{changed}', 'mine'), ('{deleted}', 'mine')
+                 ON CONFLICT DO NOTHING;
+             UPDATE incident SET description = 'changed' WHERE sys_id = '{changed}';
+             DELETE FROM incident WHERE sys_id = '{deleted}';
+             INSERT INTO x_acme_app_thing (sys_id, name, code) VALUES ('{other}', 'mine', 'T-1') ON CONFLICT DO NOTHING;
+             UPDATE x_acme_app_thing SET name = 'still mine' WHERE sys_id = '{other}';
+             DELETE FROM x_acme_app_thing WHERE sys_id = '{other}';
+             COMMIT"
+        ))
+        .await;
+    let remote = |field| world.remote("incident", &changed, field);
+    assert_eq!(remote("short_description").as_deref(), Some("to be changed"));
+    assert_eq!(remote("description").as_deref(), Some("changed"));
+    assert!(world.sim.record("incident", &deleted).is_none());
+    assert_eq!(
+        world.remote("x_acme_app_thing", &world.find("x_acme_app_thing", "code=T-1"), "name").as_deref(),
+        Some("there")
+    );
+    world.db.run("SELECT servicenow.start_worker()").await;
+    world.until_like_the_instance("incident", &["short_description", "description"]).await;
+    world.until_like_the_instance("x_acme_app_thing", &["name", "code"]).await;
 }

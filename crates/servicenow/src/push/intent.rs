@@ -11,7 +11,7 @@ use crate::value::{SysId, TableName};
 pub type Fields = BTreeMap<String, String>;
 
 /// What a write does to its record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
     /// Makes it.
