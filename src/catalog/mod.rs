@@ -66,9 +66,9 @@ pub use progress::{
 };
 pub use request_stat::{Manners, add_request_stats, manners, past_calls, show_manners, show_page_size};
 pub use rows::{
-    Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, forget_absent, forget_old_absent,
-    gone_since, leave_to_recheck, next_recheck, note_not_undone, outlook, rechecked, remember_absent,
-    settled, to_recheck,
+    Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, follow_clock, forget_absent,
+    forget_old_absent, gone_since, leave_to_recheck, next_recheck, note_not_undone, outlook, rechecked,
+    remember_absent, settled, to_recheck,
 };
 pub use token::{forget_tokens, keep_token, kept_token, mappings};
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};

@@ -221,6 +221,17 @@ pub fn forget_absent(relation: pg_sys::Oid, ids: Vec<&str>) {
     }
 }
 
+/// If the clock was set back, what was asked for and noted before would not be settled until it shows that time again: it
+/// counts as asked for now, and as noted long ago.
+pub fn follow_clock() {
+    write(
+        "UPDATE servicenow.recheck SET at = clock_timestamp(), due = NULL
+         WHERE at > clock_timestamp() OR due > clock_timestamp() + $1 * interval '1 second'",
+        &[ABSENT_FOR.as_secs_f64().into()],
+    );
+    write("DELETE FROM servicenow.absent WHERE at > clock_timestamp()", &[]);
+}
+
 /// Forgets what has been remembered for long enough.
 pub fn forget_old_absent() {
     write(

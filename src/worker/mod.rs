@@ -148,6 +148,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
                 matches!(pg::xact::transaction(|| catalog::forget_old_changes(age)), Ok(true))
             });
             let _tried_again_later = pg::xact::transaction(|| {
+                catalog::follow_clock();
                 catalog::forget_old_absent();
                 catalog::forget_old_failures();
                 catalog::forget_old_mail();

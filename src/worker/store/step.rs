@@ -198,11 +198,11 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
             catalog::leave_to_recheck(relation, &ids);
         }
-        Step::Polled { watermark, at } => {
+        Step::Polled { watermark, at, is_well } => {
             let recovered = write(
                 "UPDATE servicenow.sync_table SET last_error = NULL, last_error_at = NULL
-                 WHERE foreign_table = $1 AND last_error IS NOT NULL",
-                &[relation.into()],
+                 WHERE foreign_table = $1 AND last_error IS NOT NULL AND $2",
+                &[relation.into(), (*is_well).into()],
             );
             write(
                 "WITH delta AS (DELETE FROM servicenow.row_delta WHERE foreign_table = $1 RETURNING delta)

@@ -67,7 +67,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         self.position = Position::Filling { refill, open, since };
         self.just_filled = true;
         self.underway = Underway::default();
-        self.nudge();
+        self.is_idle = true;
         self.upkeep.scrub = None;
         if !refill && page.total.is_some_and(|total| total > NEWEST_PAGES * u64::from(self.spec.page_size)) {
             self.bring_newest().await?;

@@ -161,9 +161,10 @@ impl Memory {
                     open.retain(|open| open.number != number);
                 }
             }
-            Step::Complete { watermark } | Step::Polled { watermark, .. } => {
+            Step::Complete { watermark } => self.position = Position::Following { watermark },
+            Step::Polled { watermark, is_well, .. } => {
                 self.position = Position::Following { watermark };
-                self.failure = None;
+                self.failure = self.failure.take().filter(|_| !is_well);
             }
             Step::Newest(rows) | Step::Changed(rows) => self.keep_page(&rows),
             Step::Rechecked { looked_up, present, at, .. } => {

@@ -23,9 +23,6 @@ use crate::page::Layout;
 use crate::query::Query;
 use crate::value::TableName;
 
-/// The time between two readings of a table that cannot be polled because it has no `sys_updated_on`.
-const FULL_READ_INTERVAL: Duration = Duration::from_secs(600);
-
 /// The time between two looks whether a mass update has come to its end.
 const MASS_PAUSE: Duration = Duration::from_secs(10);
 
@@ -107,14 +104,16 @@ pub struct Mirror<T, S: Store> {
     /// When the last poll began, by the local clock.
     pub(super) last_poll: Option<SystemTime>,
     /// There was nothing more to be done at once: the next thing is a poll.
-    is_idle: bool,
+    pub(super) is_idle: bool,
+    /// Somebody wants to see what is there now.
+    is_asked: bool,
     pub(super) underway: Underway,
     /// Everything has just been read again because of how much was counted; once more would not help.
     pub(super) refilled_for_counts: bool,
     /// There has been no poll since everything was read: that reads what has changed meanwhile, however much.
     pub(super) just_filled: bool,
     /// Since when much has been changing.
-    pub(super) mass_since: Option<SystemTime>,
+    pub(super) mass_since: Option<Instant>,
 }
 
 impl Spec {
@@ -159,6 +158,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             traits,
             last_poll: None,
             is_idle: true,
+            is_asked: false,
             underway: Underway::default(),
             refilled_for_counts: false,
             just_filled: false,
@@ -176,9 +176,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         &self.position
     }
 
-    /// The next thing is a poll, whatever else there is to be done.
+    /// The next thing is a poll, whatever else there is to be done; where nothing can be polled, everything is read.
     pub fn nudge(&mut self) {
-        self.is_idle = true;
+        (self.is_idle, self.is_asked) = (true, true);
     }
 
     /// Does the next piece of work: begins a fill, completes it, polls once, or does some of the upkeep, which is
@@ -200,13 +200,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 let watermark = since;
                 self.apply(Step::Complete { watermark }).await?;
                 self.position = Position::Following { watermark };
-                if has_updated_on {
-                    return Ok(Duration::ZERO);
+                if !has_updated_on {
+                    // There is nothing to poll by: the fill itself is the poll, and the comparison.
+                    self.apply(Step::Reconciled { at }).await?;
+                    self.upkeep.reconciled = Some(at);
+                    self.apply(Step::Polled { watermark, at, is_well: true }).await?;
                 }
-                // There is nothing to poll by: the fill itself is the poll, and the comparison.
-                self.apply(Step::Reconciled { at }).await?;
-                self.apply(Step::Polled { watermark, at }).await?;
-                Ok(FULL_READ_INTERVAL.max(self.spec.pace.own()))
+                Ok(Duration::ZERO)
             }
             Position::Following { .. } if has_updated_on => {
                 if self.is_poll_due() {
@@ -215,27 +215,36 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                     }
                     self.is_idle = false;
                 }
-                let is_more = match self.keep_up().await {
-                    Err(Stop::Store(StoreError::Stale)) => return Err(StoreError::Stale.into()),
-                    // That is said, and polls go on.
-                    Err(stop) => {
-                        self.underway.fail();
-                        self.apply(Step::Failed(stop)).await?;
-                        false
-                    }
-                    Ok(is_more) => is_more,
-                };
-                if is_more {
-                    return Ok(Duration::ZERO);
-                }
-                self.is_idle = true;
-                Ok(self.spec.pace.now().min(self.upkeep_due_in()))
+                self.keep_up_and_rest().await
             }
-            Position::Following { .. } => {
+            Position::Following { .. } if std::mem::take(&mut self.is_asked) => {
                 self.begin(true).await?;
                 Ok(Duration::ZERO)
             }
+            Position::Following { .. } => {
+                self.recheck_what_is_unsettled().await?;
+                self.keep_up_and_rest().await
+            }
         }
+    }
+
+    /// Does some of the upkeep; gives back how long to wait then.
+    async fn keep_up_and_rest(&mut self) -> Result<Duration, Stop> {
+        let is_more = match self.keep_up().await {
+            Err(Stop::Store(StoreError::Stale)) => return Err(StoreError::Stale.into()),
+            // That is said, and polls go on.
+            Err(stop) => {
+                self.underway.fail();
+                self.apply(Step::Failed(stop)).await?;
+                false
+            }
+            Ok(is_more) => is_more,
+        };
+        if is_more {
+            return Ok(Duration::ZERO);
+        }
+        self.is_idle = true;
+        Ok(self.spec.pace.now().min(self.upkeep_due_in()))
     }
 
     /// Whether it is time to poll, in the middle of other work.

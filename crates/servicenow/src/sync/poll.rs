@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use super::mirror::Mirror;
 use super::recheck::recheck;
 use super::reconcile::{is_many, is_much};
@@ -33,9 +35,13 @@ enum Mass {
 
 impl<T: Transport, S: Store> Mirror<T, S> {
     /// Reads what changed since the watermark. If that is much of the table it is read again as a whole instead,
-    /// several ranges side by side, which this begins. Gives back whether all is read, or begun to be.
+    /// several ranges side by side, which this begins. Gives back whether all is read, or begun to be. Of a table
+    /// without times nothing can be said to have changed.
     pub(super) async fn poll(&mut self) -> Result<bool, Stop> {
         let Position::Following { watermark } = self.position else { return Ok(true) };
+        if !self.has_times() {
+            return Ok(true);
+        }
         let at = SystemTime::now();
         let since = watermark - OVERLAP;
         let (mut tail, mut matching) = (Tail::new("sys_updated_on", since), HashSet::new());
@@ -65,17 +71,23 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         {
             return self.meet(mass).await;
         }
-        let unsettled = self.store.to_recheck(self.table).await?;
-        recheck(&self.client, &*self.store, self.table, &self.spec, unsettled, Origin::Poll).await?;
+        self.recheck_what_is_unsettled().await?;
         let next = match first_served {
             Some(served) => self.next_watermark(watermark, served, at),
             None => watermark,
         };
-        self.apply(Step::Polled { watermark: next, at }).await?;
+        let is_well = self.underway.is_well();
+        self.apply(Step::Polled { watermark: next, at, is_well }).await?;
         self.last_poll = Some(at);
         self.position = Position::Following { watermark: next };
         (self.mass_since, self.just_filled) = (None, false);
         Ok(true)
+    }
+
+    /// Looks up what could not be kept, or has been put into the store by others.
+    pub(super) async fn recheck_what_is_unsettled(&self) -> Result<(), Stop> {
+        let unsettled = self.store.to_recheck(self.table).await?;
+        recheck(&self.client, &*self.store, self.table, &self.spec, unsettled, Origin::Poll).await
     }
 
     /// What to do about so many records of `base` that have changed since a second. What changed just now will be
@@ -96,7 +108,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             return Ok(Mass::No);
         }
         let just_now = self.client.count(table, &between(base, until - 2 * OVERLAP, until)?).await?;
-        let waited = self.mass_since.and_then(|since| since.elapsed().ok()).unwrap_or_default();
+        let waited = self.mass_since.map(|since| since.elapsed()).unwrap_or_default();
         Ok(match is_many(just_now, size) {
             false => Mass::Over,
             true if waited < LONGEST_WAIT => Mass::GoingOn,
@@ -107,7 +119,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// Gives back whether all is read, or begun to be.
     async fn meet(&mut self, mass: Mass) -> Result<bool, Stop> {
         if mass == Mass::GoingOn {
-            self.mass_since.get_or_insert_with(SystemTime::now);
+            self.mass_since.get_or_insert_with(Instant::now);
             return Ok(false);
         }
         self.begin(true).await?;

@@ -17,14 +17,20 @@ pub const STRETCH_PAGES: u64 = 10;
 pub struct Scrub {
     position: ScrubPosition,
     interval: Duration,
-    /// Records of a stretch.
-    stretch: u64,
+    /// Records of a page.
+    page: u32,
 }
 
 impl Scrub {
     /// Goes on from a position, to read everything once in each `interval`.
     pub fn new(position: ScrubPosition, interval: Duration, page: u32) -> Self {
-        Self { position, interval, stretch: STRETCH_PAGES * u64::from(page.max(1)) }
+        Self { position, interval, page }
+    }
+
+    /// How many stretches make up so many records.
+    pub fn stretches(records: u64, page: u32) -> u32 {
+        let stretch = STRETCH_PAGES * u64::from(page.max(1));
+        u32::try_from(records.div_ceil(stretch).max(1)).unwrap_or(u32::MAX)
     }
 
     /// The position.
@@ -32,21 +38,23 @@ impl Scrub {
         &self.position
     }
 
-    /// How many stretches make up so many records.
-    fn stretches(&self, records: u64) -> u32 {
-        u32::try_from(records.div_ceil(self.stretch).max(1)).unwrap_or(u32::MAX)
-    }
-
     /// The time from one stretch to the next.
     fn step(&self) -> Duration {
-        self.interval / self.stretches(self.position.total)
+        self.interval / Self::stretches(self.position.total, self.page)
     }
 
     /// When the next stretch is to be read: the last one at the end of the round.
     fn due_at(&self) -> SystemTime {
-        let left = self.stretches(self.position.total.saturating_sub(self.position.read));
+        let left = self.position.total.saturating_sub(self.position.read);
+        let left = Self::stretches(left, self.page);
         let before = self.interval.saturating_sub(self.step().saturating_mul(left - 1));
         self.position.began.checked_add(before).unwrap_or(self.position.began)
+    }
+
+    /// If the clock shows a time before the round began, it was set back: the round is as if it began now, so that it
+    /// does not wait until the clock shows that time again.
+    pub fn look_at_clock(&mut self, now: SystemTime) {
+        self.position.began = self.position.began.min(now);
     }
 
     /// How long it is until the next stretch is to be read; nought when it is time.
@@ -84,6 +92,16 @@ mod tests {
     fn scrub(total: u64, read: u64) -> Scrub {
         let began = SystemTime::UNIX_EPOCH;
         Scrub::new(ScrubPosition { began, after: None, read, total }, WEEK, 1_000)
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_puts_a_round_off_by_no_more_than_its_time() {
+        let mut scrub = scrub(10_000, 0);
+        let now = SystemTime::UNIX_EPOCH - 100 * WEEK;
+        scrub.look_at_clock(now);
+        assert_eq!(scrub.due_in(now), WEEK);
+        scrub.look_at_clock(now + WEEK);
+        assert!(scrub.due_in(now + WEEK).is_zero());
     }
 
     #[test]

@@ -184,6 +184,8 @@ pub enum Step {
         watermark: i64,
         /// When the poll began, by the local clock.
         at: SystemTime,
+        /// Nothing else about the table fails either: what was said to have failed is over.
+        is_well: bool,
     },
     /// The instance counts so many more records of a range than it shows. This replaces what is remembered of
     /// every range that overlaps with it; nought is not worth remembering.

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use super::compare::{Difference, Gathering, Shown};
 use super::describe::Traits;
 use super::fill::HELD_PAGES;
@@ -14,7 +16,7 @@ use super::reconcile::{Question, Reconcile};
 use super::scrub::{STRETCH_PAGES, Scrub};
 use super::store::{Origin, Position, ScrubPosition, Step, Store, StoredRecords};
 use super::sweep::{Progress, Sweep};
-use super::{OVERLAP, Stop, pause_after};
+use super::{OVERLAP, Stop, local_seconds, pause_after};
 use crate::client::table_api::List;
 use crate::client::transport::Transport;
 use crate::page::{Layout, Rows};
@@ -23,6 +25,9 @@ use crate::value::{SysId, date_time};
 
 /// Pieces of work from one look at the clock to the next.
 const PIECES: usize = 8;
+/// The time between two stretches of a table without `sys_updated_on`, which is kept up to date by reading it over and
+/// over: so long after a change it is seen in a small table, and no table is read at a quicker pace than this.
+const UNTIMED_STRETCH: Duration = Duration::from_secs(600);
 /// Records looked up in one piece.
 const RECHECKED_AT_A_TIME: usize = 500;
 /// After so many failures in a row what is under way is begun anew.
@@ -36,8 +41,10 @@ pub(super) struct Underway {
     /// Found to differ and not looked up yet, in the store's versions.
     to_recheck: StoredRecords,
     failures: u32,
+    /// Something has failed, and not everything that was due has been done since.
+    has_failed: bool,
     /// After a failure: when to go on.
-    not_before: Option<SystemTime>,
+    not_before: Option<Instant>,
 }
 
 /// A comparison of counts.
@@ -67,6 +74,8 @@ struct Rereading {
     scrub: Scrub,
     gathering: Gathering,
     stretch: Option<Stretch>,
+    /// When the first record of the round was asked for, if that was here.
+    since: Option<SystemTime>,
 }
 
 /// The stretch of a full re-reading that is being read.
@@ -82,10 +91,16 @@ struct Stretch {
 }
 
 impl Underway {
+    /// Whether everything that was due has been done since something failed.
+    pub(super) fn is_well(&self) -> bool {
+        !self.has_failed
+    }
+
     /// Takes note of a failure: there is a pause before what is under way goes on, and polls do not wait for it.
     pub(super) fn fail(&mut self) {
         self.failures += 1;
-        self.not_before = SystemTime::now().checked_add(pause_after(self.failures));
+        self.has_failed = true;
+        self.not_before = Some(Instant::now() + pause_after(self.failures));
         if self.failures.is_multiple_of(FAILURES) {
             (self.counting, self.rereading) = (None, None);
             self.to_recheck.clear();
@@ -105,21 +120,25 @@ fn older(query: Query, before: Option<i64>) -> crate::Result<Query> {
     }
 }
 
-/// How long it is until a moment.
-fn until(moment: SystemTime) -> Duration {
-    moment.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO)
+/// How long it is until so long after a moment. If that has not come yet, a clock was set back, and it is time: how long
+/// ago it was is not known.
+fn due_after(last: SystemTime, interval: Duration) -> Duration {
+    last.elapsed().map_or(Duration::ZERO, |since| interval.saturating_sub(since))
 }
 
 impl<T: Transport, S: Store> Mirror<T, S> {
     /// Does some pieces of what is to be done now; gives back whether there are more.
     pub(super) async fn keep_up(&mut self) -> Result<bool, Stop> {
         for _ in 0..PIECES {
-            if self.underway.not_before.is_some_and(|moment| !until(moment).is_zero())
-                || !self.piece().await?
-            {
+            if self.underway.not_before.is_some_and(|moment| moment > Instant::now()) {
                 return Ok(false);
             }
+            let was_due = self.piece().await?;
             self.underway.failures = 0;
+            if !was_due {
+                self.underway.has_failed = false;
+                return Ok(false);
+            }
             if self.is_poll_due() || !matches!(self.position, Position::Following { .. }) {
                 return Ok(true);
             }
@@ -132,13 +151,14 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let scrub =
             self.underway.rereading.as_ref().map(|rereading| rereading.scrub.due_in(SystemTime::now()));
         let due = self.reconcile_due_in().min(scrub.unwrap_or(Duration::ZERO));
-        due.max(self.underway.not_before.map_or(Duration::ZERO, until))
+        let rest = |moment: Instant| moment.saturating_duration_since(Instant::now());
+        due.max(self.underway.not_before.map_or(Duration::ZERO, rest))
     }
 
     fn reconcile_due_in(&self) -> Duration {
         match self.upkeep.reconciled {
             None => Duration::ZERO,
-            Some(last) => last.checked_add(self.spec.reconcile_interval).map_or(Duration::MAX, until),
+            Some(last) => due_after(last, self.spec.reconcile_interval),
         }
     }
 
@@ -169,10 +189,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             Some(rereading) => rereading,
             None => self.rereading().await?,
         };
+        rereading.scrub.look_at_clock(SystemTime::now());
         let is_due = rereading.stretch.is_some() || rereading.scrub.due_in(SystemTime::now()).is_zero();
-        let outcome = if is_due { self.reread(&mut rereading).await } else { Ok(()) };
-        self.underway.rereading = Some(rereading);
-        outcome.map(|()| is_due)
+        let outcome = if is_due { self.reread(&mut rereading).await } else { Ok(false) };
+        if !matches!(outcome, Ok(true)) {
+            self.underway.rereading = Some(rereading);
+        }
+        outcome.map(|_| is_due)
     }
 
     /// Answers one question of a comparison of counts; gives back whether it has come to its end.
@@ -189,8 +212,10 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             Question::Poll => {
                 self.poll().await?;
                 // What came before that has been seen.
-                if let (Position::Following { watermark }, Some(Traits { has_created_on: true, .. })) =
-                    (&self.position, self.traits)
+                if let (
+                    Position::Following { watermark },
+                    Some(Traits { has_updated_on: true, has_created_on: true }),
+                ) = (&self.position, self.traits)
                 {
                     counting.before = Some(watermark - OVERLAP);
                 }
@@ -307,8 +332,26 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             }
         };
         let range = Range { lower: position.after.clone(), upper: None };
-        let scrub = Scrub::new(position, self.spec.scrub_interval, self.spec.page_size);
-        Ok(Rereading { scrub, gathering: Gathering::new(range), stretch: None })
+        let mut interval = self.spec.scrub_interval;
+        if !self.has_times() {
+            let stretches = Scrub::stretches(position.total, self.spec.page_size);
+            interval = interval.min(UNTIMED_STRETCH.saturating_mul(stretches));
+        }
+        let scrub = Scrub::new(position, interval, self.spec.page_size);
+        Ok(Rereading { scrub, gathering: Gathering::new(range), stretch: None, since: None })
+    }
+
+    /// Whether the table's records say when they were changed.
+    pub(super) fn has_times(&self) -> bool {
+        self.traits.is_none_or(|traits| traits.has_updated_on)
+    }
+
+    /// Everything has been read since a moment, of a table in which nothing else tells what has changed.
+    async fn note_round(&mut self, at: SystemTime) -> Result<(), Stop> {
+        let watermark = local_seconds(at);
+        self.apply(Step::Polled { watermark, at, is_well: true }).await?;
+        self.position = Position::Following { watermark };
+        Ok(())
     }
 
     async fn keep_scrubbed(&mut self, rows: Rows, position: ScrubPosition) -> Result<(), Stop> {
@@ -316,10 +359,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         self.apply(Step::Scrubbed { rows, position }).await
     }
 
-    /// Reads a page of the full re-reading, or ends a stretch.
-    async fn reread(&mut self, rereading: &mut Rereading) -> Result<(), Stop> {
-        let Rereading { scrub, gathering, stretch } = rereading;
+    /// Reads a page of the full re-reading, or ends a stretch; gives back whether the round is over.
+    async fn reread(&mut self, rereading: &mut Rereading) -> Result<bool, Stop> {
+        let Rereading { scrub, gathering, stretch, since } = rereading;
         let position = scrub.position().clone();
+        if stretch.is_none() && position.after.is_none() {
+            *since = Some(SystemTime::now());
+        }
         let current = stretch.get_or_insert_with(|| Stretch {
             sweep: Sweep::new(Range::default(), position.after.clone()),
             pages: 0,
@@ -329,10 +375,14 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         });
         if let Some(after) = current.compared.take() {
             // What differed has been looked up.
+            let is_over = after.is_none();
             scrub.advance(SystemTime::now(), after, current.rows, current.left);
             *stretch = None;
-            let position = scrub.position().clone();
-            return self.keep_scrubbed(Rows::new(self.spec.layout.clone()), position).await;
+            self.keep_scrubbed(Rows::new(self.spec.layout.clone()), scrub.position().clone()).await?;
+            if is_over && !self.has_times() {
+                self.note_round(since.unwrap_or(position.began)).await?;
+            }
+            return Ok(is_over);
         }
         let mut ahead = current.sweep.clone();
         let page = self.sweep_page(&mut ahead, &self.spec.query, &self.spec.layout).await?;
@@ -358,6 +408,6 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             *gathering = rest;
             current.compared = Some(after);
         }
-        Ok(())
+        Ok(false)
     }
 }

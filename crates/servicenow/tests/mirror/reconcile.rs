@@ -1,12 +1,12 @@
 //! Comparing counts: what left no trace is found with few calls, and what is hidden is known to be.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use servicenow::client::transport::HttpTransport;
 use servicenow::sync::mirror::Mirror;
 use servicenow::sync::range::Range;
-use servicenow::sync::store::Position;
+use servicenow::sync::store::{Position, ScrubPosition};
 use servicenow::value::SysId;
 use servicenow_sim::{AclRule, Effect, Fault};
 
@@ -14,7 +14,7 @@ use crate::faults::all_effects;
 use crate::fill::meanwhile;
 use crate::interrupt::at_most;
 use crate::keeper::Keeper;
-use crate::{INTEGRATION, TASK_FIELDS, World, assert_same, client, fill};
+use crate::{INTEGRATION, TASK_FIELDS, World, assert_same, client, fill, poll};
 
 /// What a record says that came without a trace.
 pub const LONG_AGO: [(&str, &str); 2] =
@@ -342,7 +342,7 @@ async fn records_that_come_meanwhile_do_not_pass_for_missing_ones() {
     assert!(come > 20, "{come}");
     assert!(counts <= 10 && sweeps <= 6 && looks <= 2, "{counts} counts, {sweeps} sweeps, {looks} looks");
     assert!(!world.stored().contains_key(&ids[1_234]));
-    crate::poll(&mut world.mirror()).await;
+    poll(&mut world.mirror()).await;
     world.assert_alike();
 }
 
@@ -433,7 +433,7 @@ async fn a_record_somebody_is_writing_leaves_when_they_are_done() {
     world.reconcile().await;
     assert!(world.stored().contains_key(&id));
     world.store.let_go();
-    crate::poll(&mut mirror).await;
+    poll(&mut mirror).await;
     world.assert_alike();
 }
 
@@ -447,4 +447,55 @@ async fn a_range_of_which_the_store_has_nothing_is_read_whole() {
     world.store.with(|m| gone.iter().for_each(|id| drop(m.rows.remove(id))));
     world.reconcile().await;
     world.assert_alike();
+}
+
+/// A clock here that was set back delays nothing until it shows the old time again.
+#[tokio::test]
+async fn a_comparison_in_the_future_is_no_reason_to_wait() {
+    let world = large(200).await;
+    let long = Duration::from_secs(1_000_000);
+    let ahead = SystemTime::now() + long;
+    let scrub = ScrubPosition { began: ahead, after: None, read: 0, total: 200 };
+    world.store.with(|m| {
+        m.upkeep.reconciled = Some(ahead);
+        m.upkeep.scrub = Some(scrub);
+    });
+    let mut mirror = world.mirror();
+    let mut pause = Duration::ZERO;
+    for _ in 0..100 {
+        pause = mirror.advance().await.expect("a piece of work");
+        if world.store.with(|m| m.upkeep.reconciled) < Some(ahead) && !pause.is_zero() {
+            break;
+        }
+    }
+    assert!(world.store.with(|m| m.upkeep.reconciled) < Some(ahead), "it was compared");
+    assert!(pause < long, "{pause:?}");
+}
+
+/// What fails between polls is not over when a poll succeeds.
+#[tokio::test]
+async fn an_error_of_the_upkeep_stays_until_it_succeeds() {
+    let mut world = large(200).await;
+    world.client = client(&world.sim, INTEGRATION, 1);
+    world.sim.edit().without_workflow().delete_where("cmn_cost_center", "name=7").expect("a query");
+    let fault = world.sim.fault(Fault::new(Effect::Status { status: 500, html: false }).path("/stats/"));
+    let mut mirror = world.due();
+    let failure = || world.store.with(|m| m.failure.clone());
+    mirror.advance().await.expect("that is said, and polls go on");
+    assert!(failure().is_some());
+    for _ in 0..3 {
+        poll(&mut mirror).await;
+        assert!(failure().is_some(), "it was not over");
+    }
+    world.sim.remove_fault(fault);
+    for _ in 0..1_000 {
+        mirror.nudge();
+        mirror.advance().await.expect("a poll");
+        if failure().is_none() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(failure(), None);
+    assert!(world.is_reconciled());
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::join_all;
 use servicenow::sync::store::ScrubPosition;
-use servicenow_sim::{AclRule, Effect, Fault, LoggedRequest};
+use servicenow_sim::{AclRule, Effect, Fault, LoggedRequest, Simulator};
 
 use crate::faults::all_effects;
 use crate::interrupt::at_most;
@@ -259,5 +259,64 @@ async fn a_record_somebody_is_writing_is_brought_in_when_they_are_done() {
     assert_ne!(world.stored_description(&id).as_deref(), Some("without a trace"));
     world.store.let_go();
     poll(&mut mirror).await;
+    world.assert_alike();
+}
+
+/// A table that does not say when its records were changed is read over and over, at a pace that is bounded however large
+/// it is; and counted.
+#[tokio::test]
+async fn a_table_without_times_is_kept_by_reading_it_piece_by_piece() {
+    let mut world = World::new("u_pg_static", &["u_code"]).await.in_pages_of(10);
+    for n in 0..450 {
+        world.sim.edit().insert("u_pg_static", &[("u_code", &n.to_string())]).expect("a record");
+    }
+    let mut mirror = world.filled().await;
+    let id = world.find("u_code=7");
+    let renamed = |sim: &Simulator, name| {
+        sim.edit().update("u_pg_static", &id, &[("u_code", name)]).expect("it is there");
+    };
+    renamed(&world.sim, "renamed");
+    world.sim.clear_requests();
+    for _ in 0..5 {
+        mirror.advance().await.expect("nothing is due");
+    }
+    assert_eq!(world.lists().len(), 0, "it was read just now");
+    let gone = world.find("u_code=9");
+    world.sim.edit().without_workflow().delete("u_pg_static", &gone).expect("it is there");
+    world.reconcile().await;
+    assert!(!world.stored().contains_key(&gone), "counts tell of it");
+    assert!(world.lists().len() < 15, "not everything is read for that: {}", world.lists().len());
+    world.spec.scrub_interval = Duration::ZERO;
+    world.scrub().await;
+    world.assert_alike();
+    // Whoever asks is shown what is there now.
+    world.spec.scrub_interval = Duration::from_secs(7 * 86_400);
+    renamed(&world.sim, "once more");
+    let mut mirror = world.mirror();
+    mirror.nudge();
+    mirror.advance().await.expect("a fill begins");
+    fill(&mut mirror).await.expect("it is filled");
+    world.assert_alike();
+}
+
+/// Another instance was cloned over this one: the same records are older there, others are gone, and others again are there
+/// that are older than the watermark.
+#[tokio::test]
+async fn a_clone_is_found_by_counts_and_by_reading_everything() {
+    let world = World::of_tasks().await.in_pages_of(20).scrubbing();
+    let mut mirror = world.filled().await;
+    poll(&mut mirror).await;
+    let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+    let past = [("sys_created_on", "2019-05-05 05:05:05"), ("sys_updated_on", "2019-05-05 05:05:05")];
+    let older = [past[0], past[1], ("sys_mod_count", "0"), ("short_description", "of the other instance")];
+    edit.update_where("task", "active=true", &older).expect("a query");
+    edit.delete_where("task", "sys_id<4").expect("a query");
+    for n in 0..30 {
+        edit.insert("problem", &[past[0], past[1], ("number", &format!("PRB{n}"))]).expect("a record");
+    }
+    poll(&mut mirror).await;
+    world.reconcile().await;
+    assert_eq!(world.stored().len(), world.truth().len(), "new and gone ones are noticed");
+    world.scrub().await;
     world.assert_alike();
 }
