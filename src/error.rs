@@ -28,7 +28,13 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
     let could_not = |reason: &str| format!("could not {what} on server \"{server}\": {reason}");
     let plain = |code, reason: &str, hint: &str| ErrorReport::new(code, could_not(reason), "").set_hint(hint);
     if writing && error.leaves_outcome_unknown() {
-        return unknown_outcome(what, server, &error.to_string());
+        let report = unknown_outcome(what, server, &error.to_string());
+        return match error {
+            Error::Value { .. } => report.set_hint(
+                "The record is read again; look at it before you repeat the statement. Change the column's type, to text if need be.",
+            ),
+            _ => report,
+        };
     }
     match error {
         Error::Connect { reason, .. } => plain(

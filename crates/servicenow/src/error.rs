@@ -239,7 +239,7 @@ impl Error {
         )
     }
 
-    /// Whether the request may have been carried out although no answer says so.
+    /// Whether the request may have been carried out although no answer says so, or none that can be read.
     pub fn leaves_outcome_unknown(&self) -> bool {
         matches!(
             self,
@@ -249,6 +249,8 @@ impl Error {
                 | Error::CutShort(_)
                 | Error::Unavailable { .. }
                 | Error::TooLarge { .. }
+                | Error::Value { .. }
+                | Error::NoSysId
         )
     }
 }
