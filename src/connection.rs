@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
 use servicenow::client::address::Trust;
+use servicenow::client::keys::Keys;
 use servicenow::client::retry::{Patience, Urgency};
 use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance, Traces};
+use servicenow::value::TableName;
 
 use crate::catalog;
 use crate::error::{Doing, error, raise, report, unknown_outcome};
+use crate::keys::KeyFile;
 use crate::login::Login;
 use crate::option::ServerOptions;
 use crate::pg;
@@ -50,6 +53,7 @@ pub struct Connection {
     is_workers: bool,
     owner: pg_sys::Oid,
     standing: Standing,
+    keys: KeyFile,
 }
 
 /// What decides how far the addresses of a server and its user mappings are trusted.
@@ -120,16 +124,18 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
         sync_user(&description, &options).ok().map(|user| pg::catalog::user_mapping(user, server));
     let is_workers = sync_mapping.is_some_and(|sync| sync.oid == mapping.oid);
     let trust = trust(&description, &options, user, &mapping);
+    let keys = KeyFile::of(&login);
     let client = new_client(&options, login, trust, STATEMENT).unwrap_or_else(|e| {
         raise(report(&e, Doing { server: &description.name, what: "set up a client", writing: false }))
     });
     if options.max_calls_per_hour.is_some() {
         client.note_past_calls(&catalog::past_calls(server));
     }
+    keys.tell(&client);
     let (owner, standing) = (description.owner, Standing::of(description.owner, user));
     let server_name = description.name;
     let connection =
-        Connection { client, oid: server, user, server: server_name, is_workers, owner, standing };
+        Connection { client, oid: server, user, server: server_name, is_workers, owner, standing, keys };
     CONNECTIONS.with_borrow_mut(|known| known.insert((server, user), connection.clone()));
     connection
 }
@@ -212,6 +218,19 @@ impl Connection {
     /// Whether the worker sees what this connection sees.
     pub fn is_workers(&self) -> bool {
         self.is_workers
+    }
+
+    /// Whether a table's records are made under the keys that they are sent with, as far as is known.
+    pub fn keys(&self, table: &TableName) -> Keys {
+        self.client.keys(table)
+    }
+
+    /// Keeps what was seen of that, if it is not what was known before.
+    pub fn keep_keys(&self, table: &TableName, before: Keys) {
+        let keys = self.keys(table);
+        if keys != before {
+            self.keys.note(table, keys);
+        }
     }
 
     /// Runs a call and waits for its answer; the wait can be interrupted. `what` says what is being done, as an

@@ -5,6 +5,7 @@
 //! - [`import`]: IMPORT FOREIGN SCHEMA; [`cache`]: cache tables, their DDL and their rows
 //! - [`planner`]: reads, by expansion of foreign tables to their caches; [`fdw`]: what is left to scans, and the rows of
 //!   writing statements; [`push`]: writes on their way to ServiceNow; [`connection`]: clients of statements
+//! - [`keys`]: whether instances take keys, as sessions have seen it
 //! - [`login`]: logins that all processes share; [`consent`]: those that a user gives in a browser
 //! - [`setting`]: the settings of sessions; [`freshness`]: whether caches may be read as they are; [`wait`]:
 //!   waiting until they may
@@ -37,6 +38,7 @@ mod failpoint;
 mod fdw;
 mod freshness;
 mod import;
+mod keys;
 mod login;
 mod option;
 #[allow(unsafe_code)]

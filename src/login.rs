@@ -76,7 +76,8 @@ impl Login {
         Vault::shared(VaultFile { path, syncs: pg::io::syncs_files(), spare })
     }
 
-    fn path(&self) -> PathBuf {
+    /// Its file.
+    pub fn path(&self) -> PathBuf {
         directory().join(format!("{PREFIX}.{}", self.name))
     }
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use pgrx::PgSqlErrorCode as Sql;
 use pgrx::pg_sys::panic::ErrorReport;
+use servicenow::client::keys::Keys;
 use servicenow::client::write::Fate;
 use servicenow::dictionary::{FieldDef, FieldType, field_type};
 use servicenow::page::{Layout, Version};
-use servicenow::push::intent::{Fields, Images};
+use servicenow::push::intent::{Fields, Images, Op};
 use servicenow::value::SysId;
 
 use super::{Item, Pusher, Task, intent};
@@ -22,6 +23,7 @@ impl Pusher {
     pub(super) fn note(&mut self, items: &[(usize, Item)]) -> Option<File> {
         pg::xact::forbid_prepare();
         let mut before = self.look(items);
+        let is_findable = self.connection.keys(&self.mirror.table) == Keys::Taken;
         let intents = items.iter().map(|(_, item)| {
             let undo = self.mirror.compensate.then(|| {
                 let (version, before) = before.remove(&item.id).unwrap_or_default();
@@ -32,25 +34,35 @@ impl Pusher {
                     after: lasting.map(|s| (s.field.clone(), s.value.clone())).collect(),
                 }
             });
-            intent::Entry { op: item.task.op(), id: &item.id, undo }
+            let op = match item.task.op() {
+                Op::Insert { is_fresh, .. } => Op::Insert { is_fresh, is_findable },
+                op => op,
+            };
+            intent::Entry { op, id: &item.id, undo }
         });
         intent::note(&self.mirror, self.role(), intents)
     }
 
     /// Notes what came of it. What nothing is noted of may still be carried out.
     pub(super) fn note_fates(&self, items: &[(usize, Item)], fates: &[Fate]) {
-        let (mut answered, mut refused) = (Vec::new(), Vec::new());
+        let (mut renamed, mut answered, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         for ((_, item), fate) in items.iter().zip(fates) {
             match fate {
                 Fate::Done(rows) if rows.is_empty() => answered.push((item.id.clone(), Version::default())),
-                Fate::Done(rows) => answered.push((item.id.clone(), rows.version(0))),
+                Fate::Done(rows) => {
+                    let made = SysId::new(rows.id(0));
+                    answered.push((made.clone(), rows.version(0)));
+                    if made != item.id {
+                        renamed.push((item.id.clone(), made));
+                    }
+                }
                 Fate::Failed(e) if e.leaves_outcome_unknown() => {}
                 Fate::Failed(_) | Fate::NotSent if self.mirror.compensate => refused.push(item.id.clone()),
                 // The record is looked at nevertheless: it may have been refused because it is gone.
                 Fate::Failed(_) | Fate::NotSent => answered.push((item.id.clone(), Version::default())),
             }
         }
-        intent::settled(answered, refused);
+        intent::settled(renamed, answered, refused);
     }
 
     /// Looks at the records that are about to be changed or deleted: whether they are as the cache has them, and what there

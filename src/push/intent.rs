@@ -142,12 +142,13 @@ fn file_to_sync() -> Result<Option<File>, (PathBuf, io::Error)> {
     })
 }
 
-/// Notes what came of writes: the versions that records have after them, none for those that were deleted; and those that
-/// the instance has refused. Without this a write may be one that has not been carried out yet.
-pub fn settled(answered: Vec<(SysId, Version)>, refused: Vec<SysId>) {
+/// Notes what came of writes: which records were made under other keys than were noted, and under which; the versions that
+/// records have after them, none for those that were deleted; and those that the instance has refused. Without this a write may be one that has not been carried out yet.
+pub fn settled(renamed: Vec<(SysId, SysId)>, answered: Vec<(SysId, Version)>, refused: Vec<SysId>) {
+    let renamed = (!renamed.is_empty()).then_some(Note::Renamed(renamed));
     let answered = (!answered.is_empty()).then_some(Note::Answered(answered));
     let refused = (!refused.is_empty()).then_some(Note::Refused(refused));
-    for note in answered.into_iter().chain(refused) {
+    for note in renamed.into_iter().chain(answered).chain(refused) {
         let _a_recovery_is_more_careful = append(&note, false);
     }
 }

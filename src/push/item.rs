@@ -49,10 +49,10 @@ pub enum Task {
 }
 
 impl Task {
-    /// What it does to its record.
+    /// What it does to its record, as far as the record itself shows.
     pub fn op(&self) -> Op {
         match self {
-            Task::Insert { is_given, .. } => Op::Insert { is_fresh: !is_given },
+            Task::Insert { is_given, .. } => Op::Insert { is_fresh: !is_given, is_findable: false },
             Task::Update { .. } | Task::Confirm { .. } => Op::Update,
             Task::Delete => Op::Delete,
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgSqlErrorCode as Sql, notice, pg_sys};
+use servicenow::client::keys::Keys;
 use servicenow::client::write::{Change, Fate};
 use servicenow::dictionary::{self, TableDef};
 use servicenow::error::{Refusal, Words};
@@ -195,7 +196,9 @@ impl Pusher {
             };
             Ok((fates, synced))
         };
-        let unsent = || intent::settled(Vec::new(), items.iter().map(|(_, item)| item.id.clone()).collect());
+        let unsent = || {
+            intent::settled(Vec::new(), Vec::new(), items.iter().map(|(_, item)| item.id.clone()).collect())
+        };
         let (progress, table) = (&mut self.progress, self.mirror.foreign_table);
         let every = (count > 1).then_some(SAY);
         let telling = (every, || {
@@ -203,7 +206,9 @@ impl Pusher {
                 progress.say(table);
             }
         });
+        let keys = self.connection.keys(&self.mirror.table);
         let fates = self.connection.write(&what, write, unsent, telling);
+        self.connection.keep_keys(&self.mirror.table, keys);
         let (fates, synced) = fates.unwrap_or_else(|e| self.fail(&e, &what));
         failpoint::reach("push.answered");
         label::forget_names(self.mirror.server, &self.mirror.table);
@@ -223,7 +228,7 @@ impl Pusher {
         // What is wrong comes first: nothing else matters then.
         for ((_, item), fate) in &fates {
             if let Some(failure) = self.failure(item, fate) {
-                raise(if many { self.in_batch(failure, item) } else { alone(failure, item, fate) });
+                raise(if many { self.in_batch(failure, item) } else { self.alone(failure, item, fate) });
             }
         }
         for ((place, item), fate) in fates.drain(..) {
@@ -289,6 +294,21 @@ impl Pusher {
                 report.set_detail(detail)
             }
             None => report.set_detail(which),
+        }
+    }
+
+    /// Adds to an ERROR which record may have been made: nobody has seen its key.
+    fn alone(&self, report: ErrorReport, item: &Item, fate: &Fate) -> ErrorReport {
+        match (&item.task, fate) {
+            (Task::Insert { .. }, Fate::Failed(e)) if e.leaves_outcome_unknown() => {
+                report.set_detail(match self.connection.keys(&self.mirror.table) {
+                    Keys::Ignored => {
+                        "If it was made, the record has a sys_id that the instance has chosen.".to_owned()
+                    }
+                    _ => format!("If it was made, the record has the sys_id \"{}\".", item.id.as_str()),
+                })
+            }
+            _ => report,
         }
     }
 
@@ -492,15 +512,5 @@ impl Pusher {
             catalog::ask_to_recheck(self.mirror.foreign_table, &self.to_recheck);
         }
         self.progress
-    }
-}
-
-/// Adds to an ERROR which record may have been made: nobody has seen its key.
-fn alone(report: ErrorReport, item: &Item, fate: &Fate) -> ErrorReport {
-    match (&item.task, fate) {
-        (Task::Insert { .. }, Fate::Failed(e)) if e.leaves_outcome_unknown() => {
-            report.set_detail(format!("If it was made, the record has the sys_id \"{}\".", item.id.as_str()))
-        }
-        _ => report,
     }
 }

@@ -199,3 +199,46 @@ async fn a_record_that_may_have_been_made_is_named() {
     let detail = format!("If it was made, the record has the sys_id {}.", sent["sys_id"]);
     assert_eq!(error.detail(), Some(detail.as_str()));
 }
+
+/// The column has a type that the record's value does not have: it was made nevertheless, and is undone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_answer_cannot_be_read_may_have_been_carried_out() {
+    let world = incidents().await;
+    world
+        .db
+        .run(
+            "CREATE FOREIGN TABLE odd (sys_id text, number integer, short_description text)
+             SERVER acme OPTIONS (table 'incident', on_rollback 'compensate');
+             ALTER SERVER acme OPTIONS (ADD request_timeout '2s')",
+        )
+        .await;
+    for (n, keys) in ["", ", ('once')"].into_iter().enumerate() {
+        let error =
+            world.db.error(&format!("INSERT INTO odd (short_description) VALUES ('once'){keys}")).await;
+        assert_eq!(error.code().code(), "08007", "{n}: {}", error.message());
+        assert!(error.message().contains("is not a valid whole number"), "{}", error.message());
+        assert!(error.hint().is_some_and(|hint| hint.contains("look at it before you repeat")), "{error:?}");
+        world.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
+        assert_eq!(made(&world), 0, "{n}");
+    }
+}
+
+/// That a second attempt is turned away says nothing about the first one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_was_lost_is_not_forgotten_when_the_next_one_is_turned_away() {
+    let world = incidents().await;
+    world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD optimistic_lock 'true')").await;
+    world.sync("incident").await;
+    for (method, statement) in [
+        ("POST", "INSERT INTO incident (short_description) VALUES ('once')".to_owned()),
+        ("PATCH", format!("UPDATE incident SET impact_value = 2 WHERE {KNOWN}")),
+    ] {
+        let session = world.session().await;
+        next(&world, method, Effect::ResetBefore);
+        let limited = Effect::RateLimited { headers: true, retry_after: Some(1_800), json: true };
+        world.sim.fault(Fault::new(limited).method(method).after(1));
+        let error = session.error(&statement).await;
+        assert_eq!(error.code().code(), "08007", "{statement}: {}", error.message());
+        world.sim.clear_faults();
+    }
+}

@@ -8,6 +8,7 @@ mod crash;
 mod disk;
 mod errors;
 mod generated;
+mod keys;
 mod labels;
 mod lost;
 mod model;

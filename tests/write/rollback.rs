@@ -27,7 +27,8 @@ async fn oid(world: &World) -> u32 {
     world.db.value("SELECT oid FROM pg_database WHERE datname = current_database()").await
 }
 
-async fn pending(world: &World) -> i64 {
+/// How many writes to incidents are not settled.
+pub async fn pending(world: &World) -> i64 {
     let pending =
         "SELECT pending_writes FROM servicenow.sync_status WHERE foreign_table = 'incident'::regclass";
     world.session().await.value(pending).await
@@ -108,7 +109,8 @@ async fn compensated() -> World {
     world
 }
 
-async fn until_settled(world: &World) {
+/// Waits until nothing is left to be settled.
+pub async fn until_settled(world: &World) {
     world.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
     world.until_like_the_instance("incident", COLUMNS).await;
 }

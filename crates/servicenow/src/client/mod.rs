@@ -20,6 +20,7 @@ mod batch_size;
 pub mod budget;
 mod gate;
 mod journal;
+pub mod keys;
 mod limit;
 mod look;
 pub mod page_size;
@@ -46,7 +47,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use url::Url;
 
 use crate::error::{Error, Result, Words};
-use answer::{interpret, queued, quota};
+use answer::{interpret, queued, quota, served_at};
 use auth::consent::Consent;
 use auth::vault::Vault;
 use auth::{Credentials, Login, Pass};
@@ -55,6 +56,7 @@ use budget::{Answer, Budget, Remaining};
 use gate::{Gate, Permit};
 use journal::Journal;
 pub use journal::LoggedRequest;
+use keys::KeyBook;
 use limit::Outcome;
 use quota::Quota;
 use retry::{Effect, Patience, Policy, Urgency};
@@ -120,6 +122,8 @@ struct Inner<T> {
     journal: Journal,
     patience: Patience,
     batch_sizes: BatchSizes,
+    keys: KeyBook,
+    clock: Mutex<Option<(Instant, i64)>>,
 }
 
 impl<T> std::fmt::Debug for Inner<T> {
@@ -184,6 +188,8 @@ impl<T: Transport> Client<T> {
                 budget: instance.max_calls_per_hour.map(|calls| Mutex::new(Budget::new(calls, now()))),
                 patience: instance.patience,
                 batch_sizes: BatchSizes::default(),
+                keys: KeyBook::default(),
+                clock: Mutex::default(),
             }),
         })
     }
@@ -382,6 +388,12 @@ impl<T: Transport> Client<T> {
         }
     }
 
+    /// What the instance's clock was at a moment, in seconds since 1970; `None` if no answer has told it.
+    fn clock_at(&self, moment: Instant) -> Option<i64> {
+        let (answered, at) = (*self.inner.clock.lock().expect("no panic while it is held"))?;
+        Some(at - answered.saturating_duration_since(moment).as_secs() as i64)
+    }
+
     fn quota(&self) -> MutexGuard<'_, Quota> {
         self.inner.quota.lock().expect("no panic while it is held")
     }
@@ -426,6 +438,9 @@ impl<T: Transport> Client<T> {
         let answered = sent.as_ref().ok().map(|r| Outcome::Answered { latency, queued: queued(r) });
         if let Some(told) = sent.as_ref().ok().filter(|response| response.is_success()).and_then(quota) {
             self.quota().note(told, now());
+        }
+        if let Some(at) = sent.as_ref().ok().and_then(served_at) {
+            *self.inner.clock.lock().expect("no panic while it is held") = Some((Instant::now(), at));
         }
         let answer = sent.and_then(|response| interpret(&response).map(|()| response));
         if answer.as_ref().is_err_and(Error::was_not_carried_out) {

@@ -60,6 +60,17 @@ pub(super) enum Next {
     Again(Pause),
 }
 
+/// What a look at the instance shows of a record whose write may have been carried out.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// The record.
+    There(Rows),
+    /// That there is none.
+    Nothing,
+    /// Nothing: it could not be looked up, or would not be found.
+    Unclear,
+}
+
 /// How long to wait before sending again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pause {
@@ -179,11 +190,7 @@ impl Pending {
             Kind::InsertFresh => Next::Look(error),
             Kind::Update(_) if self.from.is_some() => Next::Look(error),
             Kind::InsertGiven | Kind::Update(Effect::Once) => Next::Settled(Fate::Failed(error)),
-            Kind::Update(_) | Kind::Delete => {
-                let after = error.retry_after();
-                self.unknown.get_or_insert(error);
-                self.retry(after, patience).unwrap_or_else(|| Next::Settled(self.withdraw()))
-            }
+            Kind::Update(_) | Kind::Delete => self.lost_again(error, patience),
         }
     }
 
@@ -202,32 +209,33 @@ impl Pending {
     }
 
     /// It was looked up after a failure.
-    pub(super) fn looked(&mut self, error: Error, found: Result<Option<Rows>>, patience: &Patience) -> Next {
+    pub(super) fn looked(&mut self, error: Error, found: Found, patience: &Patience) -> Next {
         if let (Kind::Update(effect), Some(from)) = (self.kind, self.from) {
             let arrived = match &found {
-                Ok(Some(rows)) => from.was_changed_once(rows.version(0)),
-                _ => None,
+                Found::There(rows) => from.was_changed_once(rows.version(0)),
+                Found::Nothing | Found::Unclear => None,
             };
             return match (arrived, found) {
-                (Some(true), Ok(Some(rows))) => Next::Settled(Fate::Done(rows)),
+                (Some(true), Found::There(rows)) => Next::Settled(Fate::Done(rows)),
                 (Some(false), _) if policy(&error, effect) != Policy::Fail => {
-                    let after = error.retry_after();
-                    self.unknown.get_or_insert(error);
-                    self.retry(after, patience).unwrap_or_else(|| Next::Settled(self.withdraw()))
+                    self.lost_again(error, patience)
                 }
                 _ => self.give_up(error),
             };
         }
         match found {
-            Ok(Some(rows)) => Next::Settled(Fate::Done(rows)),
-            Ok(None) if !error.leaves_outcome_unknown() => Next::Settled(Fate::Failed(error)),
-            Ok(None) => {
-                let after = error.retry_after();
-                self.unknown.get_or_insert(error);
-                self.retry(after, patience).unwrap_or_else(|| Next::Settled(self.withdraw()))
-            }
-            Err(_) => self.give_up(error),
+            Found::There(rows) => Next::Settled(Fate::Done(rows)),
+            Found::Nothing if error.leaves_outcome_unknown() => self.lost_again(error, patience),
+            Found::Nothing => Next::Settled(Fate::Failed(error)),
+            Found::Unclear => self.give_up(error),
         }
+    }
+
+    /// It was not carried out, unless it still is; it is sent again, if it may be.
+    fn lost_again(&mut self, error: Error, patience: &Patience) -> Next {
+        let after = error.retry_after();
+        self.unknown.get_or_insert(error);
+        self.retry(after, patience).unwrap_or_else(|| Next::Settled(self.withdraw()))
     }
 
     /// It will not be sent again after this failure. What the last attempt was told says nothing about those before,

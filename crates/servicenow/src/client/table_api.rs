@@ -4,16 +4,16 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::Method;
 use serde_json::{Map, Value as Json};
 
 use super::answer::served_at;
 use super::page_size::PageSize;
 use super::retry::{Effect, Policy, policy};
 use super::transport::{Response, Transport};
+use super::write::{Change, Fate};
 use super::{Call, Client};
-use crate::error::{Error, Refusal, Result};
-use crate::page::{Layout, Rows, Version, decode_list, decode_record, describe_other};
+use crate::error::{Error, Result};
+use crate::page::{Layout, Rows, decode_list, decode_record, describe_other};
 use crate::query::Query;
 use crate::value::{SysId, TableName};
 
@@ -96,8 +96,8 @@ impl<T: Transport> Client<T> {
         self.call(Call::get(url), |response| decode_record(layout, &response.body)).await
     }
 
-    /// Makes a record with the given `sys_id` and gives it back as the instance has stored it. A fresh `sys_id`
-    /// makes a lost answer harmless: before another attempt the record is looked up.
+    /// Makes a record with the given `sys_id` and gives it back as the instance has stored it, under another `sys_id` if the
+    /// instance lets nobody choose.
     pub async fn insert(
         &self,
         table: &TableName,
@@ -105,32 +105,7 @@ impl<T: Transport> Client<T> {
         fields: &Map<String, Json>,
         layout: &Arc<Layout>,
     ) -> Result<Rows> {
-        let (id, is_fresh) = match id {
-            Identity::Fresh(id) => (id, true),
-            Identity::Given(id) => (id, false),
-        };
-        let url = self.record_url(table, None, layout)?;
-        let body = body_of_insert(id, fields.clone());
-        let call = Call::write(Method::POST, url, Some(body), Effect::Once);
-        let mut attempts_left = self.inner.patience.attempts;
-        let mut is_repeat = false;
-        loop {
-            let error = match self.call(call.clone(), |response| decode_record(layout, &response.body)).await
-            {
-                Err(e) if e.leaves_outcome_unknown() && is_fresh => e,
-                // An attempt that was thought lost has come through after all, or another key is taken.
-                Err(e @ Error::Refused { refusal: Refusal::Unique, .. }) if is_repeat => {
-                    return self.get(table, id, layout).await.map_err(|_| e);
-                }
-                other => return other,
-            };
-            (attempts_left, is_repeat) = (attempts_left.saturating_sub(1), true);
-            match self.get(table, id, layout).await {
-                Ok(rows) => return Ok(rows),
-                Err(Error::NoRecord(_)) if attempts_left > 0 => {}
-                Err(_) => return Err(error),
-            }
-        }
+        self.write(table, Change::Insert { id: id.clone(), fields: fields.clone() }, layout).await
     }
 
     /// Changes fields of a record and gives it back as the instance has stored it.
@@ -142,51 +117,22 @@ impl<T: Transport> Client<T> {
         layout: &Arc<Layout>,
         effect: Effect,
     ) -> Result<Rows> {
-        let url = self.record_url(table, Some(id), layout)?;
-        let call = Call::write(Method::PATCH, url, Some(body_of_update(fields.clone())), effect);
-        self.call(call, |response| decode_record(layout, &response.body)).await
-    }
-
-    /// As [`Client::update`], of a record that is some version: it is not sent again to another one, and a lost answer can be
-    /// told from a lost request.
-    pub async fn update_from(
-        &self,
-        from: Version,
-        table: &TableName,
-        id: &SysId,
-        fields: &Map<String, Json>,
-        layout: &Arc<Layout>,
-        effect: Effect,
-    ) -> Result<Rows> {
-        let mut attempts_left = self.inner.patience.attempts;
-        loop {
-            let error = match self.update(table, id, fields, layout, Effect::Once).await {
-                Err(e) if e.leaves_outcome_unknown() => e,
-                other => return other,
-            };
-            attempts_left = attempts_left.saturating_sub(1);
-            let Ok(rows) = self.get(table, id, layout).await else { return Err(error) };
-            match from.was_changed_once(rows.version(0)) {
-                Some(true) => return Ok(rows),
-                Some(false) if attempts_left > 0 && policy(&error, effect) != Policy::Fail => {}
-                _ => return Err(error),
-            }
-        }
+        let change = Change::Update { id: id.clone(), fields: fields.clone(), effect, from: None };
+        self.write(table, change, layout).await
     }
 
     /// Deletes a record. A record that is gone after an attempt without an answer was deleted by it.
     pub async fn delete(&self, table: &TableName, id: &SysId) -> Result<()> {
-        let url = self.url(&record_path(table, Some(id)), &[])?;
-        let once = Call::write(Method::DELETE, url, None, Effect::Once);
-        match self.call(once.clone(), confirm_deletion).await {
-            Err(e) if e.leaves_outcome_unknown() => {
-                let again = Call { effect: Effect::Idempotent, ..once };
-                match self.call(again, confirm_deletion).await {
-                    Ok(()) | Err(Error::NoRecord(_)) => Ok(()),
-                    Err(_) => Err(e),
-                }
-            }
-            other => other,
+        let layout = Arc::new(Layout::of_text(&[]));
+        self.write(table, Change::Delete { id: id.clone() }, &layout).await.map(|_no_rows| ())
+    }
+
+    /// One change, as [`Client::write_all`] makes many.
+    async fn write(&self, table: &TableName, change: Change, layout: &Arc<Layout>) -> Result<Rows> {
+        match self.write_all(table, vec![change], layout, false, &Arc::default()).await.pop() {
+            Some(Fate::Done(rows)) => Ok(rows),
+            Some(Fate::Failed(e)) => Err(e),
+            Some(Fate::NotSent) | None => Err(Error::Discarded),
         }
     }
 

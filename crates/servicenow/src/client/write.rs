@@ -1,4 +1,4 @@
-//! Many writes at once: in batches or, where there are none, in calls of their own, several at a time.
+//! Writes: many at once, in batches or, where there are none, in calls of their own, several at a time; or a single one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -10,11 +10,12 @@ use http::Method;
 use http::header::HeaderValue;
 use serde_json::{Map, Value as Json};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::batch::{self, Answer, Item, OUTPUT_HEADER, OUTPUT_LIMIT, Reply};
 use super::batch_size::{BatchSize, Seen};
-use super::pending::{Next, Pause, Pending};
+use super::keys::Keys;
+use super::pending::{Found, Next, Pause, Pending};
 use super::retry::{self, Effect};
 use super::stats::endpoint;
 use super::table_api::{Identity, parameters, record_path};
@@ -81,13 +82,10 @@ impl<T: Transport> Client<T> {
         progress: &Arc<AtomicU64>,
     ) -> Vec<Fate> {
         let mut fates: Vec<Fate> = changes.iter().map(|_| Fate::NotSent).collect();
-        if let [change] = &*changes {
-            fates[0] = self.write_one(table, change, layout).await.map_or_else(Fate::Failed, Fate::Done);
-            progress.fetch_add(u64::from(matches!(fates[0], Fate::Done(_))), Ordering::Relaxed);
-            return fates;
-        }
         let (stop, parameters) = (watch::Sender::new(false), parameters(layout));
-        let statement = Statement { client: self, table, layout, pass_over_duplicates, parameters, stop };
+        let began = Instant::now();
+        let statement =
+            Statement { client: self, table, layout, pass_over_duplicates, parameters, stop, began };
         let pending = |(index, change)| (index, Pending::new(index, change));
         let mut queue: Queue = changes.into_iter().enumerate().map(pending).collect();
         let mut under_way = FuturesUnordered::new();
@@ -111,19 +109,6 @@ impl<T: Transport> Client<T> {
         }
         fates
     }
-
-    async fn write_one(&self, table: &TableName, change: &Change, layout: &Arc<Layout>) -> Result<Rows> {
-        match change {
-            Change::Insert { id, fields } => self.insert(table, id, fields, layout).await,
-            Change::Update { id, fields, effect, from: None } => {
-                self.update(table, id, fields, layout, *effect).await
-            }
-            Change::Update { id, fields, effect, from: Some(from) } => {
-                self.update_from(*from, table, id, fields, layout, *effect).await
-            }
-            Change::Delete { id } => self.delete(table, id).await.map(|()| Rows::new(layout.clone())),
-        }
-    }
 }
 
 /// The changes of one statement on their way.
@@ -136,6 +121,8 @@ struct Statement<'a, T> {
     pass_over_duplicates: bool,
     /// Turns true at the first failure.
     stop: watch::Sender<bool>,
+    /// Nothing was sent before.
+    began: Instant,
 }
 
 /// What has to be sent, by position among the changes: the first go first, also when they are sent again.
@@ -367,26 +354,72 @@ impl<T: Transport> Statement<'_, T> {
 
     /// Looks up those that have to be, all in as few calls as possible.
     async fn look_up(&self, mut outcomes: Outcomes) -> Outcomes {
-        let is_open = |(_, next): &&(Pending, Next)| matches!(next, Next::Look(_));
+        self.learn_keys(&outcomes);
+        // A record that was made under another key than it was sent with is not found.
+        let is_findable =
+            |pending: &Pending| !pending.is_insert() || self.client.keys(self.table) != Keys::Ignored;
+        let open = outcomes.iter().filter(|(_, next)| matches!(next, Next::Look(_)));
         let ids: Vec<SysId> =
-            outcomes.iter().filter(is_open).map(|(pending, _)| pending.id.clone()).collect();
-        if ids.is_empty() {
-            return outcomes;
-        }
-        let found = self.client.look(self.table, &ids, self.layout).await;
+            open.filter(|(pending, _)| is_findable(pending)).map(|(pending, _)| pending.id.clone()).collect();
+        let found = self.look_at(&ids).await;
         let rows: HashMap<&str, usize> =
             found.iter().flat_map(|rows| rows.ids().enumerate()).map(|(row, id)| (id, row)).collect();
+        let is_missing = |pending: &Pending| found.is_ok() && !rows.contains_key(pending.id.as_str());
+        let inserts = outcomes.iter().filter(|(p, next)| p.is_insert() && matches!(next, Next::Look(_)));
+        let (missing, there): (Vec<&Pending>, Vec<&Pending>) =
+            inserts.map(|(pending, _)| pending).partition(|pending| is_missing(pending));
+        if found.is_ok() && !there.is_empty() {
+            self.client.note_keys(self.table, Keys::Taken);
+        }
+        let missing_are_not_made = match self.client.keys(self.table) {
+            _ if missing.is_empty() => true,
+            Keys::Taken => true,
+            Keys::Ignored => false,
+            // Another answer may tell meanwhile.
+            Keys::Unknown => {
+                self.client.made_none_of(self.table, &missing, self.began).await
+                    || self.client.keys(self.table) == Keys::Taken
+            }
+        };
         for (pending, next) in &mut outcomes {
             if let Next::Look(error) = next {
                 let error = std::mem::replace(error, Error::Discarded);
                 let own = match &found {
-                    Ok(found) => Ok(rows.get(pending.id.as_str()).map(|row| found.pick(*row))),
-                    Err(e) => Err(e.clone()),
+                    Ok(found) => match rows.get(pending.id.as_str()) {
+                        Some(row) => Found::There(found.pick(*row)),
+                        None if !pending.is_insert() || missing_are_not_made => Found::Nothing,
+                        None => Found::Unclear,
+                    },
+                    Err(_) => Found::Unclear,
                 };
                 *next = pending.looked(error, own, &self.client.inner.patience);
             }
         }
         outcomes
+    }
+
+    /// The records that there are of these.
+    async fn look_at(&self, ids: &[SysId]) -> Result<Rows> {
+        match ids {
+            [] => Ok(Rows::new(self.layout.clone())),
+            [id] => match self.client.get(self.table, id, self.layout).await {
+                Err(Error::NoRecord(_)) => Ok(Rows::new(self.layout.clone())),
+                other => other,
+            },
+            _ => self.client.look(self.table, ids, self.layout).await,
+        }
+    }
+
+    /// Takes note of the keys under which records were made.
+    fn learn_keys(&self, outcomes: &Outcomes) {
+        for (pending, next) in outcomes {
+            if let Next::Settled(Fate::Done(rows)) = next
+                && pending.is_insert()
+                && !rows.is_empty()
+            {
+                self.client.note_keys(self.table, Keys::seen(&pending.id, rows.id(0)));
+            }
+        }
     }
 
     /// Waits before those that failed are sent again, unless there is no need to any more.

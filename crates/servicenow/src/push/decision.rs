@@ -12,7 +12,8 @@
 //! "As left" is told by the version of the last answer; `sys_mod_count` has to be known, for the clock of
 //! `sys_updated_on` ticks in seconds. A write whose outcome is unknown has happened if the record shows what it would:
 //!
-//! - a record of a fresh `sys_id` that has never been changed, or
+//! - a record of a fresh `sys_id` that has never been changed (that there is none says nothing where an instance may have
+//!   made it under another one), or
 //! - one change more than before it, every value that was sent, and one of them at least is new, or
 //! - no record where one was to be deleted. That somebody else has deleted it in the same moment cannot be told.
 //!
@@ -108,12 +109,16 @@ pub enum Why {
     Gone,
     /// What became of a write is not known, and the record does not show it.
     Unclear,
+    /// What became of the attempt to make it is not known: the instance may have made it under another key.
+    MaybeMade,
     /// Nothing is known of the record before the transaction.
     NoImage,
     /// It is, but for these fields: a journal keeps its entries, and an instance may not take a value back.
     Partly(Vec<String>),
     /// It has been made again without the fields that only its class has.
     OtherClass(TableName),
+    /// It has been made again, but under another key, which the instance has chosen.
+    OtherKey(SysId),
     /// The instance refuses it, in its own words.
     Refused(Words),
 }
@@ -124,6 +129,8 @@ impl fmt::Display for Why {
             Why::Changed => f.write_str("somebody else has changed the record"),
             Why::Gone => f.write_str("the record is gone or may not be seen"),
             Why::Unclear => f.write_str("it is not known whether the record is as the transaction left it"),
+            Why::MaybeMade => f.write_str("it is not known whether the record was made, and under which key"),
+            Why::OtherKey(id) => write!(f, "the record was made again under the key \"{}\"", id.as_str()),
             Why::NoImage => f.write_str("the former values of the record are not known"),
             Why::Partly(fields) => {
                 let names: Vec<_> = fields.iter().map(|field| format!("\"{field}\"")).collect();
@@ -198,6 +205,13 @@ struct Step<'a> {
     answered: Option<Version>,
 }
 
+impl Step<'_> {
+    /// Whether it may have made a record that is not found.
+    fn may_be_elsewhere(&self) -> bool {
+        matches!(self.op, Op::Insert { is_findable: false, .. }) && self.answered.is_none()
+    }
+}
+
 /// Decides what is to be done to a record that shows itself like this; `None` if there is none.
 pub fn decide(chain: &Chain<'_>, now: Option<&Seen>, calls: Calls) -> Decision {
     let Some(steps) = chain.steps() else {
@@ -215,6 +229,7 @@ pub fn decide(chain: &Chain<'_>, now: Option<&Seen>, calls: Calls) -> Decision {
     let before = was_there.then(|| before(counted));
     let stays = if was_there { stays(chain, counted, now) } else { None };
     let action = match (&before, now) {
+        (None, None) if steps.iter().any(Step::may_be_elsewhere) => Action::Leave(Why::MaybeMade),
         (None, None) => Action::Nothing,
         (Some(before), Some(seen)) if differing(before, seen).next().is_none() => Action::Nothing,
         _ => match (landed, before, now) {
@@ -249,7 +264,7 @@ fn landed<'s, 'a>(steps: &'s [Step<'a>], now: Option<&Seen>) -> Result<&'s [Step
         return Ok(&steps[..steps.len() - usize::from(unknown.is_some())]);
     }
     let has_happened = unknown.is_some_and(|step| match (step.op, at, now) {
-        (Op::Insert { is_fresh }, None, Some(seen)) => is_fresh && seen.version.mod_count == Some(0),
+        (Op::Insert { is_fresh, .. }, None, Some(seen)) => is_fresh && seen.version.mod_count == Some(0),
         (Op::Update, Some(at), Some(seen)) => {
             changes_between(at, seen.version) == Some(1) && shows(step.images, seen)
         }

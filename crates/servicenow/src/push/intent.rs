@@ -19,6 +19,10 @@ pub enum Op {
         /// Whether its `sys_id` was made at random for this very write, so that a record that has it can only come
         /// from here ([`Identity::Fresh`](crate::client::table_api::Identity)).
         is_fresh: bool,
+        /// Whether the instance was known to make records under the keys that they are sent with, so that one that is not
+        /// there was not made ([`Keys`](crate::client::keys::Keys)).
+        #[serde(default)]
+        is_findable: bool,
     },
     /// Changes it.
     Update,
@@ -84,6 +88,9 @@ pub enum Note {
     /// What became of these is known: they were carried out, with the version after each, none for a deletion. Where
     /// nothing is to be undone no version matters, and the instance may as well have refused them.
     Answered(Vec<(SysId, Version)>),
+    /// The instance has made these records under keys of its own: the key that was noted, and the one there is. Their answers
+    /// come after this.
+    Renamed(Vec<(SysId, SysId)>),
     /// The instance has refused these; nothing is left of them to be undone or looked at. This is not for writes
     /// without an answer.
     Refused(Vec<SysId>),
@@ -120,6 +127,15 @@ pub fn open_writes(notes: impl IntoIterator<Item = Note>) -> Vec<OpenWrite> {
                     }
                 }
             }
+            Note::Renamed(keys) => {
+                for (noted, made) in keys {
+                    let Some(at) = unanswered.get_mut(&noted).and_then(Vec::pop) else { continue };
+                    if let Some(write) = open[at].as_mut() {
+                        write.intent.sys_id = made.clone();
+                    }
+                    unanswered.entry(made).or_default().push(at);
+                }
+            }
             Note::Refused(ids) => {
                 for at in ids.iter().filter_map(|id| unanswered.get_mut(id)?.pop()) {
                     open[at] = None;
@@ -151,7 +167,7 @@ pub(super) mod tests {
 
     fn intent() -> impl Strategy<Value = Intent> {
         let op = prop_oneof![
-            any::<bool>().prop_map(|is_fresh| Op::Insert { is_fresh }),
+            any::<(bool, bool)>().prop_map(|(is_fresh, is_findable)| Op::Insert { is_fresh, is_findable }),
             Just(Op::Update),
             Just(Op::Delete)
         ];
@@ -173,6 +189,7 @@ pub(super) mod tests {
             place.prop_map(Note::Begun),
             prop::collection::vec(intent(), 0..4).prop_map(Note::Intended),
             prop::collection::vec((id(), version()), 0..4).prop_map(Note::Answered),
+            prop::collection::vec((id(), id()), 0..4).prop_map(Note::Renamed),
             prop::collection::vec(id(), 0..4).prop_map(Note::Refused),
         ]
     }
@@ -207,6 +224,21 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_record_made_under_another_key_is_open_under_that_one() {
+        let at = |mod_count| Version { updated_on: Some(9), mod_count: Some(mod_count) };
+        let (sent, made) = (SysId::new("sent"), SysId::new("made"));
+        let open = open_writes([
+            Note::Intended(vec![write("sent", 1), write("b", 1)]),
+            Note::Renamed(vec![(sent.clone(), made.clone()), (SysId::new("never heard of"), sent)]),
+            Note::Answered(vec![(made.clone(), at(0))]),
+            Note::Intended(vec![write("made", 1)]),
+            Note::Answered(vec![(made, at(1))]),
+        ]);
+        let seen: Vec<_> = open.iter().map(|w| (w.intent.sys_id.as_str(), w.answered)).collect();
+        assert_eq!(seen, [("made", Some(at(0))), ("b", None), ("made", Some(at(1)))]);
+    }
+
+    #[test]
     fn a_refused_write_is_not_open() {
         let id = SysId::new("a");
         let open = open_writes([
@@ -230,7 +262,10 @@ pub(super) mod tests {
             let open = open_writes(notes);
             prop_assert!(open.len() + refused >= all.len());
             let mut rest = all.iter();
-            prop_assert!(open.iter().all(|w| rest.any(|intent| *intent == w.intent)));
+            let is_of = |intent: &Intent, open: &Intent| {
+                *intent == Intent { sys_id: intent.sys_id.clone(), ..open.clone() }
+            };
+            prop_assert!(open.iter().all(|w| rest.any(|intent| is_of(intent, &w.intent))));
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::decision::{Action, Calls, Chain, Decision, Seen, Why, chains, decide, differing};
 use super::intent::{Fields, OpenWrite};
 use crate::client::Client;
+use crate::client::keys::Keys;
 use crate::client::retry::Effect;
 use crate::client::table_api::Identity;
 use crate::client::transport::Transport;
@@ -158,8 +159,18 @@ async fn carry_out<T: Transport>(
         }
         Action::Create { table: class, fields, mut maker } => {
             maker.extend(fields.clone());
-            let id = Identity::Fresh(id.clone());
-            (fields, client.insert(&class, &id, &body(&maker), layout).await?)
+            let fresh = Identity::Fresh(id.clone());
+            let answer = match client.insert(&class, &fresh, &body(&maker), layout).await {
+                // It would not be found, and be made twice.
+                Err(e) if e.leaves_outcome_unknown() && client.keys(&class) != Keys::Taken => {
+                    return Ok(Done::Left(Why::MaybeMade));
+                }
+                other => other?,
+            };
+            if Keys::seen(id, answer.id(0)) == Keys::Ignored {
+                return Ok(Done::Left(Why::OtherKey(SysId::new(answer.id(0)))));
+            }
+            (fields, answer)
         }
     };
     let seen = seen(&answer);

@@ -119,7 +119,7 @@ impl Backend {
         self.made += 1;
         let id = SysId::from_random(self.made.to_be_bytes());
         let images = Images { after: owned(fields), ..Images::default() };
-        self.intend(table, &id, Op::Insert { is_fresh: true }, images);
+        self.intend(table, &id, Op::Insert { is_fresh: true, is_findable: true }, images);
         if fate != Fate::NeverSent {
             let (table, fresh) = (table_name(table), Identity::Fresh(id.clone()));
             let answer = self.client.insert(&table, &fresh, &body(fields), &layout(&[])).await;

@@ -39,7 +39,7 @@ fn update(of: i64, before: &[(&str, &str)], after: &[(&str, &str)], answered: Op
 }
 
 fn insert(is_fresh: bool, answered: Option<i64>) -> OpenWrite {
-    write(Op::Insert { is_fresh }, Images::default(), answered.map(version))
+    write(Op::Insert { is_fresh, is_findable: true }, Images::default(), answered.map(version))
 }
 
 fn delete(of: i64, before: &[(&str, &str)], answered: bool) -> OpenWrite {
@@ -70,6 +70,18 @@ fn a_value_that_the_instance_has_changed_is_taken_back_too() {
     let writes = [update(4, &[("a", "x")], &[("a", " y ")], Some(5))];
     let restore = Action::Restore(fields(&[("a", "x")]));
     assert_eq!(action(&writes, Some(seen(5, &[("a", "y")]))), restore);
+}
+
+#[test]
+fn a_record_that_would_not_be_found_is_not_said_to_be_undone() {
+    let op = Op::Insert { is_fresh: true, is_findable: false };
+    let lost = [write(op, Images::default(), None)];
+    assert_eq!(action(&lost, None), Action::Leave(Why::MaybeMade));
+    assert_eq!(action(&lost, Some(seen(0, &[]))), Action::Remove);
+    let answered = [write(op, Images::default(), Some(version(0)))];
+    assert_eq!(action(&answered, None), Action::Nothing, "it was made and is gone");
+    let early = decide(&chains(&lost)[0], None, Calls::MayArrive).action;
+    assert_eq!(early, Action::Wait);
 }
 
 #[test]
@@ -392,7 +404,9 @@ impl Case {
 
     fn write(&mut self, change: &Change, fate: Fate) {
         let (op, images) = match (change, &self.cached) {
-            (Change::Insert, None) => (Op::Insert { is_fresh: !self.is_used }, Images::default()),
+            (Change::Insert, None) => {
+                (Op::Insert { is_fresh: !self.is_used, is_findable: true }, Images::default())
+            }
             (Change::Update(sent), Some(cached)) => {
                 let after: Fields =
                     sent.iter().map(|&(f, n)| (FIELDS[f].to_owned(), format!("our{n}"))).collect();
@@ -456,7 +470,8 @@ impl Case {
     fn is_clear(&self) -> bool {
         let [before @ .., last] = &self.writes[..] else { return true };
         before.iter().all(|write| write.answered.is_some())
-            && (last.answered.is_some() || last.intent.op != Op::Insert { is_fresh: false })
+            && (last.answered.is_some()
+                || last.intent.op != Op::Insert { is_fresh: false, is_findable: true })
     }
 }
 
