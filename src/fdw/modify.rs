@@ -3,10 +3,13 @@
 use std::collections::HashSet;
 
 use pgrx::PgSqlErrorCode as Sql;
-use servicenow::value::SysId;
+use servicenow::value::{Show, SysId};
 
+use crate::catalog::MirrorColumn;
 use crate::error::{error, raise};
-use crate::pg::routine::{Operation, OwnedRow, Row, RowWriter, Target, Values, Written};
+use crate::pg::routine::{
+    Check, Foreseen, Operation, Origin, OwnedRow, Row, RowWriter, Target, Values, Written,
+};
 use crate::pg::table::Triggers;
 use crate::pg::tuple::OwnedScalar;
 use crate::push::{Item, Pusher, Task, new_sys_id, queue, with_twins};
@@ -99,7 +102,7 @@ impl Writer {
 
     /// What an INSERT is to do, and whether this statement has a record of that key already; `None` if the record is there and
     /// such rows are passed over.
-    fn insertion(&mut self, row: &Row<'_>) -> Option<(Item, bool)> {
+    fn insertion(&mut self, row: &Row<'_>, check: Check<'_>) -> Option<(Item, bool)> {
         let is_given = |position: &usize| match row.get(self.number(*position)) {
             OwnedScalar::Null => false,
             OwnedScalar::Text(text) => !text.is_empty(),
@@ -123,14 +126,12 @@ impl Writer {
             return None;
         }
         let is_twice = !self.done.insert(&id);
-        Some((
-            Item {
-                id,
-                cached: None,
-                task: Task::Insert { is_given, or_nothing: self.skip_duplicates, sent },
-            },
-            is_twice,
-        ))
+        let task = Task::Insert { is_given, or_nothing: self.skip_duplicates, sent };
+        let item = Item { id, cached: None, task };
+        if let Some(check) = check {
+            check(&self.foresee(&item, row));
+        }
+        Some((item, is_twice))
     }
 
     /// What an UPDATE is to do.
@@ -192,6 +193,39 @@ impl Writer {
         self.pusher.foretell(&item.id, &values)
     }
 
+    /// The row as far as it is known before the instance has answered, and where that comes from.
+    fn foresee(&self, item: &Item, row: &Row<'_>) -> Foreseen {
+        let (mirror, sent) = (&self.pusher.mirror, item.task.sent());
+        let is_new = matches!(item.task, Task::Insert { .. });
+        let (others, key) = (if is_new { Origin::Instance } else { Origin::Row }, self.number(mirror.key));
+        let origin = |column: &MirrorColumn| {
+            let of_field = |field: &str| sent.iter().find(|sent| sent.field == field);
+            match column.field.split_once('.') {
+                _ if column.number == key && is_new => Origin::Statement,
+                Some((field, _)) if of_field(field).is_some() => Origin::Instance,
+                Some(_) => others,
+                None => match of_field(&column.field) {
+                    None => others,
+                    Some(sent) if column.show == Show::Value || self.pusher.knows_label(sent) => {
+                        Origin::Statement
+                    }
+                    Some(_) => Origin::Instance,
+                },
+            }
+        };
+        let values = self.foretold(item, row);
+        let width = mirror.width as usize;
+        let mut columns = vec![OwnedScalar::Null; width];
+        // What is not of the mirror is computed, from any of the others.
+        let is_known = mirror.columns.iter().all(|column| origin(column) != Origin::Instance);
+        let mut origins = vec![if is_known { Origin::Row } else { Origin::Instance }; width];
+        for (column, value) in mirror.columns.iter().zip(values) {
+            let place = column.number as usize - 1;
+            (columns[place], origins[place]) = (value, origin(column));
+        }
+        Foreseen { columns, origins }
+    }
+
     /// The row as far as it is known before the instance has answered.
     fn foretold(&self, item: &Item, row: &Row<'_>) -> Vec<OwnedScalar> {
         let is_new = matches!(item.task, Task::Insert { .. });
@@ -206,23 +240,23 @@ impl RowWriter for Writer {
         if self.buffers && self.mode == Push::Statement { ROWS_AT_A_TIME } else { 1 }
     }
 
-    fn insert(&mut self, row: &Row<'_>) -> Option<Written> {
-        let (item, is_twice) = self.insertion(row)?;
+    fn insert(&mut self, row: &Row<'_>, check: Check<'_>) -> Option<Written> {
+        let (item, is_twice) = self.insertion(row, check)?;
         if is_twice {
             self.flush(); // the instance is to refuse the second of them
         }
         self.carry_out(item, Some(row))
     }
 
-    fn insert_many(&mut self, rows: &[Row<'_>]) -> Vec<Option<Written>> {
+    fn insert_many(&mut self, rows: &[Row<'_>], check: Check<'_>) -> Vec<Option<Written>> {
         if self.mode != Push::Statement {
-            return rows.iter().map(|row| self.insert(row)).collect();
+            return rows.iter().map(|row| self.insert(row, check)).collect();
         }
         let mut items = Vec::new();
         let mut written: Vec<Option<Written>> = rows.iter().map(|_| None).collect();
         let (mut places, mut bytes) = (Vec::new(), 0);
         for (place, row) in rows.iter().enumerate() {
-            let Some((item, is_twice)) = self.insertion(row) else { continue };
+            let Some((item, is_twice)) = self.insertion(row, check) else { continue };
             if is_twice || bytes >= BYTES_AT_A_TIME {
                 self.send(&mut written, &mut places, &mut items);
                 bytes = 0;
@@ -235,11 +269,14 @@ impl RowWriter for Writer {
         written
     }
 
-    fn update(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>) -> Option<Written> {
+    fn update(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>, check: Check<'_>) -> Option<Written> {
         if !self.done.insert(&SysId::new(key)) {
             return None;
         }
         let item = self.change(key, old, new);
+        if let Some(check) = check {
+            check(&self.foresee(&item, new));
+        }
         self.carry_out(item, Some(new))
     }
 

@@ -493,6 +493,11 @@ impl Pusher {
         self.mirror.columns.iter().map(value).collect()
     }
 
+    /// Whether the label of what is sent is known before the instance has answered.
+    pub fn knows_label(&self, sent: &Sent) -> bool {
+        sent.value.is_empty() || sent.label.is_some() || answer::label_of(self.def.as_deref(), sent).is_some()
+    }
+
     fn fail(&self, e: &servicenow::Error, what: &str) -> ! {
         raise(report(e, Doing { server: self.connection.server(), what, writing: true }))
     }

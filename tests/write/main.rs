@@ -3,6 +3,7 @@
 mod answers;
 mod batches;
 mod cancel;
+mod checks;
 mod copies;
 mod crash;
 mod disk;

@@ -1,5 +1,6 @@
 //! The functions Postgres calls through an `FdwRoutine`, handing on to a safe [`Wrapper`].
 
+mod check;
 mod input;
 mod modify;
 
@@ -118,16 +119,53 @@ pub enum Written {
     },
 }
 
+/// Who says what a column of a row will hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The instance, when the row is written.
+    Instance,
+    /// It stays as it is.
+    Row,
+    /// The statement.
+    Statement,
+}
+
+/// A row as it will be, as far as that can be told before the instance is asked; by attribute number from 1.
+pub struct Foreseen {
+    /// Its values.
+    pub columns: Vec<OwnedScalar>,
+    /// Where they come from.
+    pub origins: Vec<Origin>,
+}
+
+impl Foreseen {
+    /// Where a column's value comes from, by attribute number; 0 is the whole row.
+    pub fn origin(&self, number: i16) -> Origin {
+        let of_all = || match self.origins.contains(&Origin::Instance) {
+            true => Origin::Instance,
+            false => Origin::Statement,
+        };
+        match usize::try_from(number) {
+            Ok(0) => of_all(),
+            Ok(number) => self.origins.get(number - 1).copied().unwrap_or(Origin::Instance),
+            Err(_) => Origin::Instance, // a system column
+        }
+    }
+}
+
+/// Raises an ERROR for rows that must not be written; `None` if any may.
+pub type Check<'a> = Option<&'a dyn Fn(&Foreseen)>;
+
 /// Carries out one statement's writes to one table.
 pub trait RowWriter: 'static {
     /// Rows that [`Self::insert_many`] wants at a time.
     fn batch_size(&self) -> usize;
     /// Adds a row; gives back what became of it; `None` if it was passed over.
-    fn insert(&mut self, row: &Row<'_>) -> Option<Written>;
+    fn insert(&mut self, row: &Row<'_>, check: Check<'_>) -> Option<Written>;
     /// Adds rows; gives back what became of each.
-    fn insert_many(&mut self, rows: &[Row<'_>]) -> Vec<Option<Written>>;
+    fn insert_many(&mut self, rows: &[Row<'_>], check: Check<'_>) -> Vec<Option<Written>>;
     /// Changes a row; `None` if this statement has changed it before.
-    fn update(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>) -> Option<Written>;
+    fn update(&mut self, key: &str, old: &Row<'_>, new: &Row<'_>, check: Check<'_>) -> Option<Written>;
     /// Deletes a row; gives back what it was.
     fn delete(&mut self, key: &str) -> Option<Written>;
     /// Whether this statement has written a record, or is about to.

@@ -7,7 +7,8 @@ use std::ptr::null_mut;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgList, PgLogLevel, PgMemoryContexts, PgRelation, PgSqlErrorCode, PgTupleDesc, pg_guard, pg_sys};
 
-use super::{Operation, Row, RowWriter, Target, Wrapper, Written, input};
+use super::check::Checker;
+use super::{Check, Foreseen, Operation, Row, RowWriter, Target, Wrapper, Written, input};
 use crate::pg::catalog::c_string;
 use crate::pg::generated::Generator;
 use crate::pg::scan::lock::{self, Locked, Rows, Wanted};
@@ -138,6 +139,7 @@ struct Shape {
 struct ModifyState<W: Wrapper> {
     writer: Option<W::Writer>,
     shape: Shape,
+    checker: Checker,
     operation: Operation,
     junk: Junk,
     /// How target rows are locked, if that is not done by the scan.
@@ -159,6 +161,32 @@ impl<W: Wrapper> ModifyState<W> {
         unsafe {
             pg_sys::MemoryContextReset(*row_context);
             PgMemoryContexts::For(*row_context).switch_to(|_| f(writer, shape))
+        }
+    }
+
+    /// Writes a row that is new in this form, unless it must not be written. Gives back the slot with what became of it.
+    ///
+    /// # Safety
+    /// As for [`Self::for_row`]; `slot` is the executor's.
+    unsafe fn write(
+        &mut self,
+        slot: *mut pg_sys::TupleTableSlot,
+        f: impl FnOnce(&mut W::Writer, &Shape, Check<'_>) -> Option<Written>,
+    ) -> *mut pg_sys::TupleTableSlot {
+        // SAFETY: by contract.
+        unsafe {
+            let checker: *const Checker = &self.checker;
+            let is_wanted = (*checker).is_wanted();
+            self.for_row(|writer, shape| {
+                let put =
+                    |slot: *mut pg_sys::TupleTableSlot, columns: &[OwnedScalar]| fill(slot, columns, shape);
+                let check = |row: &Foreseen| (*checker).check(row, put);
+                let slot = answer(slot, f(writer, shape, is_wanted.then_some(&check)), shape);
+                if is_wanted && !slot.is_null() {
+                    (*checker).check_written(slot);
+                }
+                slot
+            })
         }
     }
 }
@@ -193,10 +221,31 @@ struct TargetLock {
     rows: Rows,
 }
 
+/// Whether a statement has written a record, or is about to: a join may bring a target row more than once, and the statement
+/// may have several modifications of one table, of which one takes place.
+///
+/// # Safety
+/// `rri` is a target of a statement that is being executed.
+unsafe fn is_done<W: Wrapper>(
+    estate: *mut pg_sys::EState,
+    rri: *mut pg_sys::ResultRelInfo,
+    key: &str,
+) -> bool {
+    // SAFETY: by contract; targets of the same foreign table have a state of the same kind, or none yet.
+    unsafe {
+        let relation = (*(*rri).ri_RelationDesc).rd_id;
+        let targets = PgList::<pg_sys::ResultRelInfo>::from_pg((*estate).es_opened_result_relations);
+        let others = targets.iter_ptr().filter(|other| (*(**other).ri_RelationDesc).rd_id == relation);
+        others.chain([rri]).any(|target| {
+            let state = (*target).ri_FdwState.cast::<ModifyState<W>>().as_ref();
+            state.and_then(|state| state.writer.as_ref()).is_some_and(|writer| writer.is_done(key))
+        })
+    }
+}
+
 impl TargetLock {
     /// Locks the row that a row of the plan is about. Gives back the plan's row for it as it is now, which is another one
-    /// if the row has changed and still is to be written; `None` if it is not, or if it is one of those that `is_done` knows.
-    /// As `ExecUpdate` and `ExecDelete` do.
+    /// if the row has changed and still is to be written; `None` if it is not. As `ExecUpdate` and `ExecDelete` do.
     ///
     /// # Safety
     /// The arguments are the executor's.
@@ -206,7 +255,6 @@ impl TargetLock {
         rri: *mut pg_sys::ResultRelInfo,
         plan_slot: *mut pg_sys::TupleTableSlot,
         ctid: i16,
-        is_done: impl FnOnce() -> bool,
     ) -> Option<*mut pg_sys::TupleTableSlot> {
         // SAFETY: by contract; the executor has told its state for rechecks which row of the plan it is at.
         unsafe {
@@ -221,7 +269,6 @@ impl TargetLock {
                 Locked::AsRead => return Some(plan_slot),
                 Locked::Newer => {}
                 Locked::No => return None,
-                Locked::Own if is_done() => return None, // a join brings it once more
                 Locked::Own => refuse_own((*self.statement).operation),
             }
             if !(*rri).ri_oldTupleSlot.is_null() {
@@ -306,7 +353,7 @@ pub(super) unsafe extern "C-unwind" fn begin_modify<W: Wrapper>(
         let waits = buffers;
         let target =
             Target { relation, user, operation, assigned, any_column, skip_duplicates, buffers, waits };
-        start::<W>((*mtstate).ps.state, rri, target, found, lock);
+        start::<W>(mtstate, rri, target, found, lock);
         if buffers && operation != Operation::Insert {
             input::watch((*mtstate).ps.lefttree, rri, flush::<W>);
         }
@@ -378,7 +425,7 @@ pub(super) unsafe extern "C-unwind" fn begin_insert<W: Wrapper>(
         let waits = buffers && !is_told(rri) && !is_told(root);
         let target =
             Target { relation, user, operation, assigned, any_column, skip_duplicates, buffers, waits };
-        start::<W>((*mtstate).ps.state, rri, target, Junk::default(), None);
+        start::<W>(mtstate, rri, target, Junk::default(), None);
     }
 }
 
@@ -408,7 +455,7 @@ pub(super) unsafe extern "C-unwind" fn batch_size<W: Wrapper>(rri: *mut pg_sys::
 /// # Safety
 /// The arguments are those of the executor; the target relation is open.
 unsafe fn start<W: Wrapper>(
-    estate: *mut pg_sys::EState,
+    mtstate: *mut pg_sys::ModifyTableState,
     rri: *mut pg_sys::ResultRelInfo,
     target: Target,
     junk: Junk,
@@ -416,7 +463,7 @@ unsafe fn start<W: Wrapper>(
 ) {
     // SAFETY: by contract. The state lives in the statement's context and is dropped with it, also on ERROR.
     unsafe {
-        let relation = (*rri).ri_RelationDesc;
+        let (estate, relation) = ((*mtstate).ps.state, (*rri).ri_RelationDesc);
         let types = PgTupleDesc::from_pg_unchecked((*relation).rd_att)
             .iter()
             .map(|a| match a.attisdropped {
@@ -429,8 +476,9 @@ unsafe fn start<W: Wrapper>(
         let operation = target.operation;
         let writer = context.switch_to(|_| Some(W::begin_write(target)));
         let shape = Shape { types, generator: Generator::new(relation, estate) };
-        let state =
-            ModifyState::<W> { writer, shape, operation, junk, lock, row_context, _wrapper: PhantomData };
+        let checker = Checker::new(mtstate, rri, operation, W::key((*relation).rd_id));
+        let _wrapper = PhantomData;
+        let state = ModifyState::<W> { writer, shape, checker, operation, junk, lock, row_context, _wrapper };
         (*rri).ri_FdwState = context.leak_and_drop_on_delete(state).cast();
     }
 }
@@ -470,7 +518,7 @@ pub(super) unsafe extern "C-unwind" fn exec_insert<W: Wrapper>(
     // SAFETY: the executor's own arguments, after `begin_modify` or `begin_insert`.
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
-        state.for_row(|writer, shape| answer(slot, writer.insert(&slot_row(slot, shape)), shape))
+        state.write(slot, |writer, shape, check| writer.insert(&slot_row(slot, shape), check))
     }
 }
 
@@ -487,9 +535,13 @@ pub(super) unsafe extern "C-unwind" fn exec_batch_insert<W: Wrapper>(
     unsafe {
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
         let all = std::slice::from_raw_parts_mut(slots, *count as usize);
+        let checker: *const Checker = &state.checker;
+        let is_wanted = (*checker).is_wanted();
         state.for_row(|writer, shape| {
             let rows: Vec<Row<'_>> = all.iter().map(|slot| slot_row(*slot, shape)).collect();
-            let written = writer.insert_many(&rows);
+            let put = |slot: *mut pg_sys::TupleTableSlot, columns: &[OwnedScalar]| fill(slot, columns, shape);
+            let check = |row: &Foreseen| (*checker).check(row, put);
+            let written = writer.insert_many(&rows, is_wanted.then_some(&check));
             let mut inserted = 0;
             for (place, outcome) in written.into_iter().enumerate() {
                 if !answer(all[place], outcome, shape).is_null() {
@@ -516,9 +568,11 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
         let state = &mut *(*rri).ri_FdwState.cast::<ModifyState<W>>();
         let Junk { key, whole_row, ctid } = state.junk;
         let (mut slot, mut plan_slot) = (slot, plan_slot);
+        if is_done::<W>(estate, rri, &key_of(plan_slot, key)) {
+            return null_mut();
+        }
         if let Some(lock) = &state.lock {
-            let is_done = || state.writer.as_ref().is_some_and(|w| w.is_done(&key_of(plan_slot, key)));
-            let Some(planned) = lock.lock(estate, rri, plan_slot, ctid, is_done) else { return null_mut() };
+            let Some(planned) = lock.lock(estate, rri, plan_slot, ctid) else { return null_mut() };
             if planned != plan_slot {
                 plan_slot = planned;
                 slot = pg_sys::ExecGetUpdateNewTuple(rri, planned, (*rri).ri_oldTupleSlot);
@@ -530,7 +584,7 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
         {
             refuse_move();
         }
-        state.for_row(|writer, shape| {
+        state.write(slot, |writer, shape, check| {
             let key = key_of(plan_slot, key);
             let tupdesc = (*slot).tts_tupleDescriptor;
             let natts = (*tupdesc).natts as usize;
@@ -548,7 +602,7 @@ pub(super) unsafe extern "C-unwind" fn exec_update<W: Wrapper>(
                 pg_sys::heap_deform_tuple(&mut tuple, tupdesc, values.as_mut_ptr(), nulls.as_mut_ptr());
             }
             let old = Row { values: &values, nulls: &nulls, types: &shape.types };
-            answer(slot, writer.update(&key, &old, &slot_row(slot, shape)), shape)
+            writer.update(&key, &old, &slot_row(slot, shape), check)
         })
     }
 }
@@ -567,11 +621,11 @@ pub(super) unsafe extern "C-unwind" fn exec_delete<W: Wrapper>(
             refuse_move(); // the row goes to another partition
         }
         let Junk { key, ctid, .. } = state.junk;
+        if is_done::<W>(estate, rri, &key_of(plan_slot, key)) {
+            return null_mut();
+        }
         let planned = match &state.lock {
-            Some(lock) => {
-                let is_done = || state.writer.as_ref().is_some_and(|w| w.is_done(&key_of(plan_slot, key)));
-                lock.lock(estate, rri, plan_slot, ctid, is_done)
-            }
+            Some(lock) => lock.lock(estate, rri, plan_slot, ctid),
             None => Some(plan_slot),
         };
         let Some(plan_slot) = planned else { return null_mut() };
@@ -645,6 +699,21 @@ unsafe fn answer(
     // SAFETY: by contract; the values are made in the row's context, which lasts until the next row: as long as
     // the executor needs them for RETURNING and triggers.
     unsafe {
+        fill(slot, &columns, shape);
+        if let Some(system) = system {
+            system.put(slot);
+        }
+        slot
+    }
+}
+
+/// Puts the values of a row into a slot, in the current memory context.
+///
+/// # Safety
+/// `slot` has the descriptor of the relation whose shape this is.
+unsafe fn fill(slot: *mut pg_sys::TupleTableSlot, columns: &[OwnedScalar], shape: &Shape) {
+    // SAFETY: by contract.
+    unsafe {
         pg_sys::ExecClearTuple(slot);
         for (i, (scalar, writer)) in columns.iter().zip(&shape.types).enumerate() {
             let datum = writer.datum(scalar.borrow()).ok().flatten();
@@ -655,9 +724,5 @@ unsafe fn answer(
         if let Some(generator) = &shape.generator {
             generator.compute(slot);
         }
-        if let Some(system) = system {
-            system.put(slot);
-        }
-        slot
     }
 }
