@@ -23,6 +23,8 @@ use crate::pg::tuple::{OwnedScalar, Scalar};
 
 /// Rows of a scan held in memory.
 const SCANNED_AT_A_TIME: i64 = 10_000;
+/// How often a row that somebody else adds at the same time is looked for.
+const ATTEMPTS: u32 = 20;
 /// Microseconds in a second.
 const SECOND: i64 = 1_000_000;
 
@@ -110,13 +112,13 @@ impl CacheWriter {
     /// Writes the answer to a write, waiting for whoever is changing the row.
     pub fn put(&mut self, rows: &Rows, row: usize) -> Put {
         // The worker may add the record at this very moment: then it is there the next time.
-        loop {
+        for attempt in 0.. {
             if self.table.find(rows.id(row)) {
                 let is_clear = rows.version(row).order(self.found_version()) != Order::Unclear;
                 return Put { added: false, is_clear, system: self.update(rows, row).system };
             }
             let mirror = &self.mirror;
-            let added = self.table.insert_if_absent(|column| scalar(mirror, rows, row, column));
+            let added = add(&mut self.table, attempt, |column| scalar(mirror, rows, row, column));
             let added = added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }));
             let system = match added {
                 Added::IsThere => {
@@ -131,15 +133,19 @@ impl CacheWriter {
             };
             return Put { added: true, is_clear: true, system };
         }
+        unreachable!("the last attempt is made or fails")
     }
 
     /// Writes a row as a statement wants it, before the instance has been asked: the values of the mirror's columns, in
     /// their order. Its version stays what it was.
     pub fn put_foretold(&mut self, id: &str, values: &[OwnedScalar]) -> Put {
         let width = values.len();
-        while !self.table.find(id) {
+        for attempt in 0.. {
+            if self.table.find(id) {
+                break;
+            }
             let value = |column| values.get(column).map_or(Scalar::Null, OwnedScalar::borrow);
-            let added = self.table.insert_if_absent(value);
+            let added = add(&mut self.table, attempt, value);
             let system = match added.unwrap_or_else(|at| raise(misfit(&self.mirror, id, at.column))) {
                 Added::IsThere => {
                     pgrx::check_for_interrupts!();
@@ -364,6 +370,19 @@ impl CacheWriter {
 
     fn misfit(&self, rows: &Rows, at: MisfitAt) -> ! {
         raise(misfit(&self.mirror, rows.id(at.row), at.column))
+    }
+}
+
+/// Adds a row unless its key is there. One that is there time and again, but is not found under its key, is an ERROR in
+/// Postgres's own words: a trigger of the DBA's gives rows other keys.
+fn add<'v>(
+    table: &mut TableWriter,
+    attempt: u32,
+    value: impl Fn(usize) -> Scalar<'v>,
+) -> Result<Added, MisfitAt> {
+    match attempt {
+        0..ATTEMPTS => table.insert_if_absent(value),
+        _ => table.insert(value).map(|system| system.map_or(Added::PassedOver, Added::Row)),
     }
 }
 

@@ -260,3 +260,46 @@ async fn a_key_that_the_instance_does_not_take_is_said_and_leaves_no_row_behind(
     }
     world.until_like_the_instance("incident", &["number", "short_description"]).await;
 }
+
+/// A DBA may have ideas of their own about a cache.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_cache_refuses_by_an_index_or_a_trigger_of_the_dba_ends_the_statement() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    world.db.run("SET statement_timeout = '30 s'").await;
+    let taken: String = world.db.value("SELECT min(sys_id) FROM incident").await;
+    for (change, code) in [
+        ("CREATE UNIQUE INDEX only_one ON servicenow_cache.incident (description)", "23505"),
+        (
+            "CREATE UNIQUE INDEX only_one ON servicenow_cache.incident (description, sys_id);
+             ALTER TABLE servicenow_cache.incident ALTER description SET NOT NULL;
+             ALTER TABLE servicenow_cache.incident REPLICA IDENTITY USING INDEX only_one",
+            "23502",
+        ),
+        (
+            "ALTER TABLE servicenow_cache.incident ADD CONSTRAINT one EXCLUDE (description WITH =)",
+            "23P01",
+        ),
+        (
+            "CREATE FUNCTION other_key() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN NEW.sys_id := current_setting('test.key'); RETURN NEW; END $$;
+             CREATE TRIGGER other_key BEFORE INSERT ON servicenow_cache.incident FOR EACH ROW EXECUTE FUNCTION other_key()",
+            "23505",
+        ),
+    ] {
+        for push in ["statement", "commit"] {
+            world
+                .db
+                .run(&format!(
+                    "BEGIN; UPDATE servicenow_cache.incident SET description = sys_id; SET LOCAL test.key = '{taken}';
+                     {change}; SET LOCAL servicenow_fdw.push = '{push}'"
+                ))
+                .await;
+            let description = if code == "23502" { "NULL".to_owned() } else { format!("'{taken}'") };
+            let insert = format!("INSERT INTO incident (description) VALUES ({description})");
+            let error = world.db.error(&insert).await;
+            assert_eq!(error.code().code(), code, "{change} {push}: {}", error.message());
+            world.db.run("ROLLBACK").await;
+        }
+    }
+}
