@@ -164,6 +164,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
         tasks.log_requests(setting::log_requests());
         mailer.look();
         tasks.nudge(&recovery.look());
+        tasks.nudge(&store::capture::to_poll());
         if woken && let Ok(waiting) = pg::xact::transaction(|| catalog::locked_objects(WAIT_CLASS)) {
             tasks.nudge(&waiting);
         }

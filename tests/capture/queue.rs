@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use servicenow_sim::{Effect, Fault};
 use world::World;
 
 use crate::{
@@ -352,4 +353,39 @@ async fn idle_tables_are_not_asked_for() {
     let looks = calls.iter().filter(|call| call.table.as_deref() == Some(&queue)).count();
     assert!(looks >= 8, "{looks}");
     assert!(calls.len() <= looks + looks / 4, "{} calls, {looks} of them looks", calls.len());
+}
+
+/// Many changes at once are polled, a page at a time, instead of being looked up record by record.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mass_update_is_polled() {
+    let world = captured().await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    let edit = world.sim.edit().without_workflow();
+    let make = |_| edit.insert("incident", &[("short_description", "one of many")]).expect("a record");
+    let made: Vec<String> = (0..1_500).map(make).collect();
+    world.sync("incident").await;
+    // All events are there before the first one is read.
+    let busy = Fault::new(Effect::Status { status: 503, html: true }).table(&queue);
+    let busy = world.sim.fault(busy);
+    edit.update_where("incident", "short_description=one of many", &[("short_description", "all at once")])
+        .expect("a query");
+    for id in &made {
+        let version = ["sys_updated_on", "sys_mod_count"];
+        let [updated_on, mod_count] = version.map(|f| world.remote("incident", id, f).expect("a record"));
+        let told = [
+            ("u_table", "incident"),
+            ("u_record", id),
+            ("u_operation", "update"),
+            ("u_mod_count", &mod_count),
+            ("u_updated_on", &updated_on),
+        ];
+        edit.insert(&queue, &told).expect("an event");
+    }
+    let from = world.sim.requests().len();
+    world.sim.remove_fault(busy);
+    world.until("SELECT count(*) = 1500 FROM incident WHERE short_description = 'all at once'").await;
+    world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
+    let (all, one_by_one) = (lists(&world, "incident", from).len(), looked_up(&world, from).len());
+    assert!(one_by_one == 0 && all <= 10, "{one_by_one} of {all} calls look records up");
+    world.until_like_the_instance("incident", COLUMNS).await;
 }

@@ -1,6 +1,8 @@
 //! Events of changes, noted for the records they name to be looked up.
 
-use std::collections::HashSet;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 use servicenow::capture::event::{Event, Operation};
@@ -75,10 +77,53 @@ pub fn note(server: pg_sys::Oid, events: &[Event]) -> u64 {
             Err(_) => Vec::new(),
         };
         catalog::leave_events_to_recheck(work.foreign_table, concerned.iter().map(|i| &events[*i]));
+        count_told(work.foreign_table, concerned.len());
         news.extend(concerned);
     }
     catalog::trust(server, &ids);
     (events.len() - news.len()) as u64
+}
+
+/// If events tell of so many records of a table within a while, it is polled: that brings them with fewer calls than
+/// looking them up takes.
+const MASS: usize = 1_000;
+/// The while.
+const MASS_WINDOW: Duration = Duration::from_secs(10);
+/// The shortest time between two polls because of that.
+const BETWEEN_POLLS: Duration = Duration::from_secs(2);
+
+thread_local! {
+    /// Per table, of how many records events have told, and since when.
+    static TOLD: RefCell<HashMap<pg_sys::Oid, (Instant, usize)>> = RefCell::default();
+    /// Tables that are to be polled because of how many events came: since when, and whether the worker knows.
+    static ASKED: RefCell<HashMap<pg_sys::Oid, (Instant, bool)>> = RefCell::default();
+}
+
+fn count_told(relation: pg_sys::Oid, records: usize) {
+    TOLD.with_borrow_mut(|told| {
+        told.retain(|_, (since, _)| since.elapsed() < MASS_WINDOW);
+        told.entry(relation).or_insert_with(|| (Instant::now(), 0)).1 += records;
+    });
+}
+
+fn is_mass(relation: pg_sys::Oid) -> bool {
+    let is_recent = |(since, records): &(Instant, usize)| since.elapsed() < MASS_WINDOW && *records >= MASS;
+    TOLD.with_borrow(|told| told.get(&relation).is_some_and(is_recent))
+}
+
+fn ask_for_poll(relation: pg_sys::Oid) {
+    ASKED.with_borrow_mut(|asked| {
+        asked.retain(|_, (at, told)| !*told || at.elapsed() < BETWEEN_POLLS);
+        asked.entry(relation).or_insert_with(|| (Instant::now(), false));
+    });
+}
+
+/// The tables that are to be polled now because of how many events came.
+pub fn to_poll() -> Vec<pg_sys::Oid> {
+    ASKED.with_borrow_mut(|asked| {
+        let news = asked.iter_mut().filter(|(_, (_, told))| !*told);
+        news.map(|(relation, (_, told))| (*relation, std::mem::replace(told, true)).0).collect()
+    })
 }
 
 /// What is to be looked up of a server's tables now.
@@ -87,6 +132,11 @@ pub fn to_look_up(server: pg_sys::Oid) -> Noted<Table> {
     let works: Vec<_> = catalog::work().into_iter().filter(|work| work.server == server).collect();
     for relation in catalog::with_rechecks(server) {
         let Some(work) = works.iter().find(|work| work.foreign_table == relation) else { continue };
+        if is_mass(relation) && catalog::is_told_since_poll(relation) {
+            ask_for_poll(relation);
+            noted.waiting = true;
+            continue;
+        }
         let looked = pg::xact::subtransaction(|| catalog::mirror(relation).map(|mirror| to_recheck(&mirror)));
         match looked {
             Ok(Some(left)) => {

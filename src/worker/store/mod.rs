@@ -27,7 +27,7 @@ use step::current_mirror;
 
 pub use step::note_failure;
 
-mod capture;
+pub mod capture;
 mod latest;
 mod metadata;
 mod step;
