@@ -1,13 +1,15 @@
 //! The store of these tests: one in memory that can be interrupted between any two steps, and in which somebody may be
 //! writing rows, as in a database.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use servicenow::capture::event::{Event, Operation};
 use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
+use servicenow::sync::capture::{CaptureStore, News, Noted};
 use servicenow::sync::compare::{Difference, Shown};
 use servicenow::sync::memory::{Memory, MemoryStore};
 use servicenow::sync::metadata::MetadataStore;
@@ -29,6 +31,16 @@ pub struct Keeper {
     is_stale: Mutex<bool>,
     is_stuck: AtomicBool,
     polls: AtomicUsize,
+    told: Mutex<Told>,
+}
+
+/// What the instance has told of.
+#[derive(Default)]
+struct Told {
+    /// Records to be looked up, and since when.
+    requests: Vec<(SysId, SystemTime)>,
+    /// Records that were told to be gone while there was none: a look that began before must not bring them back.
+    absent: HashMap<String, SystemTime>,
 }
 
 impl Keeper {
@@ -100,9 +112,19 @@ impl Keeper {
             }
             _ => Vec::new(),
         };
-        let held: Vec<String> = ids.into_iter().filter(|id| self.held(id)).collect();
+        let looked = match &step {
+            Step::Rechecked { looked_up, at, .. } => Some((looked_up.clone(), *at)),
+            _ => None,
+        };
+        let gone = looked.as_ref().map(|(ids, at)| self.gone_since(*at, ids)).unwrap_or_default();
+        let held: Vec<String> = ids.into_iter().filter(|id| self.held(id) || gone.contains(id)).collect();
         let before: Vec<_> = held.iter().map(|id| self.with(|m| m.rows.get(id).cloned())).collect();
         self.memory.apply((), step).await?;
+        if let Some((ids, at)) = looked {
+            let mut told = self.told.lock().expect("no panic");
+            // What was told of after the look began may not be in it.
+            told.requests.retain(|(id, since)| *since > at || !ids.iter().any(|(looked, _)| looked == id));
+        }
         self.with(|m| {
             for (id, row) in held.into_iter().zip(before) {
                 match row {
@@ -113,6 +135,35 @@ impl Keeper {
             }
         });
         Ok(())
+    }
+
+    /// Whether there is nothing left to be looked up.
+    pub fn is_settled(&self) -> bool {
+        self.with(|m| m.recheck.is_empty()) && self.told.lock().expect("no panic").requests.is_empty()
+    }
+
+    /// What has to be looked up after events; gives back how many said nothing new.
+    fn note(&self, events: &[Event]) -> u64 {
+        let mut told = self.told.lock().expect("no panic");
+        let mut echoes = 0;
+        for event in events {
+            let stored = self.with(|m| m.rows.get(event.id.as_str()).map(|(version, _)| *version));
+            if event.operation == Operation::Delete && stored.is_none() {
+                told.absent.insert(event.id.as_str().to_owned(), SystemTime::now());
+            }
+            match event.is_satisfied_by(stored) {
+                true => echoes += 1,
+                false => told.requests.push((event.id.clone(), SystemTime::now())),
+            }
+        }
+        echoes
+    }
+
+    /// Those of these records that have gone since a moment.
+    fn gone_since(&self, at: SystemTime, ids: &StoredRecords) -> HashSet<String> {
+        let told = self.told.lock().expect("no panic");
+        let has_gone = |id: &&str| told.absent.get(*id).is_some_and(|gone| *gone > at);
+        ids.iter().map(|(id, _)| id.as_str()).filter(has_gone).map(str::to_owned).collect()
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -193,6 +244,40 @@ impl Store for Keeper {
 
     async fn note_deletes(&self, outcome: Result<DeletesRead, Stop>) -> Result<(), StoreError> {
         self.memory.note_deletes(outcome).await
+    }
+}
+
+impl CaptureStore for Keeper {
+    async fn note_events(&self, events: Vec<Event>) -> Result<Noted<()>, StoreError> {
+        let mut echoes = 0;
+        if !events.is_empty() {
+            yield_now().await;
+            self.check()?;
+            echoes = self.note(&events);
+            yield_now().await;
+        }
+        let ids: BTreeSet<String> = {
+            let told = self.told.lock().expect("no panic");
+            let told = told.requests.iter().map(|(id, _)| id.as_str().to_owned());
+            self.with(|m| m.recheck.clone()).into_iter().chain(told).collect()
+        };
+        let all = ids.len();
+        let version =
+            |id: &str| self.with(|m| m.rows.get(id).map(|(version, _)| *version)).unwrap_or_default();
+        let free = ids.into_iter().filter(|id| !self.held(id));
+        let looks: StoredRecords = free.map(|id| (SysId::new(id.as_str()), version(&id))).collect();
+        let waiting = looks.len() < all;
+        let looks = if looks.is_empty() { Vec::new() } else { vec![((), looks)] };
+        Ok(Noted { looks, waiting, again: None, echoes })
+    }
+
+    async fn note_capture(&self, _news: News) -> Result<u64, StoreError> {
+        yield_now().await;
+        Ok(0)
+    }
+
+    async fn renew_subscription(&self) -> Result<(), StoreError> {
+        panic!("nobody else reads the queue")
     }
 }
 

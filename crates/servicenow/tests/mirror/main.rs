@@ -1,7 +1,9 @@
 //! A mirror against a simulated instance, over HTTP and with a store in memory: whatever happens over there or in
 //! between, the store becomes like the instance again.
 
+mod cases;
 mod deletes;
+mod events;
 mod faults;
 mod fill;
 mod follow;

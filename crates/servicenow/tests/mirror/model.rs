@@ -2,16 +2,13 @@
 //! followed by some quiet, the store is like what the instance shows.
 //!
 //! What leaves a trace has to be there after polls and a reading of deletions alone; what leaves none, after everything
-//! has been read once more and counts have been compared. Each run takes another seed and prints it;
-//! `MIRROR_MODEL_SEED` repeats one, and `PROPTEST_CASES` says how many there are
-//! to be instead of how long it may take.
+//! has been read once more and counts have been compared. `MIRROR_MODEL_SEED` repeats a case (see [`crate::cases`]).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use chrono::TimeDelta;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use servicenow::client::transport::HttpTransport;
 use servicenow::page::{Column, Layout};
 use servicenow::sync::metadata::Metadata;
@@ -20,6 +17,7 @@ use servicenow::sync::store::Position;
 use servicenow::value::{Kind, Show};
 use servicenow_sim::{AclRule, Effect, Fault, Simulator};
 
+use crate::cases::check;
 use crate::faults::all_effects;
 use crate::interrupt::at_most;
 use crate::keeper::Keeper;
@@ -522,44 +520,11 @@ impl Case {
 
 #[test]
 fn after_any_interleaving_and_some_quiet_the_store_is_like_the_instance() {
-    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_nanos() as u64;
-    let given = std::env::var("MIRROR_MODEL_SEED").ok().map(|seed| seed.parse().expect("a number"));
-    let first: u64 = given.unwrap_or_else(now);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().expect("threads");
-    let began = Instant::now();
-    let mut cases = 0;
-    let wanted = std::env::var("PROPTEST_CASES").ok().map(|cases| cases.parse().expect("a number"));
-    while wanted.map_or_else(|| began.elapsed() < BUDGET, |wanted: u64| cases < wanted) {
-        let seed = first.wrapping_add(cases);
-        cases += 1;
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        let config = Config {
-            cases: 1,
-            max_shrink_time: 20_000,
-            max_shrink_iters: 10_000,
-            failure_persistence: None,
-            ..Config::default()
-        };
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        let outcome =
-            TestRunner::new_with_rng(config, rng).run(&(settings(), events()), |(setting, events)| {
-                runtime.block_on(async {
-                    let mut case = Case::new(&setting).await;
-                    for event in &events {
-                        case.happens(event).await;
-                    }
-                    case.ends().await;
-                });
-                Ok(())
-            });
-        if let Err(e) = outcome {
-            panic!("MIRROR_MODEL_SEED={seed}: {e}");
+    check("MIRROR_MODEL_SEED", BUDGET, &(settings(), events()), async |(setting, events)| {
+        let mut case = Case::new(&setting).await;
+        for event in &events {
+            case.happens(event).await;
         }
-        if given.is_some() {
-            break;
-        }
-    }
-    eprintln!("{cases} cases, MIRROR_MODEL_SEED={first} onwards");
+        case.ends().await;
+    });
 }
