@@ -345,7 +345,10 @@ fn parse_url(name: &str, value: &str) -> Result<Url> {
         Url::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some());
     let Some(url) = url else {
         let hint = "The value must be an address such as https://acme.service-now.com.";
-        return Err(OptionError::value(name, value, hint));
+        // What is malformed may hold credentials.
+        let error = OptionError::value(name, value, hint);
+        let message = format!("invalid value for option \"{name}\"");
+        return Err(if value.contains('@') { OptionError { message, ..error } } else { error });
     };
     without_credentials(name, url)
 }

@@ -146,6 +146,17 @@ async fn an_address_with_credentials_is_refused_without_repeating_them() {
         );
         assert!(error.hint().is_some_and(|hint| hint.contains("user mapping") && !hint.contains("s3cret")));
     }
+    // It may hold some where nobody can tell.
+    for address in
+        ["https://me:s3cret@acme.example:port", "me:s3cret@acme.example", "https//me:s3cret@acme.example"]
+    {
+        let error =
+            world.db.error(&format!("ALTER SERVER there OPTIONS (SET instance_url '{address}')")).await;
+        assert_eq!(
+            (error.code().code(), error.message()),
+            ("22023", "invalid value for option \"instance_url\"")
+        );
+    }
 }
 
 /// What is malformed may hold credentials too, so it is not repeated.
