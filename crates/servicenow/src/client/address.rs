@@ -44,6 +44,9 @@ pub fn is_private(url: &Url) -> bool {
     }
 }
 
+/// What Azure has for the metadata and the agents of its machines, behind an address that looks public.
+const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
 /// Whether packets to an address leave this host and its network: by IANA's registries of special addresses.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
@@ -60,6 +63,7 @@ fn is_public_v4(ip: Ipv4Addr) -> bool {
         || ip.is_link_local() // with the metadata of clouds, 169.254.169.254
         || (a == 100 && (64..128).contains(&b)) // shared by customers of a provider, RFC 6598
         || (a, b, c) == (192, 0, 0) // protocol assignments, RFC 6890
+        || ip == AZURE
         || (a == 198 && (18..20).contains(&b)) // benchmarks, RFC 2544
         || a >= 224; // multicast, reserved, broadcast
     !is_special
@@ -143,6 +147,8 @@ mod tests {
             "100.127.255.255",
             "169.254.169.254",
             "192.0.0.1",
+            "168.63.129.16",
+            "64:ff9b::168.63.129.16",
             "198.18.0.1",
             "224.0.0.1",
             "240.0.0.1",
@@ -171,6 +177,7 @@ mod tests {
             "11.0.0.0",
             "100.63.0.1",
             "100.128.0.1",
+            "168.63.129.17",
             "169.253.1.1",
             "172.15.0.1",
             "172.32.0.1",

@@ -206,11 +206,16 @@ impl Transport for HttpTransport {
             body.extend_from_slice(&chunk);
         }
         let wire_bytes = body.len();
-        let is_compressed =
-            headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding.as_bytes() == b"gzip");
+        let is_compressed = headers.get(CONTENT_ENCODING).is_some_and(is_gzip);
         let body = if is_compressed { decompress(&host, &body, self.body_limit)? } else { body.freeze() };
         Ok(Response { status, headers, body, wire_bytes })
     }
+}
+
+/// Whether this is the one encoding that is asked for, in any of its spellings (RFC 9110, 8.4.1).
+fn is_gzip(encoding: &HeaderValue) -> bool {
+    let name = encoding.as_bytes().trim_ascii();
+    [&b"gzip"[..], b"x-gzip"].iter().any(|gzip| name.eq_ignore_ascii_case(gzip))
 }
 
 /// Decompresses a whole body at once, which takes a fraction of what doing it chunk by chunk does.

@@ -43,7 +43,7 @@ fn serve(number: usize, mut stream: &TcpStream, heads: &Sender<Head>, body: &[u8
         }
         heads.send((number, head)).ok()?;
         let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: GZip\r\nContent-Length: {}\r\n\
              Set-Cookie: JSESSIONID=ABC; Path=/\r\n\r\n",
             body.len()
         );
