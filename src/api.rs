@@ -77,6 +77,16 @@ fn _pending_writes() -> TableIterator<'static, (name!(foreign_table, pg_sys::Oid
     TableIterator::new(pending.map(|(table, writes)| (pg_sys::Oid::from(table), writes)))
 }
 
+/// The secret that the extension is writing into one of its tables at this moment: nobody else has any use for it.
+#[pg_extern(sql = "
+CREATE FUNCTION servicenow._secret() RETURNS text
+LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', '_secret_wrapper';
+REVOKE ALL ON FUNCTION servicenow._secret() FROM PUBLIC;
+")]
+fn _secret() -> Option<String> {
+    catalog::written_secret()
+}
+
 /// How many requests the listener of the whole cluster has turned away. For view `servicenow.stat_capture`.
 #[pg_extern(volatile, parallel_safe)]
 fn _turned_away() -> i64 {

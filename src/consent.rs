@@ -142,6 +142,14 @@ pub fn claim(state: &str) -> Result<Claimed, String> {
         if login.name != awaited.login {
             return Err(altered());
         }
+        // What the role might do when it asked may have been taken from it since.
+        let asked_by = pg_sys::Oid::from(awaited.role);
+        if !pg::session::is_role(asked_by) || !may_log_in(asked_by, server, &mapping) {
+            return Err(format!(
+                "whoever has begun this may not log in to server {} any more",
+                description.name
+            ));
+        }
         let role = mapping.role.map_or_else(|| "PUBLIC".to_owned(), pg::session::role_name);
         let user = mapping.role.unwrap_or(pg_sys::InvalidOid);
         let trust = trust(&description, &options, user, &mapping);
@@ -157,14 +165,19 @@ fn mine(name: &str) -> (pg_sys::Oid, ServerOptions, pg_sys::Oid, Login) {
     let (role, description) = (pg::session::current_user(), pg::catalog::server(server));
     let options = ServerOptions::parse(&description.options).unwrap_or_else(|e| raise(e));
     let mapping = pg::catalog::user_mapping(role, server);
-    let is_own = mapping.role == Some(role) && pg::session::may_use_server(server);
-    if !is_own && !pg::session::owns_server(server) {
+    if !may_log_in(role, server, &mapping) {
         let message = format!("permission denied for foreign server {name}");
         let detail = "The user mapping is not this user's own, or there is no USAGE privilege on the server.";
         raise(error(Sql::ERRCODE_INSUFFICIENT_PRIVILEGE, message).set_detail(detail));
     }
     let login = Login::of(server, &options, &mapping).unwrap_or_else(|e| raise(e));
     (server, options, mapping.oid, login)
+}
+
+/// Whether a role may log in for a user mapping: for its own, or as the server's owner.
+fn may_log_in(role: pg_sys::Oid, server: pg_sys::Oid, mapping: &pg::catalog::Mapping) -> bool {
+    let is_own = mapping.role == Some(role) && pg::session::may_use_server(role, server);
+    is_own || pg::session::role_owns_server(role, server)
 }
 
 fn no_consent(server: &str) -> ErrorReport {

@@ -13,6 +13,7 @@ use servicenow::sync::capture::{News, State};
 use servicenow::value::TableName;
 
 use super::place::place;
+use super::secret::write_secret;
 use super::{get, read, timestamp, write};
 use crate::pg;
 
@@ -54,10 +55,11 @@ pub fn subscription(server: pg_sys::Oid, key: &Secret) -> Option<Subscription> {
     if known.as_deref() != Some(id.as_str()) {
         // Another database has the row's: this one is a copy of it, and has nothing in the instance yet.
         write("DELETE FROM servicenow.capture WHERE server = $1", &[server.into()]);
-        write(
-            "INSERT INTO servicenow.capture (server, subscription, salt, place, signing_key) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT DO NOTHING",
-            &[server.into(), id.as_str().into(), salt.into(), here.into(), key.reveal().into()],
+        write_secret(
+            key,
+            "INSERT INTO servicenow.capture (server, subscription, salt, place, signing_key)
+             VALUES ($1, $2, $3, $4, servicenow._secret()) ON CONFLICT DO NOTHING",
+            &[server.into(), id.as_str().into(), salt.into(), here.into()],
         );
     } else if let Some(here) = here.filter(|here| recorded.as_ref().is_some_and(|recorded| recorded != here))
     {
@@ -117,20 +119,14 @@ pub fn renew_subscription(server: pg_sys::Oid, salt: i32, key: &Secret, why: &st
     let id = subscription_id(server, salt);
     let name = pg::catalog::server(server).name;
     let reason = format!("{why}: call servicenow.install_capture('{name}') for rules of this database");
-    write(
+    write_secret(
+        key,
         "UPDATE servicenow.capture
-         SET salt = $2, subscription = $3, signing_key = $4, queue_table = NULL, rules = '{}', installs = installs + 1,
-             installed = installed AND place IS NOT DISTINCT FROM $6, place = $6,
-             state = 'absent', reason = $5, complete_at = NULL
+         SET salt = $2, subscription = $3, signing_key = servicenow._secret(), queue_table = NULL, rules = '{}',
+             installs = installs + 1, installed = installed AND place IS NOT DISTINCT FROM $5, place = $5,
+             state = 'absent', reason = $4, complete_at = NULL
          WHERE server = $1",
-        &[
-            server.into(),
-            salt.into(),
-            id.as_str().into(),
-            key.reveal().into(),
-            reason.as_str().into(),
-            place().into(),
-        ],
+        &[server.into(), salt.into(), id.as_str().into(), reason.as_str().into(), place().into()],
     );
     pg::worker::log(&format!("server \"{name}\": {why}; the subscription is {id} from now on"));
 }
@@ -143,17 +139,17 @@ pub fn installed(
     rules: &BTreeSet<TableName>,
     key: &Secret,
 ) {
-    write(
+    write_secret(
+        key,
         "UPDATE servicenow.capture
-         SET installed = $2, queue_table = $3, rules = $4, signing_key = $5, place = $6, installs = installs + 1, state = 'absent', reason = NULL,
-             complete_at = NULL
+         SET installed = $2, queue_table = $3, rules = $4, signing_key = servicenow._secret(), place = $5,
+             installs = installs + 1, state = 'absent', reason = NULL, complete_at = NULL
          WHERE server = $1",
         &[
             server.into(),
             installed.into(),
             queue.map(TableName::as_str).into(),
             names(rules).into(),
-            key.reveal().into(),
             place().into(),
         ],
     );

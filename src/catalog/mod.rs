@@ -16,6 +16,7 @@ mod progress;
 mod renumber;
 mod request_stat;
 mod rows;
+mod secret;
 mod token;
 mod upkeep;
 mod work;
@@ -71,6 +72,7 @@ pub use rows::{
     forget_old_absent, gone_since, leave_to_recheck, next_recheck, note_not_undone, outlook, rechecked,
     remember_absent, settled, to_recheck,
 };
+pub use secret::written_secret;
 pub use token::{forget_tokens, keep_token, kept_token, mappings};
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
 pub use work::{Work, deletes_since, metadata_since, position, work};

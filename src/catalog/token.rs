@@ -4,6 +4,7 @@
 use pgrx::pg_sys;
 use servicenow::client::auth::Secret;
 
+use super::secret::write_secret;
 use super::{WRAPPER, get, read, write};
 
 /// All user mappings of the wrapper's servers: server and mapping.
@@ -28,11 +29,12 @@ pub fn kept_token(login: &str) -> Option<Secret> {
 
 /// Keeps the refresh token of a login. By the worker only.
 pub fn keep_token(login: &str, token: &Secret) {
-    write(
-        "INSERT INTO servicenow.token AS t (login, refresh_token) VALUES ($1, $2)
+    write_secret(
+        token,
+        "INSERT INTO servicenow.token AS t (login, refresh_token) VALUES ($1, servicenow._secret())
          ON CONFLICT (login) DO UPDATE SET refresh_token = excluded.refresh_token
          WHERE t.refresh_token <> excluded.refresh_token",
-        &[login.into(), token.reveal().into()],
+        &[login.into()],
     );
 }
 

@@ -44,6 +44,12 @@ pub fn role_name(role: pg_sys::Oid) -> String {
     name.unwrap_or_else(|| role.to_u32().to_string())
 }
 
+/// Whether there is such a role.
+pub fn is_role(role: pg_sys::Oid) -> bool {
+    // SAFETY: `noerr`: NULL for a role that is gone.
+    unsafe { !pg_sys::GetUserNameFromId(role, true).is_null() }
+}
+
 /// Acts as the bootstrap superuser until dropped: for the extension's own tables, which nobody else may touch.
 /// Names mean what they mean in `pg_catalog` meanwhile, whatever `search_path` the caller has set: an operator
 /// of theirs would run with these rights.
@@ -122,12 +128,17 @@ pub fn may_read_server_files() -> bool {
 
 /// Whether the current role owns a foreign server, as superusers do.
 pub fn owns_server(server: pg_sys::Oid) -> bool {
+    role_owns_server(current_user(), server)
+}
+
+/// As [`owns_server`], of any role.
+pub fn role_owns_server(role: pg_sys::Oid, server: pg_sys::Oid) -> bool {
     // SAFETY: syscache lookups.
     unsafe {
         #[cfg(feature = "pg15")]
-        return pg_sys::pg_foreign_server_ownercheck(server, pg_sys::GetUserId());
+        return pg_sys::pg_foreign_server_ownercheck(server, role);
         #[cfg(not(feature = "pg15"))]
-        return pg_sys::object_ownercheck(pg_sys::ForeignServerRelationId, server, pg_sys::GetUserId());
+        return pg_sys::object_ownercheck(pg_sys::ForeignServerRelationId, server, role);
     }
 }
 
@@ -143,15 +154,14 @@ pub fn owns_relation(relation: pg_sys::Oid) -> bool {
 }
 
 /// Whether the current role may use a foreign server.
-pub fn may_use_server(server: pg_sys::Oid) -> bool {
+pub fn may_use_server(role: pg_sys::Oid, server: pg_sys::Oid) -> bool {
     let usage = pg_sys::ACL_USAGE as pg_sys::AclMode;
     // SAFETY: syscache lookups.
     unsafe {
-        let user = pg_sys::GetUserId();
         #[cfg(feature = "pg15")]
-        let answer = pg_sys::pg_foreign_server_aclcheck(server, user, usage);
+        let answer = pg_sys::pg_foreign_server_aclcheck(server, role, usage);
         #[cfg(not(feature = "pg15"))]
-        let answer = pg_sys::object_aclcheck(pg_sys::ForeignServerRelationId, server, user, usage);
+        let answer = pg_sys::object_aclcheck(pg_sys::ForeignServerRelationId, server, role, usage);
         answer == pg_sys::AclResult::ACLCHECK_OK
     }
 }

@@ -11,6 +11,7 @@ use axum::extract::{Query, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName, REFERRER_POLICY};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
 use serde::Deserialize;
 use servicenow::client::auth::Secret;
 use tokio::net::UnixListener;
@@ -123,7 +124,7 @@ fn serve(desk: Desk) -> std::io::Result<AbortOnDrop> {
     let listener = std::os::unix::net::UnixListener::bind(&path)?;
     listener.set_nonblocking(true)?;
     let serving = async move {
-        let app = Router::new().route(CALLBACK, axum::routing::get(receive)).with_state(desk);
+        let app = Router::new().route(CALLBACK, get(receive).head(refuse)).with_state(desk);
         if let Ok(listener) = UnixListener::from_std(listener) {
             let _ended = axum::serve(listener, app).await;
         }
@@ -137,6 +138,11 @@ struct Brought {
     state: Option<String>,
     code: Option<String>,
     error: Option<String>,
+}
+
+/// Whoever wants to see the head only, as what checks links, uses no code up.
+async fn refuse() -> StatusCode {
+    StatusCode::METHOD_NOT_ALLOWED
 }
 
 async fn receive(State(desk): State<Desk>, Query(brought): Query<Brought>) -> Response {

@@ -20,6 +20,10 @@ impl Browser {
         Self(reqwest::Client::builder().no_proxy().redirect(policy).build().expect("a browser"))
     }
 
+    async fn head(&self, url: &str) -> reqwest::Response {
+        self.0.head(url).send().await.expect("an answer")
+    }
+
     async fn get(&self, url: &str) -> reqwest::Response {
         self.0.get(url).send().await.expect("an answer")
     }
@@ -110,6 +114,8 @@ async fn the_listener_takes_a_browser_in_and_everybody_is_logged_in() {
     assert!(url.contains("code_challenge_method=S256"), "{url}");
     let browser = Browser::new();
     let back = browser.log_in(&url, "itil.user", "Allow").await;
+    // What looks at addresses without following them uses nothing up.
+    assert_eq!(browser.head(back.as_str()).await.status(), 405);
     let answer = browser.get(back.as_str()).await;
     let headers = answer.headers().clone();
     assert_eq!(
@@ -168,6 +174,30 @@ async fn a_browser_that_brings_back_anything_else_is_told_what_is_wrong() {
     assert!(page.contains("the user mapping was altered meanwhile"), "{page}");
 }
 
+/// What a role may do when it begins may be taken from it before the browser is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_logs_in_who_may_not_use_the_server_any_more() {
+    let (_, address) = cluster();
+    let world = world().await;
+    register(&world, &format!("http://{address}/oauth/callback"));
+    let role = world.role("ivy");
+    let ivy = world.session_as("ivy").await;
+    world
+        .db
+        .run(&format!(
+            "CREATE USER MAPPING FOR {role} SERVER acme OPTIONS (auth 'authorization_code', {CLIENT});
+             GRANT USAGE ON FOREIGN SERVER acme TO {role}"
+        ))
+        .await;
+    let url: String = ivy.value(AUTHORIZE).await;
+    let browser = Browser::new();
+    let back = browser.log_in(&url, "pacific.user", "Allow").await;
+    world.db.run(&format!("REVOKE USAGE ON FOREIGN SERVER acme FROM {role}")).await;
+    let page = browser.get(back.as_str()).await.text().await.expect("a page");
+    assert!(page.contains("may not log in to server acme any more"), "{page}");
+    assert_eq!(token_calls(&world), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_can_be_brought_back_by_hand_once_and_by_nobody_else() {
     let (_, address) = cluster();
@@ -207,8 +237,12 @@ async fn a_code_can_be_brought_back_by_hand_once_and_by_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_that_takes_over_has_the_refresh_token_and_nobody_sees_it() {
-    // Where nobody listens.
-    let world = World::on(Box::leak(Box::new(Cluster::start(""))), Dataset::Small).await;
+    // Where nobody listens, and all plans are logged, from 16 on with the statements' parameters.
+    let logged = "shared_preload_libraries = 'auto_explain'
+        auto_explain.log_min_duration = 0
+        auto_explain.log_nested_statements = on
+        auto_explain.log_verbose = on";
+    let world = World::on(Box::leak(Box::new(Cluster::start(logged))), Dataset::Small).await;
     world.set_up("").await;
     world.db.run(&format!("DROP USER MAPPING FOR PUBLIC SERVER acme; {INCIDENT}")).await;
     world.db.run(&format!("{MAPPING}{CLIENT})")).await;
@@ -219,8 +253,17 @@ async fn a_standby_that_takes_over_has_the_refresh_token_and_nobody_sees_it() {
     world.db.run(&format!("SELECT servicenow.exchange_code('acme', '{code}', '{state}')")).await;
     world.until("SELECT count(*) = 1 FROM servicenow.token").await;
     let nobody = world.session_as("nobody").await;
-    let error = nobody.error("SELECT * FROM servicenow.token").await;
-    assert_eq!(error.code().code(), "42501");
+    for closed in ["SELECT * FROM servicenow.token", "SELECT servicenow._secret()"] {
+        assert_eq!(nobody.error(closed).await.code().code(), "42501");
+    }
+    assert_eq!(world.db.value::<Option<String>>("SELECT servicenow._secret()").await, None);
+    world.db.run("SELECT servicenow.capture_script('incident')").await;
+    let secrets = "SELECT ARRAY[refresh_token, signing_key] FROM servicenow.token, servicenow.capture";
+    let secrets = world.db.value::<Vec<String>>(secrets).await;
+    for part in ["INSERT INTO servicenow.token", "INSERT INTO servicenow.capture"] {
+        assert!(world.cluster.log().contains(part), "{part} is logged");
+    }
+    assert!(secrets.iter().all(|secret| secret.len() > 20 && !world.cluster.log().contains(secret)));
     // As there: no files.
     world.stop_worker().await;
     let database: u32 =
