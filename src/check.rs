@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::capture::{HOW_TO_BE_REACHED, is_reachable};
 use crate::catalog::{self, Mirror};
-use crate::connection::{Connection, HttpClient, impatient_connection};
+use crate::connection::{Connection, HttpClient, impatient_connection, workers_connection};
 use crate::error::{Doing, error, raise, report};
 use crate::option::{CaptureMode, ServerOptions};
 use crate::pg;
@@ -98,6 +98,11 @@ pub fn check(name: &str) -> Vec<Finding> {
         Err(_) => None, // logged in, and not allowed to see users
     };
     findings.push(Finding::fine("login", format!("logged in to {}", connection.host())));
+    // It was tried out apart from others; one that rests because it was refused before is tried again.
+    let _it_is_tried_later = workers_connection(server).ask(|client: HttpClient| async move {
+        client.forgive_refusal().await;
+        Ok(())
+    });
     findings.extend(served.map(|served| clock(served, began)));
     findings.push(rate_limits(server));
     findings.extend(inspect(server, &connection));

@@ -77,7 +77,9 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
         Error::Login => plain(
             Sql::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
             "login was refused",
-            "Check the user mapping's credentials, and that the OAuth client is active in ServiceNow. A refused login is not tried again for a while, so that the account is not locked.",
+            &format!(
+                "Check the user mapping's credentials, and that the OAuth client is active in ServiceNow. So that no account is locked a refused login is not tried again for a while, a password no more than three times: ALTER USER MAPPING has it tried at once. A login in a browser begins anew with SELECT servicenow.authorize_url('{server}')."
+            ),
         ),
         Error::NoConsent => plain(
             Sql::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,

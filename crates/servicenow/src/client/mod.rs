@@ -403,6 +403,11 @@ impl<T: Transport> Client<T> {
         self.inner.login.exchange_code(&*self.inner, code, consent).await
     }
 
+    /// The credentials were accepted elsewhere just now: a login that rests is tried again.
+    pub async fn forgive_refusal(&self) {
+        self.inner.login.forgive().await;
+    }
+
     /// One attempt; a failure comes with the pass it was made with.
     async fn attempt<R>(
         &self,

@@ -164,6 +164,62 @@ async fn a_refused_login_is_tried_by_one_process_and_rests_for_all() {
     }
 }
 
+/// An account is not locked by tries that nobody has asked for.
+#[tokio::test]
+async fn a_password_that_was_refused_three_times_rests_until_it_is_another_or_somebody_says_so() {
+    for credentials in [password_grant, basic] {
+        let shared = Shared::new().await;
+        let tries = || logins(&shared.sim) + calls(&shared.sim, "GET").len();
+        for _ in 0..20 {
+            assert_eq!(call(&shared.processes(3, &credentials("wrong"))).await, 0);
+            shared.sim.clock().advance(Duration::from_secs(3_600));
+        }
+        assert_eq!(tries(), 3);
+        shared.sim.edit().set_password("itil.user", "wrong");
+        assert_eq!(call(&[shared.process(credentials("wrong"))]).await, 0, "it is not tried");
+        shared.process(credentials("wrong")).forgive_refusal().await;
+        assert_eq!(call(&shared.processes(3, &credentials("wrong"))).await, 3);
+        shared.sim.edit().set_password("itil.user", "right");
+        shared.sim.edit().expire_tokens(true);
+        assert_eq!(call(&[shared.process(credentials("wrong"))]).await, 0);
+        assert_eq!(call(&[shared.process(credentials("right"))]).await, 1, "another one is tried at once");
+    }
+    // No account is behind a client's secret: what was wrong over there may be right by now.
+    let shared = Shared::new().await;
+    let client =
+        Credentials::ClientCredentials { client: OauthClient::new("fdw-client", Secret::new("wrong")) };
+    for _ in 0..5 {
+        assert_eq!(call(&[shared.process(client.clone())]).await, 0);
+        shared.sim.clock().advance(Duration::from_secs(901));
+    }
+    assert_eq!(logins(&shared.sim), 5);
+}
+
+/// On a full disk a process remembers what it cannot write.
+#[tokio::test]
+async fn what_could_not_be_written_is_not_forgotten_by_its_process() {
+    let shared = Shared::new().await;
+    std::fs::create_dir_all(shared.path.with_added_extension("new")).expect("in the way of the file");
+    let process = shared.process(basic("wrong"));
+    for _ in 0..5 {
+        assert_eq!(call(std::slice::from_ref(&process)).await, 0);
+    }
+    assert_eq!(calls(&shared.sim, "GET").len(), 1, "a refusal");
+    let process = shared.process(password_grant("itil-secret"));
+    assert_eq!(call(std::slice::from_ref(&process)).await, 1);
+    shared.sim.edit().expire_tokens(true);
+    shared.sim.edit().set_password("itil.user", "another");
+    assert_eq!(call(std::slice::from_ref(&process)).await, 0);
+    assert_eq!(logins(&shared.sim), 3, "the refresh token was there, and is not taken for the password");
+    // There is room again: what others write is seen.
+    std::fs::remove_dir_all(shared.path.with_added_extension("new")).expect("it is there");
+    shared.sim.edit().set_password("itil.user", "itil-secret");
+    shared.sim.clock().advance(Duration::from_secs(31));
+    assert_eq!(call(&[shared.process(password_grant("itil-secret"))]).await, 1);
+    assert_eq!(call(std::slice::from_ref(&process)).await, 1);
+    assert_eq!(logins(&shared.sim), 4);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_that_were_accepted_hold_nobody_up() {
     let shared = Shared::new().await;
@@ -293,7 +349,16 @@ async fn a_consent_in_a_browser_logs_everybody_in_for_as_long_as_the_refresh_tok
     let code = agree(&shared.sim, &consent).await;
     first.exchange_code(&code, &consent).await.expect("a token");
     assert!(matches!(first.exchange_code(&code, &consent).await, Err(Error::Login)), "a code is good once");
-    assert_eq!(call(&[first, shared.process(credentials())]).await, 2);
+    assert_eq!(call(&[first.clone(), shared.process(credentials())]).await, 2);
+    // Another consent is used by whoever has the first one still.
+    let before = logins(&shared.sim);
+    let second = Consent::new("", "http://localhost/oauth/callback".parse().expect("an address"));
+    shared.sim.edit().expire_tokens(true);
+    let code = agree(&shared.sim, &second).await;
+    shared.process(credentials()).exchange_code(&code, &second).await.expect("a token");
+    let asked = calls(&shared.sim, "GET").len();
+    assert_eq!(call(&[first]).await, 1);
+    assert_eq!((logins(&shared.sim), calls(&shared.sim, "GET").len()), (before + 1, asked + 1));
     shared.sim.clock().advance(Duration::from_secs(90 * 86_400));
     assert_eq!(call(&[shared.process(credentials())]).await, 1);
     // Without the file, by the refresh token that was kept elsewhere.

@@ -108,6 +108,11 @@ impl Credentials {
         }
     }
 
+    /// Whether an instance may lock the user's account if they are refused too often.
+    pub(super) fn may_lock_an_account(&self) -> bool {
+        matches!(self, Credentials::Basic { .. } | Credentials::Password { .. })
+    }
+
     /// A digest of all secrets as they are now. What was refused with one may be accepted with another.
     pub(super) fn digest(&self) -> Result<String> {
         let own = match self {

@@ -111,9 +111,16 @@ pub(super) async fn request<T: Transport>(
             Error::Unreadable("the token endpoint did not answer with a token".to_owned())
         }
     })?;
+    granted(&answer)
+}
+
+/// What an answer brings. An empty refresh token is none.
+fn granted(answer: &BasicTokenResponse) -> Result<Granted> {
+    let given = |token: &str| (!token.is_empty()).then(|| Secret::new(token));
+    let nothing = || Error::Unreadable("the token endpoint answered with an empty token".to_owned());
     Ok(Granted {
-        access: Secret::new(answer.access_token().secret().clone()),
-        refresh: answer.refresh_token().map(|token| Secret::new(token.secret().clone())),
+        access: given(answer.access_token().secret()).ok_or_else(nothing)?,
+        refresh: answer.refresh_token().and_then(|token| given(token.secret())),
         life: answer.expires_in().unwrap_or(TOKEN_LIFE),
     })
 }
@@ -220,5 +227,21 @@ async fn send<T: Transport>(transport: &T, request: Request) -> Result<HttpRespo
             interpret(&answer)?;
             Err(Error::Unreadable(format!("the token endpoint answered with status {status}")))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_empty_is_no_token() {
+        let answer = |access: &str, refresh: &str| {
+            let answer = json!({ "access_token": access, "refresh_token": refresh, "token_type": "Bearer" });
+            granted(&serde_json::from_value(answer).expect("an answer"))
+        };
+        assert!(answer("a", "").expect("a token").refresh.is_none());
+        assert!(answer("a", "r").expect("a token").refresh.is_some());
+        assert!(matches!(answer("", "r"), Err(Error::Unreadable(_))));
     }
 }

@@ -89,14 +89,14 @@ impl Login {
         let digest = self.credentials.digest()?;
         let mut known = self.vault.known().await;
         known.look();
-        if known.state().rests(self.vault.now(), &digest) {
+        if known.state().rests(self.vault.now(), &digest, self.most_tries()) {
             return Err(Error::Login);
         }
         if known.state().is_accepted() {
             return Ok(Pass { name, value: value()?, trial: None });
         }
         let locked = known.lock().await;
-        if locked.state().rests(self.vault.now(), &digest) {
+        if locked.state().rests(self.vault.now(), &digest, self.most_tries()) {
             return Err(Error::Login);
         }
         let trial = if locked.state().is_accepted() { None } else { Some(locked) };
@@ -104,7 +104,9 @@ impl Login {
     }
 
     async fn token<T: Transport>(&self, transport: &T, rejected: Option<&Secret>) -> Result<Secret> {
-        let known = self.vault.known().await;
+        let mut known = self.vault.known().await;
+        // Another process may have been given another user's consent meanwhile.
+        known.look();
         if let Some(token) = known.state().token(self.vault.now(), rejected, self.urgency) {
             return Ok(token.clone());
         }
@@ -115,14 +117,14 @@ impl Login {
         // If there is no new one, this one may be good for a while yet.
         let living = locked.state().living_token(self.vault.now(), rejected).cloned();
         let digest = self.credentials.digest()?;
-        if locked.state().rests(self.vault.now(), &digest) {
+        if locked.state().rests(self.vault.now(), &digest, self.most_tries()) {
             return living.ok_or(Error::Login);
         }
         self.renew(transport, &mut locked).await.or_else(|e| {
             if matches!(e, Error::Login) {
                 self.is_doubtful.store(true, Ordering::Relaxed);
                 let now = self.vault.now();
-                let _known_here = locked.change(|state| state.refuse(now, digest));
+                let _known_here = locked.change(|state| state.refuse(now, digest, self.most_tries()));
             }
             living.ok_or(e)
         })
@@ -203,11 +205,7 @@ impl Login {
                 let _known_here = locked.change(state::State::accept);
             }
             None if self.is_doubtful.swap(false, Ordering::Relaxed) && self.has_token() => {
-                let mut known = self.vault.known().await;
-                known.look();
-                if known.state().was_refused() {
-                    let _known_here = known.lock().await.change(state::State::accept);
-                }
+                self.forgive().await;
             }
             None => {}
         }
@@ -222,7 +220,21 @@ impl Login {
             Some(locked) => locked,
             None => self.vault.known().await.lock().await,
         };
-        let _known_here = locked.change(|state| state.refuse(now, digest));
+        let _known_here = locked.change(|state| state.refuse(now, digest, self.most_tries()));
+    }
+
+    /// The credentials were accepted elsewhere: whatever rests is tried again.
+    pub(super) async fn forgive(&self) {
+        let mut known = self.vault.known().await;
+        known.look();
+        if known.state().was_refused() {
+            let _known_here = known.lock().await.change(state::State::accept);
+        }
+    }
+
+    /// How often the credentials may be refused in a row.
+    fn most_tries(&self) -> Option<u32> {
+        self.credentials.may_lock_an_account().then_some(state::MOST_TRIES)
     }
 
     /// Whether another login could help after a 401.

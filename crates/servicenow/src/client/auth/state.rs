@@ -13,6 +13,8 @@ use crate::client::retry::Urgency;
 const FIRST_REST: Duration = Duration::from_secs(30);
 /// The longest rest.
 const LONGEST_REST: Duration = Duration::from_secs(900);
+/// A password that was refused so often in a row is not tried again until somebody says so, as instances lock accounts.
+pub(super) const MOST_TRIES: u32 = 3;
 /// Instances tell the rest of a token's life in whole seconds.
 const ROUNDING: Duration = Duration::from_secs(1);
 
@@ -94,13 +96,14 @@ impl State {
         self.accepted
     }
 
-    /// Whether credentials of this digest are to be left alone for now.
-    pub(super) fn rests(&self, now: SystemTime, digest: &str) -> bool {
+    /// Whether credentials of this digest are to be left alone: for now, or for good after the most tries there may be.
+    pub(super) fn rests(&self, now: SystemTime, digest: &str, most_tries: Option<u32>) -> bool {
         let now = since_1970(now);
         self.refused.as_ref().is_some_and(|refused| {
             let until = Duration::from_millis(refused.until);
+            let is_over = most_tries.is_some_and(|most| refused.count >= most);
             // If the clock was set back it is not known how long it has rested.
-            refused.digest == digest && now < until && until <= now + LONGEST_REST
+            refused.digest == digest && (is_over || now < until && until <= now + LONGEST_REST)
         })
     }
 
@@ -144,9 +147,9 @@ impl State {
     }
 
     /// Credentials of this digest were refused. What was refused while they rest was under way before.
-    pub(super) fn refuse(&mut self, now: SystemTime, digest: String) {
+    pub(super) fn refuse(&mut self, now: SystemTime, digest: String, most_tries: Option<u32>) {
         self.accepted = false;
-        if self.rests(now, &digest) {
+        if self.rests(now, &digest, most_tries) {
             return;
         }
         let count = self.refused.as_ref().filter(|before| before.digest == digest);
@@ -244,8 +247,25 @@ mod tests {
     #[test]
     fn other_credentials_are_tried_at_once() {
         let mut state = State::default();
-        state.refuse(at(0), "one".to_owned());
-        assert!(state.rests(at(1), "one") && !state.rests(at(1), "two"));
+        state.refuse(at(0), "one".to_owned(), None);
+        assert!(state.rests(at(1), "one", None) && !state.rests(at(1), "two", None));
+    }
+
+    /// Whatever the clock does meanwhile.
+    #[test]
+    fn what_may_be_tried_so_often_rests_for_good_after_that() {
+        let mut state = State::default();
+        for n in 0..u64::from(MOST_TRIES) {
+            assert!(!state.rests(at(n * 1_000), "one", Some(MOST_TRIES)));
+            state.refuse(at(n * 1_000), "one".to_owned(), Some(MOST_TRIES));
+        }
+        for years in 0..3 {
+            assert!(state.rests(at(years * 365 * 86_400), "one", Some(MOST_TRIES)));
+        }
+        assert!(state.rests(SystemTime::UNIX_EPOCH, "one", Some(MOST_TRIES)));
+        assert!(!state.rests(at(1_000_000), "two", Some(MOST_TRIES)), "another password is another matter");
+        state.accept();
+        assert!(!state.rests(at(0), "one", Some(MOST_TRIES)));
     }
 
     #[test]
@@ -264,8 +284,8 @@ mod tests {
             let (mut state, mut now, mut refused_at) = (State::default(), 0, Vec::<u64>::new());
             for wait in tries {
                 now += wait;
-                if !state.rests(at(now), "d") {
-                    state.refuse(at(now), "d".to_owned());
+                if !state.rests(at(now), "d", None) {
+                    state.refuse(at(now), "d".to_owned(), None);
                     refused_at.push(now);
                 }
             }
@@ -279,8 +299,8 @@ mod tests {
             let time = |ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms);
             let mut state = State::default();
             state.granted(granted("a", Some("r"), life), time(now));
-            state.refuse(time(now), "d".to_owned());
-            let _any = (state.token(time(later), None, Urgency::Statement), state.rests(time(later), "d"));
+            state.refuse(time(now), "d".to_owned(), None);
+            let _any = (state.token(time(later), None, Urgency::Statement), state.rests(time(later), "d", None));
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -30,7 +30,7 @@ const UNFINISHED: &str = "new";
 /// Keeps the state of a login. Cloning shares it.
 #[derive(Clone)]
 pub struct Vault {
-    state: Arc<Mutex<State>>,
+    held: Arc<Mutex<Held>>,
     file: Option<Arc<VaultFile>>,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
@@ -48,7 +48,7 @@ pub struct VaultFile {
 
 impl Default for Vault {
     fn default() -> Self {
-        Self { state: Arc::default(), file: None, clock: Arc::new(SystemTime::now) }
+        Self { held: Arc::default(), file: None, clock: Arc::new(SystemTime::now) }
     }
 }
 
@@ -77,32 +77,54 @@ impl Vault {
 
     /// The state as this process knows it, for itself while it is held.
     pub(super) async fn known(&self) -> Known {
-        Known { state: self.state.clone().lock_owned().await, file: self.file.clone() }
+        Known { held: self.held.clone().lock_owned().await, file: self.file.clone() }
     }
+}
+
+/// What a process knows of a login.
+#[derive(Default)]
+struct Held {
+    state: State,
+    /// The file as it was when this process last had a look at it, or wrote it. As long as it is that one nobody has
+    /// written anything else: what is held is as new, also if it could not be written.
+    seen: Option<Stamp>,
+}
+
+/// What tells a file from what replaces it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stamp {
+    /// There is none.
+    Nothing,
+    /// Its number, and the last time that it was changed.
+    File(u64, SystemTime),
 }
 
 /// A state that no other task of this process changes.
 pub(super) struct Known {
-    state: OwnedMutexGuard<State>,
+    held: OwnedMutexGuard<Held>,
     file: Option<Arc<VaultFile>>,
 }
 
 impl Known {
     pub(super) fn state(&self) -> &State {
-        &self.state
+        &self.held.state
     }
 
-    /// The state as all processes know it.
+    /// The state as all processes know it. What is known is better than nothing if that cannot be read.
     pub(super) fn look(&mut self) {
-        if let Some(file) = &self.file {
-            match file.read() {
-                Ok(state) => *self.state = state,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    *self.state = State::with_refresh_token(file.spare.clone());
-                }
-                // What is known is better than nothing.
-                Err(_) => {}
+        let Some(file) = &self.file else { return };
+        let Ok(stamp) = file.stamp() else { return };
+        if self.held.seen == Some(stamp) {
+            return;
+        }
+        match file.read() {
+            Ok(state) => *self.held = Held { state, seen: Some(stamp) },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let state = State::with_refresh_token(file.spare.clone());
+                *self.held = Held { state, seen: Some(Stamp::Nothing) };
             }
+            // It is written over by whoever logs in next.
+            Err(_) => self.held.seen = Some(stamp),
         }
     }
 
@@ -125,20 +147,33 @@ pub(super) struct Locked {
 
 impl Locked {
     pub(super) fn state(&self) -> &State {
-        &self.known.state
+        &self.known.held.state
     }
 
-    /// Changes it, for everybody. If the file cannot be written only this process knows.
+    /// Changes it, for everybody. If the file cannot be written, as on a full disk, only this process knows, until the
+    /// next change.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut State)) -> io::Result<()> {
-        change(&mut self.known.state);
-        match &self.known.file {
-            None => Ok(()),
-            Some(file) => file.write(&self.known.state),
+        let held = &mut *self.known.held;
+        change(&mut held.state);
+        if let Some(file) = &self.known.file {
+            file.write(&held.state)?;
+            held.seen = file.stamp().ok();
         }
+        Ok(())
     }
 }
 
 impl VaultFile {
+    fn stamp(&self) -> io::Result<Stamp> {
+        match fs::metadata(&self.path) {
+            Ok(file) => Ok(Stamp::File(file.ino(), file.modified()?)),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Ok(Stamp::Nothing)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     fn read(&self) -> io::Result<State> {
         read_state(&self.path)
     }
