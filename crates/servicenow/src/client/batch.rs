@@ -24,6 +24,9 @@ pub(super) const OUTPUT_HEADER: HeaderName = HeaderName::from_static("x-batchreq
 /// The most output of all items together, encoded, in bytes (the Batch API's own limit).
 pub(super) const OUTPUT_LIMIT: usize = 10 << 20;
 
+/// Headers of an item that are looked at, as many as of an answer: whatever comes behind them is none that matters.
+const MOST_HEADERS: usize = 100;
+
 /// What an item takes besides its address and its body, in bytes, a bit more than less.
 const OVERHEAD: usize = 260;
 
@@ -195,7 +198,7 @@ impl Serviced {
     /// The answer as it would have come to a call of its own; the instance's clock is that of the batch.
     fn response(self, date: Option<&HeaderValue>) -> Result<Response> {
         let mut headers: HeaderMap = date.map(|date| (DATE, date.clone())).into_iter().collect();
-        headers.extend(self.headers.into_iter().filter_map(|header| {
+        headers.extend(self.headers.into_iter().take(MOST_HEADERS).filter_map(|header| {
             let name: HeaderName = header.name.parse().ok()?;
             Some((name, HeaderValue::from_str(&header.value?).ok()?))
         }));
@@ -220,6 +223,18 @@ mod tests {
     fn answer(body: &Json) -> Response {
         let body = Bytes::from(body.to_string());
         Response { status: 200, headers: HeaderMap::new(), wire_bytes: body.len(), body }
+    }
+
+    /// A map of headers has an end, beyond which it panics.
+    #[test]
+    fn an_item_with_any_number_of_headers_is_read() {
+        let headers: Vec<Json> =
+            (0..40_000).map(|n| json!({ "name": format!("x-{n}"), "value": "x" })).collect();
+        let body = json!({
+            "serviced_requests": [{ "id": "0", "status_code": 200, "body": "", "headers": headers }]
+        });
+        let answer = decode(&answer(&body), 1).expect("an answer");
+        assert_eq!(answer.serviced(), 1);
     }
 
     /// The vendor's sample, in which the ids are texts, an item came in XML and one was not serviced.

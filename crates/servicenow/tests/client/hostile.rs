@@ -1,12 +1,15 @@
 //! Answers that mean harm: each is an error within bounds of memory and time, whatever was asked for.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use servicenow::Error;
 use servicenow::client::auth::{Credentials, OauthClient, Secret};
 use servicenow::client::retry::Effect as Repeated;
+use servicenow::client::write::{Change, Fate};
 use servicenow::dictionary;
 use servicenow::query::Query;
+use servicenow::value::SysId;
 use servicenow_sim::{Effect, Fault, Simulator};
 
 use crate::batch::fields;
@@ -36,7 +39,19 @@ async fn errors(sim: &Simulator) -> Vec<(&'static str, Error)> {
     let (incident, layout, id) = (table("incident"), some_fields(), known(sim));
     let change = fields("short_description", "x");
     let failed = "an error";
+    let batch = ["1", "2"].map(|id| Change::Update {
+        id: SysId::new(id.repeat(32)),
+        fields: change.clone(),
+        effect: Repeated::Idempotent,
+        from: None,
+    });
+    let fates = admin.write_all(&incident, batch.into(), &layout, false, &Arc::default()).await;
+    let batch = fates.into_iter().find_map(|fate| match fate {
+        Fate::Failed(e) => Some(e),
+        Fate::Done(_) | Fate::NotSent => None,
+    });
     vec![
+        ("batch", batch.expect(failed)),
         ("list", page(&admin, "incident", "", 10).await.expect_err(failed)),
         ("record", admin.get(&incident, &id, &layout).await.expect_err(failed)),
         ("count", admin.count(&incident, &Query::all()).await.expect_err(failed)),
