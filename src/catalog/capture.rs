@@ -41,7 +41,8 @@ pub struct Subscription {
 /// interrupted meets in the instance what was made before. `key` is used for a new one. A copy of the data directory
 /// gets another one before it reads, makes or takes anything away: the instance has what it has for the original.
 pub fn subscription(server: pg_sys::Oid, key: &Secret) -> Option<Subscription> {
-    let here = place();
+    // Where it is not known whether this is a copy, as on a full disk, nobody is listened to.
+    let here = place()?;
     let (salt, known, recorded) = read(
         "SELECT salt, subscription, place FROM servicenow.capture WHERE server = $1",
         &[server.into()],
@@ -59,10 +60,9 @@ pub fn subscription(server: pg_sys::Oid, key: &Secret) -> Option<Subscription> {
             key,
             "INSERT INTO servicenow.capture (server, subscription, salt, place, signing_key)
              VALUES ($1, $2, $3, $4, servicenow._secret()) ON CONFLICT DO NOTHING",
-            &[server.into(), id.as_str().into(), salt.into(), here.into()],
+            &[server.into(), id.as_str().into(), salt.into(), here.as_str().into()],
         );
-    } else if let Some(here) = here.filter(|here| recorded.as_ref().is_some_and(|recorded| recorded != here))
-    {
+    } else if recorded.is_some_and(|recorded| recorded != here) {
         // The same for the same place, as whoever is interrupted now comes again.
         let digits = SubscriptionId::of(&[&here]);
         let salt = u32::from_str_radix(&digits.as_str()[..8], 16).unwrap_or_default().cast_signed();

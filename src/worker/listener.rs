@@ -360,7 +360,10 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, 
                     shared.lost.fetch_add(1, Ordering::Relaxed);
                     StatusCode::NOT_FOUND.into_response()
                 }
-                Err(_) => StatusCode::GATEWAY_TIMEOUT.into_response(),
+                Err(_) => {
+                    shared.lost.fetch_add(1, Ordering::Relaxed);
+                    StatusCode::GATEWAY_TIMEOUT.into_response()
+                }
             };
             Ok::<_, std::convert::Infallible>(answer)
         }

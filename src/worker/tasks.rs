@@ -410,11 +410,10 @@ fn capture_plan(server: pg_sys::Oid, options: &ServerOptions) -> Option<capture:
         return off();
     }
     let key = new_key();
-    let Ok(subscription) = pg::xact::subtransaction(|| catalog::subscription(server, &key)) else {
+    let Ok(Some(subscription)) = pg::xact::subtransaction(|| catalog::subscription(server, &key)) else {
         catalog::keep_work_changed();
         return None;
     };
-    let subscription = subscription?;
     let endpoint = capture::endpoint(options, &subscription.id);
     if options.capture == CaptureMode::Webhook && endpoint.is_none() {
         return off(); // nobody listens
