@@ -13,6 +13,10 @@ PGRX_VERSION := 0.18.1
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev pkg-config postgresql-15 \
             postgresql-server-dev-15 sudo
+# What the tests take that run mappers and a pooler, with an environment of its own for Python.
+ORM_PACKAGES := pgbouncer python3 python3-venv
+ORM_PYTHON := $(CARGO_TARGET_DIR)/orm-python
+MAPPERS := django==5.2.19 'psycopg[binary]==3.3.9' sqlalchemy==2.1.9
 # What the loaders take that the figures are compared with, in an environment of their own.
 BENCH_PACKAGES := python3 python3-venv
 BENCH_PYTHON := $(CARGO_TARGET_DIR)/bench-python
@@ -38,7 +42,7 @@ export PG_CONFIG CARGO_TARGET_DIR
 
 PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
 
-.PHONY: demo test test-all install package bench lint majors test-in-server install-debug packages pgrx
+.PHONY: demo test test-all install package bench lint majors test-in-server install-debug packages orm-python pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
@@ -68,7 +72,7 @@ package: packages pgrx
 TEST_END_TO_END = RUST_TEST_THREADS=$$((2 * $$(nproc))) cargo test -p tests
 
 # The tests inside a server install a library of their own, so they come before the others.
-test: packages pgrx lint majors test-in-server install-debug
+test: packages pgrx lint majors test-in-server install-debug $(ORM_PYTHON)/ready
 	cargo test -p servicenow -p servicenow-sim -p fuzz
 	$(TEST_END_TO_END)
 
@@ -85,7 +89,7 @@ test-pg%: packages pgrx
 	else \
 	    exit 1; \
 	fi
-test-on: install-debug
+test-on: install-debug $(ORM_PYTHON)/ready
 	$(TEST_END_TO_END)
 
 # SECTIONS chooses some of them, see bench/main.rs.
@@ -97,6 +101,13 @@ $(BENCH_PYTHON)/ready: Makefile
 	python3 -m venv --clear $(BENCH_PYTHON)
 	$(BENCH_PYTHON)/bin/pip install --quiet --disable-pip-version-check $(LOADERS)
 	touch $@
+
+$(ORM_PYTHON)/ready: Makefile
+	@$(MAKE) --no-print-directory packages PACKAGES="$(ORM_PACKAGES)"
+	python3 -m venv --clear $(ORM_PYTHON)
+	$(ORM_PYTHON)/bin/pip install --quiet --disable-pip-version-check $(MAPPERS)
+	touch $@
+orm-python: $(ORM_PYTHON)/ready
 
 lint:
 	cargo fmt --all --check

@@ -195,7 +195,8 @@ fn other_user() -> Option<(u32, u32)> {
     (me == b"0\n").then(|| (id("-u").expect("the user exists"), id("-g").expect("the user exists")))
 }
 
-fn as_user(program: &Path) -> Command {
+/// A program that runs as the user whom servers run as.
+pub fn as_user(program: &Path) -> Command {
     let mut command = Command::new(program);
     if let Some((uid, gid)) = other_user() {
         command.uid(uid).gid(gid);

@@ -1,0 +1,5 @@
+//! Poolers and object-relational mappers run unmodified against foreign tables, with the code of their pages.
+
+mod desk;
+mod python;
+mod sqlx;
