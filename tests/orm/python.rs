@@ -43,6 +43,8 @@ fn run(desk: &Desk, through: &Through, script: &str, modules: &[(&str, &str)]) -
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
     assert!(out.contains("23514"), "the page shows a refusal: {out}");
+    let calls = desk.calls();
+    assert!(calls < 60, "hundreds of rows go in batches, not in {calls} calls");
     out.into_owned()
 }
 
