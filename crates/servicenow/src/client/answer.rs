@@ -28,31 +28,41 @@ pub(super) fn interpret(response: &Response) -> Result<()> {
         400 if words.message.starts_with("Invalid table") => Error::NoTable(words),
         400 if words.message.contains("too long to build the response pagination header") => Error::TooLong,
         401 => Error::Unauthorized(words),
-        403 => Error::Refused { refusal: refusal(&words), words },
+        400 | 403 | 409 | 422 | 500 if let Some(refusal) = known_refusal(&words) => {
+            Error::Refused { refusal, words }
+        }
+        // Refused after all, by something that does not say what it is.
+        403 if words.message.contains("Operation Failed") => {
+            Error::Refused { refusal: Refusal::Aborted, words }
+        }
+        403 => Error::Refused { refusal: Refusal::Acl, words },
         404 if spoken.is_some() => Error::NoRecord(words),
         409 => Error::Refused { refusal: Refusal::Unique, words },
         414 => Error::TooLong,
         429 => Error::RateLimited { retry_after: retry_after(response), words },
-        500..=599 => Error::Unavailable { status, retry_after: retry_after(response) },
+        // Of proxies, too: nobody knows what became of the request.
+        408 | 500..=599 => Error::Unavailable { status, retry_after: retry_after(response) },
         _ => Error::Rejected { status, words },
     })
 }
 
-fn refusal(words: &Words) -> Refusal {
+/// The refusal that the instance's words tell of, whatever the status: which one a violated key has is not established.
+fn known_refusal(words: &Words) -> Option<Refusal> {
     let detail = words.detail.as_deref().unwrap_or_default();
     let says = |text: &str| words.message.contains(text) || detail.contains(text);
-    if says("Insufficient rights to query records") {
-        Refusal::QueryAcl
+    // The name of a rule may hold any word that is looked for below.
+    if says("aborted by") {
+        Some(Refusal::Aborted)
+    } else if says("Insufficient rights to query records") {
+        Some(Refusal::QueryAcl)
     } else if says("Data Policy Exception") {
-        Refusal::Mandatory
+        Some(Refusal::Mandatory)
     } else if says("Unique Key violation") || says("Duplicate entry") {
-        Refusal::Unique
-    } else if says("ACL") || says("insufficient rights") {
-        Refusal::Acl
-    } else if says("aborted") || says("Operation Failed") {
-        Refusal::Aborted
+        Some(Refusal::Unique)
+    } else if says("ACL Exception") || says("ACL Validation") || says("insufficient rights") {
+        Some(Refusal::Acl)
     } else {
-        Refusal::Acl
+        None
     }
 }
 
@@ -155,6 +165,7 @@ mod tests {
             Error::NoRecord(_)
         ));
         assert!(matches!(error(414, "<html>"), Error::TooLong));
+        assert!(matches!(error(408, ""), Error::Unavailable { status: 408, .. }));
         assert!(matches!(error(202, ""), Error::Discarded));
         assert!(matches!(error(302, ""), Error::Unreadable(_)));
         assert!(matches!(error(503, "<html>"), Error::Unavailable { status: 503, .. }));
@@ -192,6 +203,36 @@ mod tests {
             ),
             Refusal::Unique
         );
+    }
+
+    #[test]
+    fn a_refusal_is_known_by_its_words_and_else_by_its_status() {
+        let told = |status, message: &str, detail: &str| {
+            let body = serde_json::json!({ "error": { "message": message, "detail": detail } }).to_string();
+            match interpret(&answer(status, &[], body.leak())) {
+                Err(Error::Refused { refusal, .. }) => Ok(refusal),
+                Err(other) => Err(other),
+                Ok(()) => panic!("{status}"),
+            }
+        };
+        let unique = "Unique Key violation detected by database (Duplicate entry 'X' for key 'name')";
+        for status in [400, 403, 409, 500] {
+            assert_eq!(told(status, "Operation Failed", unique).ok(), Some(Refusal::Unique), "{status}");
+        }
+        let rule = "Operation against file 'incident' was aborted by Business Rule 'Duplicate entry in ORACLE ACL Exception^1'.";
+        for status in [403, 500] {
+            assert_eq!(told(status, "Operation Failed", rule).ok(), Some(Refusal::Aborted), "{status}");
+        }
+        let acl = told(403, "User Not Authorized", "Failed API level ACL Validation");
+        assert_eq!(acl.ok(), Some(Refusal::Acl));
+        assert_eq!(told(403, "Operation Failed", "MIRACLES do not happen").ok(), Some(Refusal::Aborted));
+        assert_eq!(told(403, "Forbidden", "something new").ok(), Some(Refusal::Acl));
+        assert_eq!(told(409, "Conflict", "something new").ok(), Some(Refusal::Unique));
+        assert!(matches!(
+            told(422, "Unprocessable", "something new"),
+            Err(Error::Rejected { status: 422, .. })
+        ));
+        assert!(matches!(told(500, "Operation Failed", "something new"), Err(Error::Unavailable { .. })));
     }
 
     #[test]
