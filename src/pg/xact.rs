@@ -302,6 +302,12 @@ pub fn timeline() -> u32 {
     unsafe { pg_sys::GetWALInsertionTimeLine() }
 }
 
+/// Whether the current transaction may not write.
+pub fn is_read_only() -> bool {
+    // SAFETY: reads a variable of this process, on its main thread.
+    unsafe { pg_sys::XactReadOnly }
+}
+
 /// Whoever has to know how transactions end.
 #[derive(Clone, Copy, Debug)]
 pub struct Watcher {

@@ -120,6 +120,17 @@ pub fn refuse_if_in_use(relation: pg_sys::Oid, command: &str) {
 /// The transaction is about to be committed: sends everything, and what deferred triggers want to have sent because of it.
 pub fn before_commit() {
     if is_waiting() {
+        if pg::xact::is_read_only() {
+            raise(
+                error(
+                    Sql::ERRCODE_READ_ONLY_SQL_TRANSACTION,
+                    "cannot send writes to ServiceNow in a read-only transaction",
+                )
+                .set_detail(
+                    "The transaction was made read-only while writes waited for COMMIT; nothing was sent.",
+                ),
+            );
+        }
         pg::xact::within_statement_timeout(|| {
             let mut progress = Progress::of("transaction");
             while is_waiting() {

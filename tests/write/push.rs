@@ -503,3 +503,25 @@ async fn a_row_that_may_be_passed_over_is_not_joined_with_what_comes_after() {
     world.until_like_the_instance("incident", &["short_description", "description"]).await;
     world.until_like_the_instance("x_acme_app_thing", &["name", "code"]).await;
 }
+
+/// What waits for COMMIT is not sent by a transaction that may not write any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_made_read_only_sends_nothing_at_its_end() {
+    let world = incidents().await;
+    world.db.run("SET servicenow_fdw.push = 'commit'").await;
+    let text = world.remote("incident", &known(&world), "short_description");
+    world
+        .db
+        .run(&format!(
+            "BEGIN; UPDATE incident SET short_description = 'x' WHERE {KNOWN};
+             INSERT INTO incident (short_description) VALUES ('x'); SET TRANSACTION READ ONLY"
+        ))
+        .await;
+    let error = world.db.error("COMMIT").await;
+    assert_eq!(error.code().code(), "25006", "{}", error.message());
+    assert!(error.message().contains("ServiceNow"), "{}", error.message());
+    assert!(world.writes().is_empty());
+    assert_eq!(world.remote("incident", &known(&world), "short_description"), text);
+    let rows = "SELECT count(*) FROM incident WHERE short_description = 'x'";
+    assert_eq!(world.db.value::<i64>(rows).await, 0);
+}
