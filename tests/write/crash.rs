@@ -17,7 +17,7 @@ const TABLES: [&str; 2] = ["incident", "problem"];
 /// How many records a statement is about.
 const SIZES: [usize; 2] = [1, 3];
 /// Records to be changed and deleted, for each table.
-const POOL: usize = 120;
+const POOL: usize = 150;
 
 /// Where a writing session is when it dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,8 @@ impl Place {
 struct Case {
     table: &'static str,
     op: &'static str,
+    /// When it sends it.
+    push: &'static str,
     /// The text it writes.
     text: String,
     size: usize,
@@ -64,7 +66,7 @@ struct Case {
 
 impl Case {
     fn statement(&self) -> String {
-        let Self { table, op, text, size, records } = self;
+        let Self { table, op, text, size, records, .. } = self;
         let ids: Vec<String> = records.iter().map(|(id, _)| format!("'{id}'")).collect();
         let ids = ids.join(", ");
         match *op {
@@ -78,7 +80,7 @@ impl Case {
 
     /// Checks what the instance has afterwards.
     fn check(&self, world: &World, place: Place) {
-        let Self { table, op, text, size, records } = self;
+        let Self { table, op, text, size, records, .. } = self;
         let is_undone = *table == "problem" && !place.is_committed();
         let is_sent = if is_undone { Some(false) } else { place.is_sent() };
         let made = world.sim.edit().find(table, &format!("short_description={text}")).expect("a query").len();
@@ -125,14 +127,17 @@ fn cases(world: &World, round: usize) -> Vec<Case> {
     for table in TABLES {
         let query = "short_descriptionSTARTSWITHpool^ORDERBYsys_id";
         let mut pool = world.sim.edit().find(table, query).expect("a query").into_iter();
-        for op in ["INSERT", "UPDATE", "DELETE"] {
+        for (op, push) in ["INSERT", "UPDATE", "DELETE"]
+            .into_iter()
+            .flat_map(|op| ["statement", "commit"].map(|push| (op, push)))
+        {
             for size in SIZES {
                 let records = if op == "INSERT" { 0 } else { size };
                 let before =
                     |id: String| (id.clone(), world.remote(table, &id, "short_description").expect("a text"));
                 let records: Vec<_> = pool.by_ref().take(records).map(before).collect();
-                let text = format!("round {round} {table} {op} {size}");
-                cases.push(Case { table, op, text, size, records });
+                let text = format!("round {round} {table} {op} {size} {push}");
+                cases.push(Case { table, op, push, text, size, records });
             }
         }
     }
@@ -149,7 +154,7 @@ struct Doomed {
 async fn begin(world: &World, place: Place, case: &Case) -> Doomed {
     let session = world.session().await;
     let pid = session.value::<i32>("SELECT pg_backend_pid()").await.unsigned_abs();
-    session.run("LOAD 'servicenow_fdw'").await;
+    session.run(&format!("LOAD 'servicenow_fdw'; SET servicenow_fdw.push = '{}'", case.push)).await;
     if let Place::Failpoint(name) = place {
         session.run(&format!("SET servicenow_fdw.failpoint = '{name}:sleep'")).await;
     }
