@@ -13,7 +13,7 @@
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
@@ -35,6 +35,10 @@ const DIRECTORY: &str = "servicenow_fdw";
 const PREFIX: &str = "pgsql_tmp";
 /// Files that are being made and are not locked yet.
 pub const UNFINISHED: &str = "new";
+/// Files that the worker has taken over.
+pub const LEFT: &str = "left";
+/// Files of transactions that were committed, kept because of others that were not.
+pub const KEPT: &str = "kept";
 
 /// The directory of this database.
 pub fn directory() -> PathBuf {
@@ -77,6 +81,10 @@ thread_local! {
     static NOTED_BY: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     /// One of them was rolled back.
     static ROLLED_BACK: Cell<bool> = const { Cell::new(false) };
+    /// They have noted something that is to be undone if it is not kept.
+    static UNDOABLE: Cell<bool> = const { Cell::new(false) };
+    /// When they did, something was left behind by others.
+    static AMONG_OTHERS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Notes writes to a foreign table's records that are about to be sent as a role. If that is not possible it is an ERROR, and
@@ -108,6 +116,12 @@ pub fn note<'e>(
         undo: entry.undo,
     });
     let intents: Vec<Intent> = intents.collect();
+    if mirror.compensate {
+        UNDOABLE.set(true);
+        if !AMONG_OTHERS.get() {
+            AMONG_OTHERS.set(is_anything_left());
+        }
+    }
     let syncs = mirror.compensate || intents.iter().any(|intent| intent.op == Op::Delete);
     let note = Note::Intended(intents);
     let id = pg::xact::subtransaction_id();
@@ -214,10 +228,16 @@ pub fn ended(committed: bool) {
         any
     });
     let rolled_back = ROLLED_BACK.replace(false);
+    let was_among_others = AMONG_OTHERS.replace(false);
+    let is_undoable = UNDOABLE.replace(false);
     if !has_noted {
         return;
     }
     failpoint::reach("push.committed");
+    if committed && !rolled_back && is_undoable && (was_among_others || is_anything_left()) {
+        keep();
+        return;
+    }
     JOURNAL.with_borrow_mut(|journal| {
         let is_empty = committed
             && !rolled_back
@@ -229,6 +249,46 @@ pub fn ended(committed: bool) {
             *journal = None;
         }
     });
+}
+
+/// Leaves what a committed transaction has noted to the worker: a write that was rolled back and has no answer must not be
+/// taken for carried out because this transaction has written the same.
+fn keep() {
+    JOURNAL.with_borrow_mut(|journal| {
+        if let Some(journal) = journal.take() {
+            let _is_left_under_its_name = set_aside(&journal.path, KEPT);
+        }
+    });
+}
+
+/// Has a file be called as what it is by now; gives back the name.
+pub fn set_aside(path: &Path, what: &str) -> io::Result<PathBuf> {
+    if path.extension().is_some_and(|extension| extension == LEFT || extension == KEPT) {
+        return Ok(path.to_owned());
+    }
+    // A process may have several, one after the other under the same name.
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".{}.{what}", fs::metadata(path)?.ino()));
+    let aside = PathBuf::from(aside);
+    fs::rename(path, &aside)?;
+    Ok(aside)
+}
+
+/// Whether others have left notes behind that are not settled.
+fn is_anything_left() -> bool {
+    let own = JOURNAL.with_borrow(|journal| journal.as_ref().map(|journal| journal.path.clone()));
+    let Ok(entries) = fs::read_dir(directory()) else { return false };
+    let paths = entries.flatten().filter(|entry| {
+        // One that was renamed or removed meanwhile was somebody's.
+        entry.metadata().map_or(true, |file| file.is_file() && file.len() > 0)
+    });
+    paths.map(|entry| entry.path()).any(|path| match path.extension().and_then(|e| e.to_str()) {
+        Some(UNFINISHED | KEPT) => false,
+        Some(LEFT) => true,
+        _ if Some(&path) == own.as_ref() => false,
+        // Nobody uses it if it is not locked.
+        _ => File::open(&path).is_ok_and(|file| file.try_lock_shared().is_ok()),
+    })
 }
 
 /// The transaction is about to be committed.

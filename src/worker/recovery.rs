@@ -5,6 +5,8 @@
 //! An instance does not notice that a caller has gone: a call without an answer may be carried out after the record was
 //! looked at. So what has no answer is settled only when its call cannot be alive any more, and looked at once more then.
 
+mod others;
+
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
@@ -20,6 +22,7 @@ use servicenow::push::intent::{Note, OpenWrite, open_writes};
 use servicenow::push::undo::{Outcome, Report, undo};
 use servicenow::value::{SysId, TableName};
 
+use self::others::{Committed, Kept, Record, record};
 use super::tasks::THREADS;
 use crate::catalog::{self, Outlook};
 use crate::connection::{HttpClient, WORKER, new_client, trust};
@@ -29,11 +32,15 @@ use crate::option::ServerOptions;
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
 use crate::pg::xact::Caught;
-use crate::push::intent::{UNFINISHED, directory};
+use crate::push::intent::{LEFT, UNFINISHED, directory, set_aside};
 use crate::push::place::place;
 
 /// The pause before an undoing that failed is tried again.
 const PAUSE: Duration = Duration::from_secs(10);
+/// The pause before a record is looked at again that another transaction is at.
+const GLANCE: Duration = Duration::from_secs(1);
+/// Notes of committed transactions are kept so long at least: what they matter for may be taken over a moment later.
+const AT_LEAST: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// Files that are the worker's: whoever wrote to their records has gone.
@@ -47,6 +54,8 @@ pub struct Recovery {
     began: SystemTime,
     /// By file.
     open: HashMap<PathBuf, Left>,
+    /// What else is in them.
+    committed: Committed,
     /// Files of which it was said that they cannot be read.
     unreadable: HashSet<PathBuf>,
 }
@@ -59,6 +68,9 @@ struct Left {
     undoing: Vec<Undoing>,
     /// Writes that nobody undoes although their tables want it, and why.
     untouched: Vec<(OpenWrite, &'static str)>,
+    /// Writes that were committed and would be undone otherwise, and when that was found.
+    kept: Vec<Kept>,
+    found: Instant,
     /// Records to be looked at when that is over.
     records: HashMap<pg_sys::Oid, Vec<String>>,
     /// Calls without an answer may arrive until then, if there are any.
@@ -87,7 +99,8 @@ enum State {
 impl Recovery {
     /// Nothing is known yet; the bell rings when an undoing has come to its end.
     pub fn new(bell: Bell) -> Self {
-        Self { bell, began: SystemTime::now(), open: HashMap::new(), unreadable: HashSet::new() }
+        let (open, committed) = (HashMap::new(), Committed::default());
+        Self { bell, began: SystemTime::now(), open, committed, unreadable: HashSet::new() }
     }
 
     /// Looks for what was left behind, and goes on with it. Gives back the tables with records that are to be looked at.
@@ -104,8 +117,12 @@ impl Recovery {
                     if (!left.undoing.is_empty() || left.calls_end.is_some()) && left.note().is_ok() {
                         concerned.extend(left.records.keys().copied());
                     }
-                    TAKEN_OVER.with_borrow_mut(|taken| taken.insert(path.clone()));
-                    self.open.insert(path, left);
+                    // Before it is called something else: whoever does not find it finds this.
+                    self.committed.add(path.clone(), &left.kept);
+                    let name = set_aside(&path, LEFT).unwrap_or_else(|_| path.clone());
+                    self.committed.add(name.clone(), &[]);
+                    TAKEN_OVER.with_borrow_mut(|taken| taken.insert(name.clone()));
+                    self.open.insert(name, left);
                 }
                 Ok(None) => {}
                 Err(e) => {
@@ -115,9 +132,10 @@ impl Recovery {
                 }
             }
         }
-        let bell = self.bell.clone();
+        let (bell, committed) = (self.bell.clone(), self.committed.clone());
+        let in_doubt: HashSet<Record> = self.open.values().flat_map(Left::in_doubt).collect();
         self.open.retain(|path, left| {
-            if !left.undo(&bell) {
+            if !left.undo(&bell, &committed) || left.is_of_use(&in_doubt) {
                 return true;
             }
             failpoint::reach("recovery.undone");
@@ -128,6 +146,7 @@ impl Recovery {
                     left.untouched.iter().for_each(|(write, why)| tell(write, why));
                     concerned.extend(left.records.keys());
                     TAKEN_OVER.with_borrow_mut(|taken| taken.remove(path));
+                    committed.remove(path, &left.kept);
                     false
                 }
                 _ => true, // tried again at the next tick
@@ -193,8 +212,12 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
     let outlook = |write: &OpenWrite| outlooks.get(&number(write)).copied().unwrap_or(Outlook::Unknown);
     let mut records: HashMap<pg_sys::Oid, Vec<String>> = HashMap::new();
     let mut undoing: Vec<Vec<OpenWrite>> = Vec::new();
-    let (mut untouched, mut longest) = (Vec::new(), None);
-    for write in writes.into_iter().filter(|write| outlook(write) != Outlook::Committed) {
+    let (mut untouched, mut longest, mut kept) = (Vec::new(), None, Vec::new());
+    for write in writes {
+        if outlook(&write) == Outlook::Committed {
+            kept.extend(write.intent.undo.is_some().then(|| Kept::of(&write)));
+            continue;
+        }
         let intent = &write.intent;
         let relation = pg_sys::Oid::from(intent.foreign_table);
         records.entry(relation).or_default().push(intent.sys_id.as_str().to_owned());
@@ -218,7 +241,8 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
     let calls_end = longest.map(|longest| Instant::now() + longest);
     let due = |writes| Undoing { writes: Arc::new(writes), state: State::Due(Instant::now()), calls_end };
     let undoing = undoing.into_iter().rev().map(due).collect();
-    Ok(Some(Left { _lock: file, undoing, untouched, records, calls_end }))
+    let found = Instant::now();
+    Ok(Some(Left { _lock: file, undoing, untouched, kept, found, records, calls_end }))
 }
 
 /// Why a write is not undone of which the original of this server may know more.
@@ -249,11 +273,24 @@ impl Left {
         })
     }
 
+    /// The records of which it is not known whether they were written to, and that may show it.
+    fn in_doubt(&self) -> impl Iterator<Item = Record> + '_ {
+        let undoing = self.undoing.iter().filter(|undoing| !matches!(undoing.state, State::Over));
+        let writes = undoing.flat_map(|undoing| undoing.writes.iter());
+        writes.filter(|write| write.answered.is_none()).map(record)
+    }
+
+    /// Whether what was committed here may be mistaken for something else.
+    fn is_of_use(&self, in_doubt: &HashSet<Record>) -> bool {
+        let is_new = self.found.elapsed() < AT_LEAST;
+        !self.kept.is_empty() && (is_new || self.kept.iter().any(|kept| in_doubt.contains(&kept.record)))
+    }
+
     /// Goes on undoing; gives back whether that is over, and no call can be alive.
-    fn undo(&mut self, bell: &Bell) -> bool {
+    fn undo(&mut self, bell: &Bell, committed: &Committed) -> bool {
         let mut is_over = self.calls_end.is_none_or(|end| end <= Instant::now());
         for undoing in &mut self.undoing {
-            undoing.go_on(bell);
+            undoing.go_on(bell, committed);
             match undoing.state {
                 State::Over => {}
                 State::Waiting(_) => is_over = false,
@@ -265,9 +302,11 @@ impl Left {
 }
 
 impl Undoing {
-    fn go_on(&mut self, bell: &Bell) {
+    fn go_on(&mut self, bell: &Bell, committed: &Committed) {
         let (outcome, calls, has_ended) = match &self.state {
-            State::Due(at) | State::Waiting(at) if *at <= Instant::now() => return self.begin(bell),
+            State::Due(at) | State::Waiting(at) if *at <= Instant::now() => {
+                return self.begin(bell, committed);
+            }
             // In this order: what it leaves is there before it ends.
             State::Running { task, calls, outcome } => {
                 let has_ended = task.is_finished();
@@ -292,8 +331,9 @@ impl Undoing {
                 };
                 let open: Vec<OpenWrite> = self.writes.iter().filter(is_open).cloned().collect();
                 self.state = match self.calls_end {
-                    Some(end) if calls == Calls::MayArrive && !open.is_empty() => State::Waiting(end),
-                    _ => State::Over,
+                    _ if open.is_empty() => State::Over,
+                    Some(end) if calls == Calls::MayArrive => State::Waiting(end),
+                    _ => State::Due(Instant::now() + GLANCE),
                 };
                 self.writes = Arc::new(open);
             }
@@ -301,7 +341,7 @@ impl Undoing {
         }
     }
 
-    fn begin(&mut self, bell: &Bell) {
+    fn begin(&mut self, bell: &Bell, committed: &Committed) {
         let (server, role) = (self.writes[0].intent.server, self.writes[0].intent.role);
         let client = match pg::xact::transaction(|| client(server.into(), role.into())) {
             Ok(Ok(client)) => client,
@@ -322,10 +362,12 @@ impl Undoing {
             Some(end) if Instant::now() < end => Calls::MayArrive,
             _ => Calls::AreOver,
         };
+        let committed = committed.clone();
+        let others = move |table: &TableName, id: &SysId, now| committed.others(server, table, id, now);
         let trap = failpoint::trap("recovery.undoing");
         let run = async move {
             trap();
-            let reports = undo(&client, &writes, calls).await;
+            let reports = undo(&client, &writes, calls, &others).await;
             if let Ok(mut place) = place.lock() {
                 *place = Some(reports);
             }

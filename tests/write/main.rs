@@ -1,5 +1,6 @@
 //! INSERT, UPDATE and DELETE: what reaches the instance, what comes back, and what a refusal leaves behind.
 
+mod alike;
 mod answers;
 mod batches;
 mod cancel;

@@ -102,7 +102,7 @@ async fn what_a_transaction_keeps_is_not_undone_with_what_it_rolls_back() {
 }
 
 /// A world whose incidents are restored after a rollback.
-async fn compensated() -> World {
+pub async fn compensated() -> World {
     let world = incidents().await;
     world.db.run("ALTER FOREIGN TABLE incident OPTIONS (ADD on_rollback 'compensate')").await;
     world.sync("incident").await;

@@ -22,6 +22,9 @@
 //! to its record; where it is not, nothing is sure. An update whose answer is more than one change away from the version
 //! before it has overwritten a change that its before image does not know of: what was there is not known then either.
 //!
+//! What shows may be another transaction's write that is like it: whoever retries what has failed sends the same. Where that
+//! is known ([`is_presumed`], [`Others`](super::undo::Others)) it is not undone.
+//!
 //! What leaves no trace in a record's version is not seen: changes made without stamping it, changes that a deletion with
 //! an older before image has taken along, and a record that somebody has replaced by another one of the same `sys_id` and
 //! the same number of changes.
@@ -172,6 +175,11 @@ impl Chain<'_> {
         &self.writes[0].intent.sys_id
     }
 
+    /// Whether it is a single write.
+    pub fn is_single(&self) -> bool {
+        self.writes.len() == 1
+    }
+
     /// Whether the record was neither made nor deleted.
     pub fn only_updates(&self) -> bool {
         self.writes.iter().all(|write| write.intent.op == Op::Update)
@@ -242,6 +250,14 @@ pub fn decide(chain: &Chain<'_>, now: Option<&Seen>, calls: Calls) -> Decision {
         },
     };
     Decision { action, stays }
+}
+
+/// Whether a decision about a record takes a write without an answer for carried out because the record shows what it would.
+/// So it does when somebody else has written the same. A record of a fresh key can only come from its own write.
+pub fn is_presumed(chain: &Chain<'_>, now: Option<&Seen>) -> bool {
+    let Some(steps) = chain.steps() else { return false };
+    let is_open = |step: &Step<'_>| step.answered.is_none() && !matches!(step.op, Op::Insert { .. });
+    steps.last().is_some_and(is_open) && landed(&steps, now).is_ok_and(|landed| landed.len() == steps.len())
 }
 
 /// Of these values, those the record does not have.

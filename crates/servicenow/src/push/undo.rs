@@ -12,7 +12,7 @@ use futures_util::stream::{FuturesOrdered, TryStreamExt};
 use serde_json::{Map, Value as Json};
 use tokio::time::timeout;
 
-use super::decision::{Action, Calls, Chain, Decision, Seen, Why, chains, decide, differing};
+use super::decision::{Action, Calls, Chain, Decision, Seen, Why, chains, decide, differing, is_presumed};
 use super::intent::{Fields, OpenWrite};
 use crate::client::Client;
 use crate::client::keys::Keys;
@@ -20,7 +20,7 @@ use crate::client::retry::Effect;
 use crate::client::table_api::Identity;
 use crate::client::transport::Transport;
 use crate::error::{Error, Result};
-use crate::page::{Layout, Rows};
+use crate::page::{Layout, Rows, Version};
 use crate::value::{SysId, TableName};
 
 /// The longest time from a look at a record to the answer of the write that follows: a write that had to wait for long,
@@ -41,6 +41,17 @@ pub struct Report {
     pub outcome: Outcome,
 }
 
+/// What other transactions from here have to do with the version in which a record is found, or with its absence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// Nothing.
+    Nothing,
+    /// One is at the record, and it is not clear yet whether it is kept.
+    UnderWay,
+    /// One that was kept has led to it.
+    Wrote,
+}
+
 /// What became of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -48,7 +59,7 @@ pub enum Outcome {
     Undone,
     /// It was so already: the writes never happened, or have been undone before.
     NothingToDo,
-    /// A write without an answer may still be carried out; the record is as it was found.
+    /// A write without an answer may still be carried out, or another transaction is at the record; it is as it was found.
     Open,
     /// It is not as before.
     Left {
@@ -59,7 +70,9 @@ pub enum Outcome {
 
 /// Undoes the writes of one transaction to the tables of one server, given in the order of writing; one report per
 /// record, in the order of undoing. The client's login is that of the role that wrote. Records that are reported as
-/// [`Outcome::Open`] have to be undone once more when the calls are over.
+/// [`Outcome::Open`] have to be undone once more when the calls, or the others, are over.
+///
+/// `others` is asked after a record was looked at: what has led to what is seen has been noted by then.
 ///
 /// Fails if it has to be tried again: when the connection broke, the instance is unavailable, limits calls or refuses
 /// the login. Then all writes stay open. Records that were undone by then are reported as [`Outcome::NothingToDo`]
@@ -68,6 +81,7 @@ pub async fn undo<T: Transport>(
     client: &Client<T>,
     writes: &[OpenWrite],
     calls: Calls,
+    others: &(impl Fn(&TableName, &SysId, Option<Version>) -> Others + Sync),
 ) -> Result<Vec<Report>> {
     let chains = chains(writes);
     let mut reports = Vec::with_capacity(chains.len());
@@ -78,15 +92,20 @@ pub async fn undo<T: Transport>(
             if under_way.len() >= client.concurrency() {
                 reports.extend(under_way.try_next().await?);
             }
-            under_way.push_back(settle(client, chain, calls));
+            under_way.push_back(settle(client, chain, calls, others));
         }
         reports.append(&mut under_way.try_collect().await?);
     }
     Ok(reports)
 }
 
-async fn settle<T: Transport>(client: &Client<T>, chain: &Chain<'_>, calls: Calls) -> Result<Report> {
-    let outcome = match settled(client, chain, calls).await {
+async fn settle<T: Transport>(
+    client: &Client<T>,
+    chain: &Chain<'_>,
+    calls: Calls,
+    others: &impl Fn(&TableName, &SysId, Option<Version>) -> Others,
+) -> Result<Report> {
+    let outcome = match settled(client, chain, calls, others).await {
         Ok(outcome) => outcome,
         // What an instance refuses in words of its own it refuses again.
         Err(Error::Refused { words, .. } | Error::Rejected { words, .. } | Error::NoTable(words))
@@ -99,7 +118,12 @@ async fn settle<T: Transport>(client: &Client<T>, chain: &Chain<'_>, calls: Call
     Ok(Report { table: chain.table().clone(), sys_id: chain.sys_id().clone(), outcome })
 }
 
-async fn settled<T: Transport>(client: &Client<T>, chain: &Chain<'_>, calls: Calls) -> Result<Outcome> {
+async fn settled<T: Transport>(
+    client: &Client<T>,
+    chain: &Chain<'_>,
+    calls: Calls,
+    others: &impl Fn(&TableName, &SysId, Option<Version>) -> Others,
+) -> Result<Outcome> {
     let layout = Arc::new(Layout::of_text(&chain.fields()));
     for _ in 0..LOOKS {
         let now = match client.get(chain.table(), chain.sys_id(), &layout).await {
@@ -107,6 +131,18 @@ async fn settled<T: Transport>(client: &Client<T>, chain: &Chain<'_>, calls: Cal
             Err(Error::NoRecord(_)) => None,
             Err(e) => return Err(e),
         };
+        if is_presumed(chain, now.as_ref()) {
+            match others(chain.table(), chain.sys_id(), now.as_ref().map(|seen| seen.version)) {
+                Others::Nothing => {}
+                Others::Wrote if calls == Calls::AreOver => {
+                    return Ok(match chain.is_single() {
+                        true => Outcome::NothingToDo,
+                        false => Outcome::Left { why: Why::Changed },
+                    });
+                }
+                Others::Wrote | Others::UnderWay => return Ok(Outcome::Open),
+            }
+        }
         let Decision { action, stays } = decide(chain, now.as_ref(), calls);
         let is_done = action == Action::Nothing;
         match promptly(client, carry_out(client, chain, &layout, action)).await {
@@ -214,7 +250,8 @@ mod tests {
     #[test]
     fn undoing_can_be_handed_to_another_thread() {
         fn is_send<F: Send>(_: &F) {}
-        let _: fn(&Client<HttpTransport>, &[OpenWrite]) =
-            |client, writes| is_send(&undo(client, writes, Calls::AreOver));
+        let _: fn(&Client<HttpTransport>, &[OpenWrite]) = |client, writes| {
+            is_send(&undo(client, writes, Calls::AreOver, &|_, _, _| Others::Nothing));
+        };
     }
 }

@@ -1,7 +1,7 @@
 //! What somebody else has changed is left, and what became of a write without an answer is found out.
 
-use servicenow::push::decision::Why;
-use servicenow::push::undo::Outcome;
+use servicenow::push::decision::{Calls, Why};
+use servicenow::push::undo::{Others, Outcome, undo};
 
 use crate::Fate::{AnswerLost, Answered, NeverSent};
 use crate::{Backend, Fate, assert_as_before};
@@ -179,4 +179,39 @@ async fn nobody_waits_for_a_write_that_was_answered() {
     backend.update("incident", &id, &[("description", "second")], Answered).await;
     assert_eq!(backend.undo_early().await, [Outcome::Undone]);
     assert_as_before(backend.record(&id), &before, "it was answered");
+}
+
+#[tokio::test]
+async fn a_write_of_another_transaction_is_not_taken_for_one_without_an_answer() {
+    for op in ["update", "delete"] {
+        let mut backend = Backend::new().await;
+        let id = backend.existing();
+        let edit = backend.sim.edit().as_user("fdw.integration");
+        match op {
+            "update" => backend.update("incident", &id, &[("description", "second")], NeverSent).await,
+            _ => backend.delete("incident", &id, NeverSent).await,
+        }
+        let untouched = backend.record(&id);
+        let outcome = async |calls, others: Others| {
+            let (client, writes) = (&backend.client, backend.open());
+            let reports = undo(client, &writes, calls, &|_, _, _| others).await;
+            reports.expect("the instance is there").remove(0).outcome
+        };
+        for others in [Others::UnderWay, Others::Wrote] {
+            let outcome = outcome(Calls::AreOver, others).await;
+            assert_eq!(outcome, Outcome::NothingToDo, "nothing has happened, whoever is at it");
+        }
+        assert_eq!(backend.record(&id), untouched);
+        match op {
+            "update" => edit.update("incident", id.as_str(), &[("description", "second")]),
+            _ => edit.delete("incident", id.as_str()),
+        }
+        .expect("it is there");
+        let (theirs, sent) = (backend.record(&id), backend.writes());
+        assert_eq!(outcome(Calls::AreOver, Others::UnderWay).await, Outcome::Open, "{op}");
+        assert_eq!(outcome(Calls::MayArrive, Others::Wrote).await, Outcome::Open, "{op}");
+        assert_eq!(outcome(Calls::AreOver, Others::Wrote).await, Outcome::NothingToDo, "{op}");
+        assert_eq!((backend.record(&id), backend.writes()), (theirs, sent), "{op}");
+        assert_eq!(outcome(Calls::AreOver, Others::Nothing).await, Outcome::Undone, "{op}");
+    }
 }

@@ -21,7 +21,7 @@ use servicenow::page::{Layout, Rows, Version};
 use servicenow::push::codec::{HEADER, decode, encode};
 use servicenow::push::decision::{Calls, Why};
 use servicenow::push::intent::{Fields, Images, Intent, Note, Op, OpenWrite, open_writes};
-use servicenow::push::undo::{Outcome, Report, undo};
+use servicenow::push::undo::{Others, Outcome, Report, undo};
 use servicenow::value::{SysId, TableName};
 use servicenow_sim::{Record, Simulator};
 
@@ -173,12 +173,13 @@ impl Backend {
     }
 
     async fn undo(&self) -> Result<Vec<Report>> {
-        undo(&self.client, &self.open(), Calls::AreOver).await
+        undo(&self.client, &self.open(), Calls::AreOver, &|_, _, _| Others::Nothing).await
     }
 
     /// As [`Backend::undo`], at a time when calls without an answer may still arrive.
     async fn undo_early(&self) -> Vec<Outcome> {
-        let reports = undo(&self.client, &self.open(), Calls::MayArrive).await;
+        let writes = self.open();
+        let reports = undo(&self.client, &writes, Calls::MayArrive, &|_, _, _| Others::Nothing).await;
         reports.expect("the instance is there").into_iter().map(|report| report.outcome).collect()
     }
 
