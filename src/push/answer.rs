@@ -11,29 +11,35 @@ use crate::catalog::Mirror;
 use crate::error::error;
 
 /// Compares the answer to a write with what was sent: ServiceNow drops a value that it does not like without a word,
-/// and reports success. The ERROR names the fields.
+/// and reports success. The ERROR names the fields. A rule of the instance may have replaced a value instead, unless the answer
+/// has what was there before; `may_be_older` is asked whether that can be something that the cache does not know.
 pub fn check(
     mirror: &Mirror,
     def: Option<&TableDef>,
     server: &str,
     sent: &[Sent],
     rows: &Rows,
+    may_be_older: impl FnOnce() -> bool,
 ) -> Option<ErrorReport> {
-    let was_dropped = |sent: &&Sent| {
+    let answer = |sent: &Sent| rows.value(0, sent.column).encode().unwrap_or_default();
+    let differs = |sent: &&Sent| {
         let column = &mirror.columns[sent.column];
-        let answer = rows.value(0, sent.column).encode().unwrap_or_default();
         let is_as_wanted = match column.show {
-            Show::Value => same(column.kind, &answer, &sent.value),
+            Show::Value => same(column.kind, &answer(sent), &sent.value),
             // The table does not show the stored value.
-            Show::Label => is_label_of(def, sent, &answer),
+            Show::Label => is_label_of(def, sent, &answer(sent)),
         };
         // An entry of a journal is in no answer.
-        !sent.appends
-            && rows.is_shown(0, sent.column)
-            && !is_as_wanted
-            && sent.before.iter().any(|before| same(column.kind, &answer, before))
+        !sent.appends && rows.is_shown(0, sent.column) && !is_as_wanted
     };
-    let dropped: Vec<&Sent> = sent.iter().filter(was_dropped).collect();
+    let stayed = |sent: &&Sent| {
+        let kind = mirror.columns[sent.column].kind;
+        sent.before.as_ref().is_none_or(|all| all.iter().any(|before| same(kind, &answer(sent), before)))
+    };
+    let (mut dropped, replaced): (Vec<&Sent>, Vec<&Sent>) = sent.iter().filter(differs).partition(stayed);
+    if !replaced.is_empty() && may_be_older() {
+        dropped.extend(replaced);
+    }
     if dropped.is_empty() {
         return None;
     }

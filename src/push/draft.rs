@@ -27,14 +27,15 @@ pub struct Sent {
     pub appends: bool,
     /// What people see, if it was given as that.
     pub label: Option<String>,
-    /// What the answer has in that column if the instance has ignored the value.
-    pub before: Vec<String>,
+    /// What the answer has in that column if the instance has ignored the value; `None` if that may be anything.
+    pub before: Option<Vec<String>>,
 }
 
 impl Sent {
     /// About how much memory it takes, in bytes.
     pub fn memory(&self) -> usize {
-        let before: usize = self.before.iter().map(|before| size_of::<String>() + before.len()).sum();
+        let before: usize =
+            self.before.iter().flatten().map(|before| size_of::<String>() + before.len()).sum();
         let label = self.label.as_ref().map_or(0, String::len);
         size_of::<Self>() + self.field.len() + self.value.len() + label + before
     }
@@ -111,11 +112,15 @@ impl Draft<'_> {
         Ok(sent)
     }
 
-    /// What a column (a position among the mirror's) shows if the instance ignores what is sent.
-    fn before(&self, field: &FieldDef, shown: usize) -> Vec<String> {
+    /// What a column (a position among the mirror's) shows if the instance ignores what is sent; `None` if a script of the
+    /// instance's gives the default.
+    fn before(&self, field: &FieldDef, shown: usize) -> Option<Vec<String>> {
         match self.old {
-            Some(old) => to_value(&old.get(self.mirror.columns[shown].number)).encode().into_iter().collect(),
-            None => vec![field.default_value.clone(), String::new()],
+            Some(old) => {
+                Some(to_value(&old.get(self.mirror.columns[shown].number)).encode().into_iter().collect())
+            }
+            None if field.default_value.starts_with("javascript:") => None,
+            None => Some(vec![field.default_value.clone(), String::new()]),
         }
     }
 

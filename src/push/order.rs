@@ -40,7 +40,8 @@ impl Value {
 fn given_up(task: &Task) -> impl Iterator<Item = Value> + '_ {
     let sent = if let Task::Update { sent } = task { sent.as_slice() } else { &[] };
     sent.iter().flat_map(|sent| {
-        let others = sent.before.iter().filter(|before| **before != sent.value && !before.is_empty());
+        let others =
+            sent.before.iter().flatten().filter(|before| **before != sent.value && !before.is_empty());
         others.map(|before| Value::new(&sent.field, before))
     })
 }

@@ -37,10 +37,10 @@ const RECHECKS_AT_A_TIME: usize = 1_000;
 /// Deleted records that are kept in memory before they are written down.
 const REMEMBERED_AT_A_TIME: usize = 500;
 
-/// Records that are in the instance as they are to be.
+/// What was seen of records in the instance before they were to be written.
 struct Confirmed {
     rows: Rows,
-    /// The places of items, and the rows they are about.
+    /// Those that are as they are to be: the places of items, and the rows they are about.
     places: Vec<(usize, usize)>,
 }
 
@@ -167,7 +167,7 @@ impl Pusher {
         let or_nothing = items.iter().all(|item| item.task.is_or_nothing());
         let mut written: Vec<Option<Written>> = (0..count).map(|_| None).collect();
         let (confirmed, items) = self.confirm(items);
-        for (place, row) in confirmed.places {
+        for &(place, row) in &confirmed.places {
             written[place] = Some(self.keep(&confirmed.rows, row));
         }
         if items.is_empty() {
@@ -207,7 +207,9 @@ impl Pusher {
             }
         });
         let keys = self.connection.keys(&self.mirror.table);
+        let begun = Instant::now();
         let fates = self.connection.write(&what, write, unsent, telling);
+        let took = begun.elapsed();
         self.connection.keep_keys(&self.mirror.table, keys);
         let (fates, synced) = fates.unwrap_or_else(|e| self.fail(&e, &what));
         failpoint::reach("push.answered");
@@ -227,7 +229,11 @@ impl Pusher {
         let mut fates = items.into_iter().zip(fates).collect::<Vec<_>>();
         // What is wrong comes first: nothing else matters then.
         for ((_, item), fate) in &fates {
-            if let Some(failure) = self.failure(item, fate) {
+            let is_outdated = |cached: Version, now| {
+                let was_looked_at = || confirmed.rows.ids().any(|id| id == item.id.as_str());
+                cached.was_outdated(now) && !was_looked_at()
+            };
+            if let Some(failure) = self.failure(item, fate, took, is_outdated) {
                 raise(if many { self.in_batch(failure, item) } else { self.alone(failure, item, fate) });
             }
         }
@@ -250,15 +256,29 @@ impl Pusher {
     }
 
     /// The ERROR for what became of an item, if it is one.
-    fn failure(&self, item: &Item, fate: &Fate) -> Option<ErrorReport> {
+    fn failure(
+        &mut self,
+        item: &Item,
+        fate: &Fate,
+        took: Duration,
+        is_outdated: impl FnOnce(Version, Version) -> bool,
+    ) -> Option<ErrorReport> {
         match fate {
             Fate::Done(rows) if rows.is_empty() => None,
             Fate::Done(rows) => {
                 let server = self.connection.server();
                 let is_given = matches!(item.task, Task::Insert { is_given: true, .. });
                 let other_key = || answer::check_key(&self.mirror, server, &item.id, rows);
+                let (cache, is_update) = (&mut self.cache, matches!(item.task, Task::Update { .. }));
+                let may_be_older = || {
+                    let mut cached = || cache.version_of(item.id.as_str());
+                    is_update
+                        && (rows.is_untouched(0, took)
+                            || cached().is_some_and(|cached| is_outdated(cached, rows.version(0))))
+                };
                 is_given.then(other_key).flatten().or_else(|| {
-                    answer::check(&self.mirror, self.def.as_deref(), server, item.task.sent(), rows)
+                    let def = self.def.as_deref();
+                    answer::check(&self.mirror, def, server, item.task.sent(), rows, may_be_older)
                 })
             }
             Fate::Failed(servicenow::Error::Refused { refusal: Refusal::Unique, .. })

@@ -1,5 +1,7 @@
 //! What the instance silently leaves out of a write is an error that names it.
 
+use std::time::Duration;
+
 use servicenow_sim::AclRule;
 use world::{INTEGRATION, World};
 
@@ -142,4 +144,46 @@ async fn a_stamp_that_the_instance_sets_itself_is_named() {
         world.db.error(&format!("UPDATE incident SET sys_created_by = 'somebody' WHERE {KNOWN}")).await;
     assert_eq!(error.code().code(), "42501", "{}", error.message());
     assert!(error.message().contains("\"sys_created_by\""), "{}", error.message());
+}
+
+/// The default is not to be known: a script of the instance's gives it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_whose_default_is_a_script_is_named_when_it_is_ignored() {
+    let world = World::new().await;
+    let entry = world.find("sys_dictionary", "name=task^element=opened_by");
+    let default = [("default_value", "javascript:gs.getUserID()")];
+    world.sim.edit().update("sys_dictionary", &entry, &default).expect("a change");
+    world.import(&["incident"]).await;
+    protect(&world, "incident", "opened_by");
+    let insert = "INSERT INTO incident (short_description, opened_by) VALUES ('x', 'System Administrator')";
+    let error = world.db.error(insert).await;
+    assert_eq!(error.code().code(), "42501", "{}", error.message());
+    assert!(error.message().starts_with("could not set \"opened_by\""), "{}", error.message());
+    assert!(!error.message().contains("short_description"), "{}", error.message());
+}
+
+/// What was there before is another value than the cache has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_is_ignored_is_named_though_the_cache_is_behind() {
+    let world = incidents().await;
+    let id = known(&world);
+    protect(&world, "incident", "description");
+    world.stop_worker().await;
+    let behind = |text: &str| {
+        world.sim.edit().update("incident", &id, &[("description", text)]).expect("a change");
+        world.sim.clock().advance(Duration::from_secs(10));
+    };
+    for (n, rest) in ["", ", short_description = 'written'"].into_iter().enumerate() {
+        behind(&format!("by somebody else {n}"));
+        let update = format!("UPDATE incident SET description = 'new'{rest} WHERE {KNOWN}");
+        let error = world.db.error(&update).await;
+        assert_eq!(error.code().code(), "42501", "{update}: {}", error.message());
+        assert!(error.message().starts_with("could not set \"description\" in"), "{}", error.message());
+    }
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("written"));
+    // Of many rows, too.
+    behind("by somebody else again");
+    let many = "UPDATE incident SET description = 'new' WHERE number IN ('INC0012345', 'INC0010001')";
+    let error = world.db.error(many).await;
+    assert_eq!(error.code().code(), "42501", "{}", error.message());
 }

@@ -12,11 +12,11 @@ use http::Method;
 
 use super::answer::interpret;
 use super::retry::{Effect, Patience, Policy, policy};
-use super::table_api::{Identity, body_of_insert, body_of_update, confirm_deletion};
+use super::table_api::{Identity, body_of_insert, body_of_update, confirm_deletion, decode_written};
 use super::transport::Response;
 use super::write::{Change, Fate};
 use crate::error::{Error, Refusal, Result};
-use crate::page::{Layout, Rows, Version, decode_record};
+use crate::page::{Layout, Rows, Version};
 use crate::value::SysId;
 
 /// A change whose fate is open.
@@ -136,7 +136,7 @@ impl Pending {
         interpret(response)?;
         match self.kind {
             Kind::Delete => confirm_deletion(response).map(|()| Rows::new(layout.clone())),
-            _ => decode_record(layout, &response.body),
+            _ => decode_written(layout, response),
         }
     }
 

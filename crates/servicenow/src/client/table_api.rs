@@ -188,6 +188,11 @@ pub(super) fn body_of_update(fields: Map<String, Json>) -> Bytes {
     Json::Object(fields).to_string().into()
 }
 
+/// The record in the answer to a write.
+pub(super) fn decode_written(layout: &Arc<Layout>, response: &Response) -> Result<Rows> {
+    decode_record(layout, &response.body).map(|rows| rows.served_at(served_at(response)))
+}
+
 /// A deletion is answered with 204 and nothing else; a login page comes with 200.
 pub(super) fn confirm_deletion(response: &Response) -> Result<()> {
     match response.status {

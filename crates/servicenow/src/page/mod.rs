@@ -12,6 +12,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -155,6 +156,9 @@ pub struct Version {
     pub mod_count: Option<i64>,
 }
 
+/// By how much the clocks of an instance's parts may be apart, in seconds, with what is lost by rounding.
+const CLOCKS_APART: i64 = 2;
+
 /// How a version that was read stands to one that is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -168,6 +172,11 @@ pub enum Order {
 }
 
 impl Version {
+    /// Whether a record that was this version, and then was written once, had been written by others before.
+    pub fn was_outdated(self, now: Version) -> bool {
+        self.mod_count.zip(now.mod_count).is_some_and(|(before, now)| now > before + 1)
+    }
+
     /// Whether a record that was this version, and may or may not have been changed once since, was: `None` if that cannot
     /// be told from the version it is now.
     pub fn was_changed_once(self, now: Version) -> Option<bool> {
@@ -207,6 +216,7 @@ pub struct Rows {
     versions: Vec<Version>,
     /// It would take more than [`MEMORY_LIMIT`]; something was left out.
     is_full: bool,
+    served_at: Option<i64>,
 }
 
 impl fmt::Debug for Rows {
@@ -226,7 +236,21 @@ impl Rows {
             ids: Vec::new(),
             versions: Vec::new(),
             is_full: false,
+            served_at: None,
         }
+    }
+
+    /// As the answer to a write that was served at a time.
+    #[must_use]
+    pub(crate) fn served_at(self, served_at: Option<i64>) -> Self {
+        Self { served_at, ..self }
+    }
+
+    /// Whether a write of a record, of which this is the answer, has left it as it was: it was last changed before the write
+    /// was begun, `took` ago. By the instance's own clock; `false` if that is not known.
+    pub fn is_untouched(&self, row: usize, took: Duration) -> bool {
+        let begun = self.served_at.map(|at| at.saturating_sub_unsigned(took.as_secs()) - CLOCKS_APART);
+        begun.zip(self.version(row).updated_on).is_some_and(|(begun, changed)| changed < begun)
     }
 
     /// The batch's columns.
@@ -353,6 +377,27 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_write_that_has_changed_nothing_is_told_by_the_instances_clock() {
+        let body = br#"{"result":{"sys_id":"a","sys_updated_on":"1970-01-01 00:01:00"}}"#;
+        let rows = || decode_record(&Arc::new(Layout::of_text(&[])), body).expect("a row");
+        let is_untouched =
+            |served_at, took| rows().served_at(served_at).is_untouched(0, Duration::from_secs(took));
+        assert!(is_untouched(Some(90), 10));
+        assert!(!is_untouched(Some(90), 30), "it may have been this write");
+        assert!(!is_untouched(Some(61), 0), "clocks are not that exact");
+        assert!(!is_untouched(None, 10));
+    }
+
+    #[test]
+    fn a_version_is_outdated_if_others_have_written_too() {
+        let version = |mod_count| Version { updated_on: None, mod_count };
+        let was_outdated = |now| version(Some(3)).was_outdated(version(now));
+        assert!(was_outdated(Some(5)));
+        assert!(!was_outdated(Some(4)) && !was_outdated(Some(3)) && !was_outdated(None));
+        assert!(!version(None).was_outdated(version(Some(5))));
+    }
 
     #[test]
     fn a_row_is_the_same_in_another_batch() {
