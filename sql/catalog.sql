@@ -121,6 +121,7 @@ CREATE TABLE servicenow.sync_server (
     last_error_at     timestamptz,
     -- From when on changes of the dictionary, of choices and of names of referenced records have not been read.
     metadata_watermark bigint,
+    last_metadata_at  timestamptz,
     metadata_error    text,
     metadata_error_at timestamptz,
     -- How the worker calls at the moment: calls at a time, until when none are made, and how many there may be in the hour.

@@ -152,7 +152,7 @@ fn wait_until_caught_up(relation: pg_sys::Oid, limit: Option<Duration>) {
         raise(error(Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "cannot sync during recovery"));
     }
     let wait = Wait { since: SystemTime::now(), limit, talk: limit.is_some() };
-    if let Err(progress) = wait.until(relation, |progress| progress.caught_up) {
+    if let Err(progress) = wait.until(relation, |progress| progress.caught_up && progress.named) {
         let message = format!("foreign table {name} is not in sync yet: {}", progress.how_far());
         raise(wait::explain(error(Sql::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, message), &progress));
     }

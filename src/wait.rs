@@ -1,5 +1,6 @@
 //! Waiting in a session until the worker has brought a table where it is to be. In backends.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::pg_sys::panic::ErrorReport;
@@ -13,7 +14,7 @@ use crate::{pg, worker};
 
 /// How often a waiting session looks whether it has waited long enough.
 const GLANCE: Duration = Duration::from_millis(50);
-/// How often it wakes the worker, and makes sure that there is one.
+/// How often it wakes the worker, and makes sure that there is one. A worker reads once for each wait.
 const REMIND: Duration = Duration::from_secs(1);
 /// How often it says how far things are.
 const SAY: Duration = Duration::from_secs(5);
@@ -35,6 +36,7 @@ impl Wait {
     pub fn until(&self, relation: pg_sys::Oid, enough: impl Fn(&Progress) -> bool) -> Result<(), Progress> {
         let name = catalog::qualified(relation);
         let (began, since) = (Instant::now(), catalog::timestamp(self.since));
+        let _call = Sign::new(worker::CALL_CLASS, call());
         let _sign = Sign::new(worker::WAIT_CLASS, relation.to_u32() as i32);
         let (mut reminded, mut said, mut told): (Option<Instant>, Instant, Option<String>) =
             (None, Instant::now(), None);
@@ -76,6 +78,14 @@ impl Wait {
             pg::io::wait(None, Some(GLANCE));
         }
     }
+}
+
+/// Another number for each wait of this session.
+fn call() -> i32 {
+    thread_local! {
+        static CALLS: Cell<i32> = const { Cell::new(0) };
+    }
+    CALLS.replace(CALLS.get().wrapping_add(1))
 }
 
 fn uncommitted(name: &str) -> ErrorReport {

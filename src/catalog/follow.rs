@@ -229,7 +229,8 @@ pub fn note_source(server: pg_sys::Oid, instance: &str, login: &str) {
              SET source_instance = $2, source_login = $3,
                  deletes_watermark = CASE WHEN $4 THEN NULL ELSE deletes_watermark END,
                  metadata_watermark = CASE WHEN $4 THEN NULL ELSE metadata_watermark END,
-                 last_deletes_at = CASE WHEN $4 THEN NULL ELSE last_deletes_at END
+                 last_deletes_at = CASE WHEN $4 THEN NULL ELSE last_deletes_at END,
+                 last_metadata_at = NULL
              WHERE server = $1",
             &[server.into(), instance.into(), login.into(), moved.into()],
         );

@@ -1,9 +1,12 @@
 //! How far tables are, and whether a worker runs.
 
+use std::collections::HashSet;
+
 use pgrx::pg_sys;
 
 use super::{get, read, write};
 use crate::pg;
+use crate::worker::{CALL_CLASS, WAIT_CLASS};
 
 /// Whether the worker of this database may run.
 pub fn worker_enabled() -> bool {
@@ -29,6 +32,8 @@ pub struct Progress {
     /// Whether a poll that began after the given moment is complete, and deletions have been read since then
     /// too, unless that fails.
     pub caught_up: bool,
+    /// Whether the names and labels that its rows show have been read since then too, unless that fails.
+    pub named: bool,
     /// The last failure.
     pub last_error: Option<String>,
     /// What is to be done was asked for by the current transaction, so that the worker cannot see it yet.
@@ -68,7 +73,10 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
                 t.phase = 'synced' AND t.last_poll_at >= $2
                 AND (v.last_deletes_at >= $2 OR v.last_error_at >= $2) AND r.waiting = 0,
                 coalesce(t.last_error, v.last_error, v.metadata_error), t.xmin::text, t.filled,
-                date_trunc(CASE WHEN a.age < '10 s' THEN 'milliseconds' ELSE 'second' END, a.age)::text, r.waiting
+                date_trunc(CASE WHEN a.age < '10 s' THEN 'milliseconds' ELSE 'second' END, a.age)::text, r.waiting,
+                v.last_metadata_at >= $2 OR v.metadata_error_at >= $2
+                OR NOT EXISTS (SELECT FROM jsonb_array_elements(t.columns) c
+                               WHERE c ->> 'show' = 'label' OR strpos(c ->> 'field', '.') > 0)
          FROM servicenow.sync_table t
               JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
               LEFT JOIN servicenow.sync_server v ON v.server = f.ftserver,
@@ -89,6 +97,7 @@ pub fn progress(relation: pg_sys::Oid, since: pgrx::datum::TimestampWithTimeZone
                 filled: get(&row, 7).unwrap_or(false),
                 age: get(&row, 8),
                 waiting: get(&row, 9).unwrap_or_default(),
+                named: get(&row, 10).unwrap_or(false),
             })
         },
     )
@@ -117,13 +126,31 @@ pub fn is_in_the_way(relation: pg_sys::Oid) -> bool {
     )
 }
 
-/// The second keys of all advisory locks of this database whose first key is `class`.
-pub fn locked_objects(class: i32) -> Vec<pg_sys::Oid> {
+/// A session that waits for a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Waiting {
+    /// The foreign table.
+    pub relation: pg_sys::Oid,
+    /// The session's process.
+    pid: i32,
+    /// Tells this wait from others of the session.
+    call: pg_sys::Oid,
+}
+
+/// All waits in this database.
+pub fn waits() -> HashSet<Waiting> {
     read(
-        "SELECT DISTINCT objid FROM pg_catalog.pg_locks
-         WHERE locktype = 'advisory' AND database = $1 AND classid = $2 AND objsubid = 3 AND granted",
-        &[pg::worker::database().into(), key(class).into()],
-        |rows| rows.filter_map(|row| get(&row, 1)).collect(),
+        "WITH signs AS MATERIALIZED (
+             SELECT pid, classid, objid FROM pg_catalog.pg_locks
+             WHERE locktype = 'advisory' AND database = $1 AND objsubid = 3 AND granted)
+         SELECT t.objid, t.pid, c.objid FROM signs t JOIN signs c USING (pid) WHERE t.classid = $2 AND c.classid = $3",
+        &[pg::worker::database().into(), key(WAIT_CLASS).into(), key(CALL_CLASS).into()],
+        |rows| {
+            rows.filter_map(|row| {
+                Some(Waiting { relation: get(&row, 1)?, pid: get(&row, 2)?, call: get(&row, 3)? })
+            })
+            .collect()
+        },
     )
 }
 

@@ -15,12 +15,13 @@ mod store;
 mod tasks;
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
 use tokio::sync::mpsc;
 
-use crate::catalog;
+use crate::catalog::{self, Waiting};
 use crate::error::error;
 use crate::failpoint;
 use crate::pg;
@@ -38,6 +39,8 @@ use tasks::Tasks;
 pub const LOCK_CLASS: i32 = 0x736e_6f77;
 /// The first key of the locks of sessions that wait for a table; the second is the table.
 pub const WAIT_CLASS: i32 = 0x736e_6f78;
+/// The first key of their locks by which one wait is told from the next; the second is another one every time.
+pub const CALL_CLASS: i32 = 0x736e_6f79;
 /// The second key of the lock that the worker of a database holds.
 const WORKER: i32 = 1;
 
@@ -113,6 +116,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
     let mut front = Front::default();
     let mut mailer = Mailer::default();
     let mut logins = Logins::new(bell.clone());
+    let mut waits = HashSet::new();
     let (mut tidied, mut counted): (Option<Instant>, _) = (None, Instant::now());
     loop {
         let mut woken = pg::io::wait(Some(&bell), Some(TICK));
@@ -165,10 +169,24 @@ fn run() -> std::io::Result<(&'static str, End)> {
         mailer.look();
         tasks.nudge(&recovery.look());
         tasks.nudge(&store::capture::to_poll());
-        if woken && let Ok(waiting) = pg::xact::transaction(|| catalog::locked_objects(WAIT_CLASS)) {
-            tasks.nudge(&waiting);
+        if woken {
+            serve(&tasks, &mut waits);
         }
     }
+}
+
+/// Has read what sessions wait for: once for each wait, of those in `known` only what could not be looked up before.
+fn serve(tasks: &Tasks, known: &mut HashSet<Waiting>) {
+    let Ok(waits) = pg::xact::transaction(catalog::waits) else { return };
+    let (old, new): (Vec<&Waiting>, Vec<&Waiting>) = waits.iter().partition(|wait| known.contains(*wait));
+    tasks.nudge(&new.iter().map(|wait| wait.relation).collect::<Vec<_>>());
+    let held_up: HashSet<pg_sys::Oid> = old.iter().map(|wait| wait.relation).collect();
+    let free: Vec<pg_sys::Oid> = held_up
+        .into_iter()
+        .filter(|relation| matches!(pg::xact::transaction(|| store::is_to_recheck(*relation)), Ok(true)))
+        .collect();
+    tasks.nudge_mirrors(&free);
+    *known = waits;
 }
 
 thread_local! {

@@ -223,19 +223,22 @@ impl Tasks {
             .for_each(|capture| capture.tell_trouble(trouble));
     }
 
-    /// Has the mirrors of these tables, and the deletions of their servers, read now.
+    /// Has the mirrors of these tables, and the deletions and metadata of their servers, read now.
     pub fn nudge(&self, relations: &[pg_sys::Oid]) {
+        self.nudge_mirrors(relations);
         for server in self.servers.values() {
-            let mut concerned = false;
-            for (table, mirror) in &server.mirrors {
-                if relations.contains(&table.relation) {
-                    mirror.task.nudge.notify_one();
-                    concerned = true;
-                }
-            }
+            let concerned = server.mirrors.keys().any(|table| relations.contains(&table.relation));
             for (_, tasks) in server.readers.iter().filter(|_| concerned) {
                 tasks.iter().for_each(|task| task.nudge.notify_one());
             }
+        }
+    }
+
+    /// Has the mirrors of these tables read now.
+    pub fn nudge_mirrors(&self, relations: &[pg_sys::Oid]) {
+        let mirrors = self.servers.values().flat_map(|server| &server.mirrors);
+        for (_, mirror) in mirrors.filter(|(table, _)| relations.contains(&table.relation)) {
+            mirror.task.nudge.notify_one();
         }
     }
 }

@@ -11,6 +11,7 @@ mod labels;
 mod many;
 mod requests;
 mod upkeep;
+mod wait;
 mod worker;
 
 use servicenow_sim::{Dataset, LoggedRequest};

@@ -8,12 +8,13 @@ use std::time::SystemTime;
 use pgrx::pg_sys;
 use servicenow::dictionary::{FieldDef, TableDef};
 use servicenow::sync::Stop;
+use servicenow::sync::store::MetadataRead;
 use servicenow::value::{Show, TableName};
 
 use super::latest;
 use crate::cache::change::Source;
 use crate::cache::label;
-use crate::catalog::{self, Drift, DriftKind, FollowedColumns, Mirror, MirrorColumn, write};
+use crate::catalog::{self, Drift, DriftKind, FollowedColumns, Mirror, MirrorColumn, timestamp, write};
 use crate::pg;
 
 /// Takes in what the dictionary says now of the tables of a server: those that are mirrored and those that columns lead
@@ -249,13 +250,14 @@ fn relabel_column(mirror: &Rc<Mirror>, pair: LabelPair, changes: &Relabelling) {
 }
 
 /// Takes note of a reading, or of its failure.
-pub fn note(server: pg_sys::Oid, outcome: &Result<i64, Stop>) {
+pub fn note(server: pg_sys::Oid, outcome: &Result<MetadataRead, Stop>) {
     match outcome {
-        Ok(watermark) => {
+        Ok(read) => {
             write(
                 "UPDATE servicenow.sync_server
-                 SET metadata_watermark = $2, metadata_error = NULL, metadata_error_at = NULL WHERE server = $1",
-                &[server.into(), (*watermark).into()],
+                 SET metadata_watermark = $2, last_metadata_at = $3, metadata_error = NULL, metadata_error_at = NULL
+                 WHERE server = $1",
+                &[server.into(), read.watermark.into(), timestamp(read.at).into()],
             );
             catalog::note_server_outcome(server, "metadata", None);
         }

@@ -11,7 +11,7 @@ use servicenow::sync::capture::{News, Noted};
 use servicenow::sync::compare::{Comparison, Difference, Shown};
 use servicenow::sync::metadata::MetadataStore;
 use servicenow::sync::range::Range;
-use servicenow::sync::store::{DeletesRead, Found, Step, Store, StoreError, StoredRecords};
+use servicenow::sync::store::{DeletesRead, Found, MetadataRead, Step, Store, StoreError, StoredRecords};
 use servicenow::value::SysId;
 use tokio::sync::{mpsc, oneshot};
 
@@ -68,7 +68,7 @@ enum Work {
     NoteDeletes(Result<DeletesRead, Stop>),
     MetadataSince,
     Describe(Vec<TableDef>),
-    NoteMetadata(Result<i64, Stop>),
+    NoteMetadata(Result<MetadataRead, Stop>),
     NoteEvents(Vec<Event>),
     ToLookUp,
     NoteCapture(Box<News>),
@@ -251,7 +251,7 @@ impl MetadataStore for PgStore {
         self.ask(None, Work::Describe(defs)).await.map(|_| ())
     }
 
-    async fn note_metadata(&self, outcome: Result<i64, Stop>) -> Result<(), StoreError> {
+    async fn note_metadata(&self, outcome: Result<MetadataRead, Stop>) -> Result<(), StoreError> {
         self.ask(None, Work::NoteMetadata(outcome)).await.map(|_| ())
     }
 }
@@ -398,6 +398,11 @@ struct ToRecheck {
     records: StoredRecords,
     /// There are others.
     is_more: bool,
+}
+
+/// Whether anything has to be looked up of a table that can be now.
+pub fn is_to_recheck(relation: pg_sys::Oid) -> bool {
+    catalog::mirror(relation).is_some_and(|mirror| !to_recheck(&mirror).records.is_empty())
 }
 
 /// What has to be looked up of a table. Rows that have by now what the instance has told of need not be.

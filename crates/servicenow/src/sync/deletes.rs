@@ -20,7 +20,7 @@ use super::recheck::recheck;
 use super::store::{DeletesRead, Origin, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
-use super::{OVERLAP, Stop, local_seconds, pause_after_reading};
+use super::{OVERLAP, Stop, local_seconds, rest_after_reading};
 use crate::client::Client;
 use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, shrinking};
@@ -129,7 +129,7 @@ where
     }
 }
 
-/// Reads deletions at a pace until the future is dropped; `nudge` ends a wait early.
+/// Reads deletions at a pace until the future is dropped; `nudge` ends a wait early that is not one after a failure.
 pub async fn run<T: Transport, S: Store>(deletes: Deletes<T, S>, mut pace: Pace, nudge: Arc<Notify>)
 where
     S::Table: Hash,
@@ -137,15 +137,9 @@ where
     let mut failures = 0;
     loop {
         let outcome = deletes.read().await;
-        let pause = pause_after_reading(&mut failures, outcome.is_ok(), pace.now());
+        let rest = rest_after_reading(&mut failures, outcome.is_ok(), pace.now());
         // What the store could not note it is told again after the next reading.
         let _noted = deletes.store.note_deletes(outcome).await;
-        let woken = async {
-            tokio::select! {
-                () = nudge.notified() => {}
-                () = pace.changed() => {}
-            }
-        };
-        let _woken_or_over = timeout(pause, woken).await;
+        rest.take(&nudge, &mut pace).await;
     }
 }

@@ -10,7 +10,8 @@ use super::latest::Latest;
 use super::metadata::MetadataStore;
 use super::range::Range;
 use super::store::{
-    DeletesRead, Found, OpenRange, Position, Relabelling, Step, Store, StoreError, StoredRecords, Upkeep,
+    DeletesRead, Found, MetadataRead, OpenRange, Position, Relabelling, Step, Store, StoreError,
+    StoredRecords, Upkeep,
 };
 use crate::dictionary::TableDef;
 use crate::page::{Layout, Order, Rows, Version};
@@ -283,9 +284,9 @@ impl MetadataStore for MemoryStore {
         Ok(())
     }
 
-    async fn note_metadata(&self, outcome: Result<i64, Stop>) -> Result<(), StoreError> {
+    async fn note_metadata(&self, outcome: Result<MetadataRead, Stop>) -> Result<(), StoreError> {
         self.with(|memory| match outcome {
-            Ok(watermark) => memory.metadata = Some(watermark),
+            Ok(read) => memory.metadata = Some(read.watermark),
             Err(stop) => memory.failure = Some(stop.to_string()),
         });
         Ok(())

@@ -17,16 +17,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::{StreamExt, iter};
 use tokio::sync::Notify;
-use tokio::time::timeout;
 
 use super::mirror::Spec;
 use super::pace::Pace;
 use super::range::Range;
 use super::reference::{Reference, references};
-use super::store::{Relabelling, Renamed, Step, Store, StoreError};
+use super::store::{MetadataRead, Relabelling, Renamed, Step, Store, StoreError};
 use super::sweep::{Progress, Seen, Sweep};
 use super::tail::{SeenInTime, Tail};
-use super::{OVERLAP, Stop, local_seconds, pause_after_reading};
+use super::{OVERLAP, Stop, local_seconds, rest_after_reading};
 use crate::client::Client;
 use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, shrinking};
@@ -64,10 +63,10 @@ pub trait MetadataStore: Store {
     /// labels included, are brought in line with it.
     fn describe(&self, defs: Vec<TableDef>) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// A reading came to its end: everything before this second has been read; or it failed.
+    /// A reading came to its end, or failed.
     fn note_metadata(
         &self,
-        outcome: Result<i64, Stop>,
+        outcome: Result<MetadataRead, Stop>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
@@ -134,8 +133,8 @@ where
         }
     }
 
-    /// Reads what has changed since the last reading the store took note of; gives back where the next one begins.
-    pub async fn read(&mut self) -> Result<i64, Stop> {
+    /// Reads what has changed since the last reading the store took note of.
+    pub async fn read(&mut self) -> Result<MetadataRead, Stop> {
         let at = SystemTime::now();
         let since = self.store.metadata_since().await?;
         let (changed, served) = self.definitions_changed(since).await?;
@@ -148,14 +147,15 @@ where
         }
         let served = served.unwrap_or_else(|| local_seconds(at));
         let before = self.last_read.replace(at);
-        Ok(match since {
+        let watermark = match since {
             // The instance's clock has been set back: what was changed since then is stamped earlier than the watermark.
             Some(since) if served < since - OVERLAP => {
                 let passed = before.and_then(|before| at.duration_since(before).ok());
                 served - passed.unwrap_or(DESCRIBE_INTERVAL).as_secs() as i64
             }
             _ => served,
-        })
+        };
+        Ok(MetadataRead { watermark, at })
     }
 
     /// Whether anything in the dictionary or among the choices has changed, as far as the caller may see; and the
@@ -518,7 +518,7 @@ fn names(rows: &Rows, row: usize) -> Names {
     columns.map(|column| rows.is_shown(row, column).then(|| rows.text(row, column).to_owned())).collect()
 }
 
-/// Reads metadata at a pace until the future is dropped; `nudge` ends a wait early.
+/// Reads metadata at a pace until the future is dropped; `nudge` ends a wait early that is not one after a failure.
 pub async fn run<T: Transport, S: MetadataStore>(
     mut metadata: Metadata<T, S>,
     mut pace: Pace,
@@ -529,15 +529,9 @@ pub async fn run<T: Transport, S: MetadataStore>(
     let mut failures = 0;
     loop {
         let outcome = metadata.read().await;
-        let pause = pause_after_reading(&mut failures, outcome.is_ok(), pace.now());
+        let rest = rest_after_reading(&mut failures, outcome.is_ok(), pace.now());
         // What the store could not note it is told again after the next reading.
         let _noted = metadata.store.note_metadata(outcome).await;
-        let woken = async {
-            tokio::select! {
-                () = nudge.notified() => {}
-                () = pace.changed() => {}
-            }
-        };
-        let _woken_or_over = timeout(pause, woken).await;
+        rest.take(&nudge, &mut pace).await;
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::beat::Beat;
 use super::describe::Traits;
-use super::pace::Pace;
+use super::pace::{Pace, Rest};
 use super::store::{Position, Step, Store, StoreError, Upkeep};
 use super::upkeep::Underway;
 use super::{Stop, pause_after};
@@ -53,19 +53,20 @@ pub struct Spec {
 }
 
 /// Keeps one table like the instance's until the future is dropped, or the store says the table has changed.
-/// A failure is reported to the store and tried again after a pause; `nudge` ends a pause early.
+/// A failure is reported to the store and tried again after a pause; `nudge` ends any other pause early.
 pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<Notify>) {
     let (store, table) = (mirror.store.clone(), mirror.table);
     let mut failures = 0;
     let mut beat = Beat::default();
     loop {
-        let pause = match mirror.advance().await {
+        let rest = match mirror.advance().await {
             Ok(pause) => {
                 failures = 0;
-                match pause == mirror.spec.pace.now() {
+                let most = match pause == mirror.spec.pace.now() {
                     true => beat.next_in(pause, Instant::now().into_std(), chance()),
                     false => pause,
-                }
+                };
+                Rest { least: Duration::ZERO, most }
             }
             Err(Stop::Store(StoreError::Stale)) => return,
             Err(stop) => {
@@ -74,17 +75,12 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
                 }
                 failures += 1;
                 // Those that fail together do not come back together either.
-                pause_after(failures).mul_f64((1.0 + chance()) / 2.0)
-            }
-        };
-        let woken = async {
-            tokio::select! {
-                () = nudge.notified() => true,
-                () = mirror.spec.pace.changed() => false,
+                let pause = pause_after(failures).mul_f64((1.0 + chance()) / 2.0);
+                Rest { least: pause, most: pause }
             }
         };
         // When polls become rarer there is one more: nobody has told of what changed since the last one.
-        if timeout(pause, woken).await == Ok(true) {
+        if rest.take(&nudge, &mut mirror.spec.pace).await {
             mirror.nudge();
         }
     }

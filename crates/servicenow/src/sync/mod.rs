@@ -39,6 +39,8 @@ pub mod tail;
 mod upkeep;
 pub mod verify;
 
+use pace::Rest;
+
 /// How far behind the watermark a poll begins, in seconds: records are stamped by the node that writes them
 /// and become visible when their transaction ends; nodes' clocks differ.
 pub const OVERLAP: i64 = 60;
@@ -64,11 +66,11 @@ fn pause_after(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
 }
 
-/// How long to wait after a reading that is repeated every `interval`: longer the more have failed in a row, which it
-/// counts.
-fn pause_after_reading(failures: &mut u32, succeeded: bool, interval: Duration) -> Duration {
+/// How to wait after a reading that is repeated every `interval`: longer the more have failed in a row, which it counts.
+fn rest_after_reading(failures: &mut u32, succeeded: bool, interval: Duration) -> Rest {
     *failures = if succeeded { 0 } else { *failures + 1 };
-    if succeeded { interval } else { pause_after(*failures).max(interval) }
+    let least = if succeeded { Duration::ZERO } else { pause_after(*failures) };
+    Rest { least, most: interval.max(least) }
 }
 
 /// Seconds since 1970 by the local clock.

@@ -3,7 +3,8 @@
 use std::future::pending;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
 
 /// The interval of something that is polled.
 #[derive(Clone, Debug)]
@@ -16,6 +17,32 @@ pub struct Pace {
 /// at its own pace.
 #[derive(Debug)]
 pub struct Brake(watch::Sender<Option<Duration>>);
+
+/// A pause between two pieces of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    /// Nothing ends it earlier: whoever waits does not hurry what has just failed.
+    pub least: Duration,
+    /// Its end, if nobody asks for anything before.
+    pub most: Duration,
+}
+
+impl Rest {
+    /// Rests until it is over, somebody nudges, also one who did during the first part, or the pace has changed. Gives
+    /// back whether somebody has nudged.
+    pub async fn take(self, nudge: &Notify, pace: &mut Pace) -> bool {
+        if !self.least.is_zero() {
+            sleep(self.least).await;
+        }
+        let woken = async {
+            tokio::select! {
+                () = nudge.notified() => true,
+                () = pace.changed() => false,
+            }
+        };
+        timeout(self.most.saturating_sub(self.least), woken).await == Ok(true)
+    }
+}
 
 impl Default for Brake {
     fn default() -> Self {
@@ -88,5 +115,19 @@ mod tests {
         quick.changed().await;
         assert_eq!(quick.now(), Duration::from_secs(1));
         assert_eq!(Pace::from(Duration::from_secs(3)).now(), Duration::from_secs(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_nudge_ends_a_rest_but_not_its_first_part() {
+        let (nudge, mut pace) = (Notify::new(), Pace::from(Duration::from_secs(1)));
+        for (least, nudged, took) in [(0, true, 0), (3, true, 3), (3, false, 10)] {
+            let rest = Rest { least: Duration::from_secs(least), most: Duration::from_secs(10) };
+            if nudged {
+                nudge.notify_one();
+            }
+            let began = tokio::time::Instant::now();
+            assert_eq!(rest.take(&nudge, &mut pace).await, nudged);
+            assert_eq!(began.elapsed().as_secs(), took);
+        }
     }
 }

@@ -240,6 +240,15 @@ pub struct DeletesRead {
     pub at: SystemTime,
 }
 
+/// A reading of metadata that came to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetadataRead {
+    /// The instance's clock when it began, in seconds since 1970: where the next one begins.
+    pub watermark: i64,
+    /// When it began, by the local clock.
+    pub at: SystemTime,
+}
+
 impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -14,7 +14,9 @@ use servicenow::sync::compare::{Difference, Shown};
 use servicenow::sync::memory::{Memory, MemoryStore};
 use servicenow::sync::metadata::MetadataStore;
 use servicenow::sync::range::Range;
-use servicenow::sync::store::{DeletesRead, Found, Position, Step, Store, StoreError, StoredRecords, Upkeep};
+use servicenow::sync::store::{
+    DeletesRead, Found, MetadataRead, Position, Step, Store, StoreError, StoredRecords, Upkeep,
+};
 use servicenow::value::SysId;
 use tokio::task::yield_now;
 
@@ -291,7 +293,7 @@ impl MetadataStore for Keeper {
         self.memory.describe(defs).await
     }
 
-    async fn note_metadata(&self, outcome: Result<i64, Stop>) -> Result<(), StoreError> {
+    async fn note_metadata(&self, outcome: Result<MetadataRead, Stop>) -> Result<(), StoreError> {
         self.memory.note_metadata(outcome).await
     }
 }

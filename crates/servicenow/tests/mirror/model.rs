@@ -378,7 +378,7 @@ impl Case {
             Event::DoesAllAndCrashes(polls) => {
                 let all = async { tokio::join!(self.mirror.advance(), self.metadata.read()) };
                 if let Some((_, Ok(read))) = at_most(all, polls).await {
-                    self.world.store.with(|m| m.metadata = Some(read));
+                    self.world.store.with(|m| m.metadata = Some(read.watermark));
                 }
                 self.restart();
                 self.metadata = self.world.metadata();
@@ -422,7 +422,7 @@ impl Case {
 
     async fn read_metadata(&mut self, polls: usize) {
         if let Some(Ok(read)) = at_most(self.metadata.read(), polls).await {
-            self.world.store.with(|m| m.metadata = Some(read));
+            self.world.store.with(|m| m.metadata = Some(read.watermark));
         }
     }
 
@@ -456,7 +456,7 @@ impl Case {
         let mut tries = 0;
         loop {
             if let Ok(read) = self.metadata.read().await {
-                self.world.store.with(|m| m.metadata = Some(read));
+                self.world.store.with(|m| m.metadata = Some(read.watermark));
                 break;
             }
             tries += 1;
