@@ -64,7 +64,7 @@ pub use mail::{
 pub use notice::{notify, notify_of};
 pub use place::host;
 pub use progress::{
-    Progress, Waiting, enable_worker, is_in_the_way, lock_holder, progress, waits, worker_enabled,
+    Progress, Waiting, enable_worker, is_failing, is_in_the_way, lock_holder, progress, waits, worker_enabled,
 };
 pub use request_stat::{Manners, add_request_stats, manners, past_calls, show_manners, show_page_size};
 pub use rows::{

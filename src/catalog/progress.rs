@@ -126,6 +126,18 @@ pub fn is_in_the_way(relation: pg_sys::Oid) -> bool {
     )
 }
 
+/// Whether the last attempt at something of a table or its server has failed.
+pub fn is_failing(relation: pg_sys::Oid) -> bool {
+    read(
+        "SELECT t.last_error IS NOT NULL OR v.last_error IS NOT NULL OR v.metadata_error IS NOT NULL
+         FROM servicenow.sync_table t JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
+              LEFT JOIN servicenow.sync_server v ON v.server = f.ftserver
+         WHERE t.foreign_table = $1",
+        &[relation.into()],
+        |mut rows| rows.next().and_then(|row| get(&row, 1)).unwrap_or(false),
+    )
+}
+
 /// A session that waits for a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Waiting {

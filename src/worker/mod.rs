@@ -15,7 +15,7 @@ mod store;
 mod tasks;
 
 use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
@@ -56,6 +56,8 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 const COUNT_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a session that uses foreign tables looks whether there is a worker.
 const NOW_AND_THEN: Duration = Duration::from_secs(60);
+/// How often what fails is tried again for a session that waits.
+const AGAIN: Duration = Duration::from_secs(10);
 /// What must not differ, whatever the database's or the cluster's settings are. A row or table that somebody
 /// has locked is passed over after a short while.
 const SETTINGS: &[(&str, &str)] = &[
@@ -116,7 +118,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
     let mut front = Front::default();
     let mut mailer = Mailer::default();
     let mut logins = Logins::new(bell.clone());
-    let mut waits = HashSet::new();
+    let mut waits = HashMap::new();
     let (mut tidied, mut counted): (Option<Instant>, _) = (None, Instant::now());
     loop {
         let mut woken = pg::io::wait(Some(&bell), Some(TICK));
@@ -175,18 +177,29 @@ fn run() -> std::io::Result<(&'static str, End)> {
     }
 }
 
-/// Has read what sessions wait for: once for each wait, of those in `known` only what could not be looked up before.
-fn serve(tasks: &Tasks, known: &mut HashSet<Waiting>) {
-    let Ok(waits) = pg::xact::transaction(catalog::waits) else { return };
-    let (old, new): (Vec<&Waiting>, Vec<&Waiting>) = waits.iter().partition(|wait| known.contains(*wait));
-    tasks.nudge(&new.iter().map(|wait| wait.relation).collect::<Vec<_>>());
-    let held_up: HashSet<pg_sys::Oid> = old.iter().map(|wait| wait.relation).collect();
-    let free: Vec<pg_sys::Oid> = held_up
-        .into_iter()
-        .filter(|relation| matches!(pg::xact::transaction(|| store::is_to_recheck(*relation)), Ok(true)))
-        .collect();
+/// Has read what sessions wait for: once for each wait. `told` has those that were read for, and when; for them only what
+/// has failed is tried again now and then, and what could not be looked up because somebody held it.
+fn serve(tasks: &Tasks, told: &mut HashMap<Waiting, Instant>) {
+    let look = || {
+        let waits = catalog::waits();
+        let mut free = HashSet::new();
+        for wait in waits.iter().filter(|wait| told.contains_key(wait)) {
+            if !free.contains(&wait.relation) && store::is_to_recheck(wait.relation) {
+                free.insert(wait.relation);
+            }
+        }
+        let failing: HashSet<_> =
+            waits.iter().map(|wait| wait.relation).filter(|table| catalog::is_failing(*table)).collect();
+        (waits, free.into_iter().collect::<Vec<_>>(), failing)
+    };
+    let Ok((waits, free, failing)) = pg::xact::transaction(look) else { return };
+    told.retain(|wait, at| {
+        waits.contains(wait) && !(at.elapsed() > AGAIN && failing.contains(&wait.relation))
+    });
+    let untold: Vec<Waiting> = waits.into_iter().filter(|wait| !told.contains_key(wait)).collect();
+    tasks.nudge(&untold.iter().map(|wait| wait.relation).collect::<Vec<_>>());
     tasks.nudge_mirrors(&free);
-    *known = waits;
+    told.extend(untold.into_iter().map(|wait| (wait, Instant::now())));
 }
 
 thread_local! {

@@ -129,7 +129,7 @@ where
     }
 }
 
-/// Reads deletions at a pace until the future is dropped; `nudge` ends a wait early that is not one after a failure.
+/// Reads deletions at a pace until the future is dropped; `nudge` ends a wait early, one after a failure if it is long.
 pub async fn run<T: Transport, S: Store>(deletes: Deletes<T, S>, mut pace: Pace, nudge: Arc<Notify>)
 where
     S::Table: Hash,

@@ -518,7 +518,7 @@ fn names(rows: &Rows, row: usize) -> Names {
     columns.map(|column| rows.is_shown(row, column).then(|| rows.text(row, column).to_owned())).collect()
 }
 
-/// Reads metadata at a pace until the future is dropped; `nudge` ends a wait early that is not one after a failure.
+/// Reads metadata at a pace until the future is dropped; `nudge` ends a wait early, one after a failure if it is long.
 pub async fn run<T: Transport, S: MetadataStore>(
     mut metadata: Metadata<T, S>,
     mut pace: Pace,

@@ -53,7 +53,7 @@ pub struct Spec {
 }
 
 /// Keeps one table like the instance's until the future is dropped, or the store says the table has changed.
-/// A failure is reported to the store and tried again after a pause; `nudge` ends any other pause early.
+/// A failure is reported to the store and tried again after a pause; `nudge` ends a pause early, that after a failure if it is a long one.
 pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<Notify>) {
     let (store, table) = (mirror.store.clone(), mirror.table);
     let mut failures = 0;
@@ -76,7 +76,7 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
                 failures += 1;
                 // Those that fail together do not come back together either.
                 let pause = pause_after(failures).mul_f64((1.0 + chance()) / 2.0);
-                Rest { least: pause, most: pause }
+                Rest::after_failure(pause, Duration::ZERO)
             }
         };
         // When polls become rarer there is one more: nobody has told of what changed since the last one.

@@ -61,6 +61,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest wait between two attempts at something that fails.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// Who waits for something may have it tried again after this long, though it has failed often.
+const LONGEST_REFUSAL: Duration = Duration::from_secs(10);
+
 /// How long to wait after so many failures in a row: doubling, up to a minute.
 fn pause_after(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
@@ -69,8 +72,10 @@ fn pause_after(failures: u32) -> Duration {
 /// How to wait after a reading that is repeated every `interval`: longer the more have failed in a row, which it counts.
 fn rest_after_reading(failures: &mut u32, succeeded: bool, interval: Duration) -> Rest {
     *failures = if succeeded { 0 } else { *failures + 1 };
-    let least = if succeeded { Duration::ZERO } else { pause_after(*failures) };
-    Rest { least, most: interval.max(least) }
+    match succeeded {
+        true => Rest { least: Duration::ZERO, most: interval },
+        false => Rest::after_failure(pause_after(*failures), interval),
+    }
 }
 
 /// Seconds since 1970 by the local clock.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
+use super::LONGEST_REFUSAL;
+
 /// The interval of something that is polled.
 #[derive(Clone, Debug)]
 pub struct Pace {
@@ -28,6 +30,11 @@ pub struct Rest {
 }
 
 impl Rest {
+    /// After a failure: nobody cuts the pause short, unless it is a long one.
+    pub(super) fn after_failure(pause: Duration, interval: Duration) -> Self {
+        Self { least: pause.min(LONGEST_REFUSAL), most: pause.max(interval) }
+    }
+
     /// Rests until it is over, somebody nudges, also one who did during the first part, or the pace has changed. Gives
     /// back whether somebody has nudged.
     pub async fn take(self, nudge: &Notify, pace: &mut Pace) -> bool {
