@@ -13,6 +13,7 @@ use servicenow::dictionary::TableDef;
 use servicenow::sync::deletes::{self, Deletes};
 use servicenow::sync::metadata::{self, Metadata};
 use servicenow::sync::mirror::{self, Mirror, Spec};
+use servicenow::sync::moved::Moved;
 use servicenow::sync::pace::Brake;
 use servicenow::sync::store::{Position, Upkeep};
 use tokio::sync::{Notify, mpsc};
@@ -305,7 +306,8 @@ impl Server {
             let metadata =
                 Task::start(|nudge| metadata::run(metadata, pace.times(POLLS_PER_METADATA), nudge))?;
             let deletes = Deletes::new(self.client.clone(), store.clone(), specs.clone());
-            let deletes = Task::start(|nudge| deletes::run(deletes, pace, nudge))?;
+            let moved = Moved::new(self.client.clone(), store.clone(), specs.clone());
+            let deletes = Task::start(|nudge| deletes::run(deletes, moved, pace, nudge))?;
             self.readers = Some((wanted.clone(), [deletes, metadata]));
         }
         if self.capture.as_ref().is_some_and(capture::Reader::has_ended) {

@@ -171,3 +171,29 @@ async fn listeners_are_told_of_beginnings_ends_failures_and_recoveries() {
     let changed = wait_for("schema_changed").await;
     assert_eq!(changed["added"], json!(["u_new"]));
 }
+
+/// What becomes of another class leaves one table as it arrives in the other, and also where only the first one is mirrored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_of_another_class_changes_tables() {
+    let world = World::new().await;
+    for table in ["incident", "problem"] {
+        let columns = "sys_id text, number text, short_description text";
+        world.db.run(&format!("CREATE FOREIGN TABLE {table} ({columns}) SERVER acme")).await;
+        world.sync(table).await;
+    }
+    for class in ["problem", "change_request"] {
+        let id = world.db.value::<String>("SELECT min(sys_id) FROM incident").await;
+        let gone = format!("SELECT NOT EXISTS (SELECT FROM incident WHERE sys_id = '{id}')");
+        world.sim.edit().update("incident", &id, &[("sys_class_name", class)]).expect("it is there");
+        if class == "problem" {
+            world.until(&format!("SELECT EXISTS (SELECT FROM problem WHERE sys_id = '{id}')")).await;
+        }
+        world.until(&gone).await;
+        let source =
+            format!("SELECT source FROM servicenow._sync_cdc WHERE sys_id = '{id}' AND op = 'delete'");
+        assert_eq!(world.db.value::<String>(&source).await, "poll");
+    }
+    for table in ["incident", "problem"] {
+        world.until_like_the_instance(table, &["number", "short_description"]).await;
+    }
+}

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::mirror::Spec;
+use super::moved::Moved;
 use super::pace::Pace;
 use super::recheck::recheck;
 use super::store::{DeletesRead, Origin, Step, Store, StoreError, StoredRecords};
@@ -129,14 +130,24 @@ where
     }
 }
 
-/// Reads deletions at a pace until the future is dropped; `nudge` ends a wait early, one after a failure if it is long.
-pub async fn run<T: Transport, S: Store>(deletes: Deletes<T, S>, mut pace: Pace, nudge: Arc<Notify>)
-where
+/// Reads deletions, and what has moved, at a pace until the future is dropped; `nudge` ends a wait early, one after a failure
+/// if it is long.
+pub async fn run<T: Transport, S: Store>(
+    deletes: Deletes<T, S>,
+    mut moved: Moved<T, S>,
+    mut pace: Pace,
+    nudge: Arc<Notify>,
+) where
     S::Table: Hash,
 {
     let mut failures = 0;
     loop {
+        let since = deletes.store.deletes_since().await;
         let outcome = deletes.read().await;
+        if let (Ok(Some(since)), Ok(_)) = (since, &outcome) {
+            // What fails is read with the next ones; a store that is no more of use is told of by the tables' mirrors.
+            let _read_again = moved.read(since).await;
+        }
         let rest = rest_after_reading(&mut failures, outcome.is_ok(), pace.now());
         // What the store could not note it is told again after the next reading.
         let _noted = deletes.store.note_deletes(outcome).await;

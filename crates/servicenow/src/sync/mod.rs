@@ -9,7 +9,8 @@
 //! - Then it *follows*: every poll reads what changed since the watermark, less an overlap, because a record
 //!   becomes visible after the time it is stamped with.
 //! - Deletions leave no trace in the table itself; [`deletes`] reads them from `sys_audit_delete` and looks every
-//!   record up before it believes one.
+//!   record up before it believes one. Nor does a record that becomes one of another class; [`moved`] finds it in the
+//!   table that all classes extend.
 //! - What leaves no trace at all shows in how many records there are, or else when they are read again; *upkeep*
 //!   does both between polls, a piece at a time.
 
@@ -26,6 +27,7 @@ pub mod latest;
 pub mod memory;
 pub mod metadata;
 pub mod mirror;
+pub mod moved;
 pub mod pace;
 mod poll;
 pub mod range;

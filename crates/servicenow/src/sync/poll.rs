@@ -1,6 +1,6 @@
 //! Reading what has changed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,13 +9,13 @@ use tokio::time::Instant;
 use super::mirror::Mirror;
 use super::recheck::recheck;
 use super::reconcile::{is_many, is_much};
-use super::store::{Origin, Position, Step, Store};
+use super::store::{Origin, Position, Step, Store, StoreError};
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds};
 use crate::client::table_api::{List, Page, shrinking};
 use crate::client::transport::Transport;
-use crate::page::Layout;
+use crate::page::{Layout, Order, Rows, Version};
 use crate::query::{Op, Query, Term};
 use crate::value::{SysId, date_time};
 
@@ -57,6 +57,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 matching.extend(page.rows.ids().map(SysId::new));
             }
             if !page.rows.is_empty() {
+                self.doubt_where_it_was(&page.rows).await?;
                 self.apply(Step::Changed(page.rows)).await?;
             }
             if mass != Mass::No {
@@ -82,6 +83,37 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         self.position = Position::Following { watermark: next };
         (self.mass_since, self.just_filled) = (None, false);
         Ok(true)
+    }
+
+    /// Where records arrive that another table has in a version from before, they may have left that one: their class was
+    /// changed.
+    async fn doubt_where_it_was(&self, rows: &Rows) -> Result<(), Stop> {
+        let here = self.store.find_in(self.table, rows.ids().map(SysId::new).collect()).await?;
+        let here: HashSet<&str> = here.iter().map(|(id, _)| id.as_str()).collect();
+        let shown: HashMap<&str, Version> = (0..rows.len())
+            .map(|row| (rows.id(row), rows.version(row)))
+            .filter(|(id, _)| !here.contains(id))
+            .collect();
+        if shown.is_empty() {
+            return Ok(());
+        }
+        let found = self.store.find(shown.keys().map(|id| SysId::new(*id)).collect()).await?;
+        for (table, stored) in found.records.into_iter().filter(|(table, _)| *table != self.table) {
+            let is_older = |(id, stored): &(SysId, Version)| {
+                let shown = shown.get(id.as_str()).map(|shown| shown.order(*stored));
+                stored.updated_on.is_some() && shown == Some(Order::Later)
+            };
+            let older: Vec<SysId> = stored.into_iter().filter(is_older).map(|(id, _)| id).collect();
+            if older.is_empty() {
+                continue;
+            }
+            match self.store.apply(table, Step::Doubted(older)).await {
+                // Somebody changes that table: it is filled anew.
+                Ok(()) | Err(StoreError::Stale) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Looks up what could not be kept, or has been put into the store by others.
@@ -177,7 +209,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             self.client.list(List { table, query: &query, layout, limit, offset, count: true }).await
         })
         .await?;
-        let progress = tail.advance(&seen_in_time(&page), limit);
+        let progress = tail.advance(&SeenInTime::of(&page), limit);
         Ok((page, progress))
     }
 }
@@ -186,13 +218,4 @@ impl<T: Transport, S: Store> Mirror<T, S> {
 fn between(base: &Query, from: i64, to: i64) -> crate::Result<Query> {
     let time = |op, second| Term::new("sys_updated_on", op, &date_time(second).unwrap_or_default());
     Ok(base.clone().and(time(Op::Ge, from)?).and(time(Op::Lt, to)?))
-}
-
-fn seen_in_time(page: &Page) -> SeenInTime {
-    let rows = &page.rows;
-    let last = rows.len().checked_sub(1).and_then(|row| {
-        let second = rows.version(row).updated_on?;
-        Some((second, SysId::new(rows.id(row))))
-    });
-    SeenInTime { rows: rows.len(), last, total: page.total }
 }

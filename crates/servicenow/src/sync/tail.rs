@@ -8,6 +8,7 @@
 //! by offset, from its end to its beginning: records that change leave the place they had, which moves those
 //! behind it one closer to the beginning, never past a reader who comes from the end.
 
+use crate::client::table_api::Page;
 use crate::error::Result;
 use crate::query::{Op, Query, Term};
 use crate::sync::sweep::Progress;
@@ -22,6 +23,18 @@ pub struct SeenInTime {
     pub last: Option<(i64, SysId)>,
     /// How many records match the page's query, if the instance counts.
     pub total: Option<u64>,
+}
+
+impl SeenInTime {
+    /// Of a page that is read by the time of the last change.
+    pub fn of(page: &Page) -> Self {
+        let rows = &page.rows;
+        let last = rows.len().checked_sub(1).and_then(|row| {
+            let second = rows.version(row).updated_on?;
+            Some((second, SysId::new(rows.id(row))))
+        });
+        Self { rows: rows.len(), last, total: page.total }
+    }
 }
 
 /// Where a tail stands.

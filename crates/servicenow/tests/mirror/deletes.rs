@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use servicenow_sim::{Effect, Fault};
 
-use crate::{World, poll};
+use crate::{TASK_FIELDS, World, poll};
 
 #[tokio::test]
 async fn deleted_records_leave() {
@@ -204,4 +204,31 @@ async fn a_reader_without_tables_has_nothing_to_do() {
     let deletes =
         servicenow::sync::deletes::Deletes::new(world.client.clone(), world.store.clone(), HashMap::new());
     deletes.read().await.expect("it is read");
+}
+
+/// A record that becomes one of another class leaves its table, which does not tell of it; the table of all classes does.
+#[tokio::test]
+async fn a_record_of_another_class_leaves_its_table() {
+    let mut world = World::new("incident", TASK_FIELDS).await;
+    world.spec.pace = Duration::from_secs(10).into();
+    world.filled().await;
+    let id = world.find("number=INC0012345");
+    let since = world.sim.clock().now().timestamp();
+    let mut moved = world.moved();
+    moved.read(since).await.expect("a reading");
+    world.sim.clock().advance(Duration::from_secs(5));
+    world.sim.edit().update("incident", &id, &[("sys_class_name", "problem")]).expect("it is there");
+    let is_lookup = |r: &servicenow_sim::LoggedRequest| {
+        r.parameter("sysparm_query").is_some_and(|query| query.contains("sys_idIN"))
+    };
+    world.sim.clear_requests();
+    moved.read(since).await.expect("a reading");
+    assert_eq!(world.lists().iter().filter(|r| is_lookup(r)).count(), 0, "the next poll might bring it");
+    world.sim.clock().advance(Duration::from_secs(40));
+    moved.read(since).await.expect("a reading");
+    assert!(!world.stored().contains_key(&id));
+    world.assert_alike();
+    world.sim.clear_requests();
+    moved.read(since).await.expect("a reading");
+    assert_eq!(world.sim.requests().len(), 1, "one call tells that nothing has");
 }

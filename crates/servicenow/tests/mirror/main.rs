@@ -33,6 +33,7 @@ use servicenow::sync::Stop;
 use servicenow::sync::deletes::Deletes;
 use servicenow::sync::metadata::{Metadata, MetadataStore};
 use servicenow::sync::mirror::{Mirror, Spec};
+use servicenow::sync::moved::Moved;
 use servicenow::sync::store::Position;
 use servicenow::value::{Show, TableName};
 use servicenow_sim::{Dataset, LoggedRequest, Simulator};
@@ -130,6 +131,12 @@ impl World {
     fn deletes(&self) -> Deletes<HttpTransport, Keeper> {
         let specs = HashMap::from([((), self.spec.clone())]);
         Deletes::new(self.client.clone(), self.store.clone(), specs)
+    }
+
+    /// A reader of what has moved to other tables.
+    fn moved(&self) -> Moved<HttpTransport, Keeper> {
+        let specs = HashMap::from([((), self.spec.clone())]);
+        Moved::new(self.client.clone(), self.store.clone(), specs)
     }
 
     /// Reads deletions, and keeps how far.

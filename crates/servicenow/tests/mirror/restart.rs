@@ -213,8 +213,12 @@ async fn a_running_reader_of_deletions_says_what_fails_and_goes_on_by_itself() {
     let fault =
         world.sim.fault(Fault::new(Effect::Status { status: 503, html: true }).table("sys_audit_delete"));
     let nudge = Arc::new(Notify::new());
-    let running =
-        tokio::spawn(deletes::run(world.deletes(), Duration::from_millis(10).into(), nudge.clone()));
+    let running = tokio::spawn(deletes::run(
+        world.deletes(),
+        world.moved(),
+        Duration::from_millis(10).into(),
+        nudge.clone(),
+    ));
     until("the failure is said", || world.store.with(|m| m.failure.is_some())).await;
     let id = world.find("number=INC0012345");
     world.sim.edit().delete("incident", &id).expect("it is there");
