@@ -5,11 +5,13 @@
 #   make test-all                   the same, and the end-to-end tests on newer majors built from Debian's sources
 #   make install [PG_CONFIG=…]      a release build into that Postgres
 #   make package [PG_CONFIG=…]      a Debian package of a release build, and an archive for PGXN, in target/package
+#   make book                       the documentation as a book, in target/book
 #   make bench [SECTIONS=…]         the README's figures, as ratios measured in one run
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 PGRX_VERSION := 0.18.1
+MDBOOK_VERSION := 0.4.52
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev pkg-config postgresql-15 \
             postgresql-server-dev-15 sudo
@@ -41,8 +43,9 @@ export PGRX_HOME = $(CARGO_TARGET_DIR)/pgrx
 export PG_CONFIG CARGO_TARGET_DIR
 
 PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
+MDBOOK := $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 
-.PHONY: demo test test-all install package bench lint majors test-in-server install-debug packages orm-python pgrx
+.PHONY: demo test test-all install package book bench lint majors test-in-server install-debug packages orm-python pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
@@ -70,6 +73,15 @@ package: packages pgrx
 
 # End-to-end tests wait more than they compute: more run at a time than there are cores.
 TEST_END_TO_END = RUST_TEST_THREADS=$$((2 * $$(nproc))) cargo test -p tests
+
+# The pages are tested without it.
+book: $(MDBOOK)
+	$(MDBOOK) build --dest-dir $(CARGO_TARGET_DIR)/book docs
+
+$(MDBOOK):
+	@$(MAKE) --no-print-directory packages PACKAGES="build-essential"
+	cargo install mdbook --version $(MDBOOK_VERSION) --locked --no-default-features --features search \
+	    --root $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)
 
 # The tests inside a server install a library of their own, so they come before the others.
 test: packages pgrx lint majors test-in-server install-debug $(ORM_PYTHON)/ready

@@ -1,5 +1,6 @@
 //! What a DBA does with it: look, be told, dump and restore, fail over.
 
+mod book;
 mod docs;
 mod doctor;
 mod look;

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod death;
+pub mod page;
 pub mod random;
 pub mod regress;
 
