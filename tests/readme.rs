@@ -7,7 +7,7 @@ use world::page::Page;
 #[tokio::test(flavor = "multi_thread")]
 async fn every_block_of_sql_does_what_it_says() {
     let world = World::bare(Dataset::Small).await;
-    let page = Page::new(include_str!("../README.md"), &world);
+    let page = Page::new("README.md", include_str!("../README.md"), &world);
     assert!(page.blocks.concat().contains("CREATE EXTENSION"));
     assert!(page.run(&world) >= 5);
 }

@@ -40,7 +40,7 @@ fn words(page: &str) -> BTreeSet<String> {
 async fn every_block_of_sql_of_the_book_does_what_its_page_says() {
     for page in pages().iter().filter(|page| !ELSEWHERE.contains(&page.as_str())) {
         let world = World::bare(Dataset::Small).await;
-        let blocks = Page::new(&text(page), &world);
+        let blocks = Page::new(page, &text(page), &world);
         if blocks.blocks.is_empty() {
             continue;
         }
@@ -50,7 +50,6 @@ async fn every_block_of_sql_of_the_book_does_what_its_page_says() {
             world.set_up("").await;
             world.import(&["incident"]).await;
         }
-        println!("{page}");
         blocks.run(&world);
     }
 }

@@ -7,6 +7,7 @@ use crate::World;
 
 /// A page's SQL.
 pub struct Page {
+    name: String,
     /// Blocks in their order.
     pub blocks: Vec<String>,
 }
@@ -14,7 +15,7 @@ pub struct Page {
 impl Page {
     /// The blocks of a page, for the simulated instance of a world.
     #[must_use]
-    pub fn new(text: &str, world: &World) -> Page {
+    pub fn new(name: &str, text: &str, world: &World) -> Page {
         let blocks = text.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
         let suited = blocks.map(|block| {
             block.replace("https://acme.service-now.com", world.sim.url()).replace(
@@ -22,7 +23,7 @@ impl Page {
                 "client_id 'fdw-client', client_secret 'fdw-client-secret'",
             )
         });
-        Page { blocks: suited.collect() }
+        Page { name: name.to_owned(), blocks: suited.collect() }
     }
 
     /// Runs the blocks in one session of psql. Lines that begin with `-- ` say what comes of it: ERRORs, in order, and
@@ -47,7 +48,7 @@ impl Page {
         };
         let errors: Vec<&str> =
             err.lines().filter_map(|line| line.find("ERROR:").map(|at| &line[at..])).collect();
-        assert_eq!(errors, promised("ERROR:"), "{out}\n{err}");
+        assert_eq!(errors, promised("ERROR:"), "{}\n{out}\n{err}", self.name);
         let rows = promised(" | ");
         let mut shown = out.lines().filter_map(|line| line.split_once('|'));
         for row in &rows {
@@ -55,7 +56,7 @@ impl Page {
             let (name, value) = row.split_once('|').expect("a name and a value");
             let value = value.trim().trim_end_matches('…');
             let is_it = |(n, v): (&str, &str)| n.trim() == name.trim() && v.trim().starts_with(value);
-            assert!(shown.any(is_it), "{row}\n{out}\n{err}");
+            assert!(shown.any(is_it), "{}: {row}\n{out}\n{err}", self.name);
         }
         rows.len()
     }
