@@ -54,10 +54,11 @@ install: packages pgrx
 	cargo build --release --lib $(FEATURES)
 	$(SUDO) $(CARGO_PGRX) install --release --pg-config $(PG_CONFIG) $(FEATURES)
 
-# The paths of Rust sources are not in what is built, and dates are the last commit's. (RUSTFLAGS take the
-# place of the one that cargo pgrx sets itself.)
+# The paths of the machine are not in what is built, from Rust or from pgrx's C, and dates are the last commit's.
+# (RUSTFLAGS take the place of the one that cargo pgrx sets itself.)
 package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 package: export RUSTFLAGS = -Clink-arg=-Wl,--no-gc-sections --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)=~
+package: export CFLAGS += -ffile-prefix-map=$(CARGO_TARGET_DIR)=target
 package: packages pgrx
 	@$(MAKE) --no-print-directory packages PACKAGES="binutils dpkg-dev git"
 	rm -rf $(PACKAGE_DIR)
