@@ -65,8 +65,8 @@ pub fn leave_to_recheck(relation: pg_sys::Oid, ids: &[String]) {
     if !ids.is_empty() {
         write(
             "INSERT INTO servicenow.recheck (foreign_table, sys_id)
-             SELECT $1, unnest($2)
-             EXCEPT SELECT foreign_table, sys_id FROM servicenow.recheck WHERE foreign_table = $1",
+             SELECT DISTINCT $1, id FROM unnest($2) id
+             WHERE NOT EXISTS (SELECT FROM servicenow.recheck r WHERE r.foreign_table = $1 AND r.sys_id = id)",
             &[relation.into(), ids.to_vec().into()],
         );
     }

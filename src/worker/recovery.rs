@@ -6,23 +6,25 @@
 //! looked at. So what has no answer is settled only when its call cannot be alive any more, and looked at once more then.
 
 mod others;
+mod outlook;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read};
+use std::io::{self, BufReader, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
-use servicenow::push::codec::decode;
+use servicenow::push::codec::{Failure, Reader};
 use servicenow::push::decision::Calls;
-use servicenow::push::intent::{Note, OpenWrite, open_writes};
+use servicenow::push::intent::{Count, Intent, Note, OpenWrite, Unanswered, open_writes};
 use servicenow::push::undo::{Outcome, Report, undo};
 use servicenow::value::{SysId, TableName};
 
 use self::others::{Committed, Kept, Record, record};
+use self::outlook::Outlooks;
 use super::tasks::THREADS;
 use crate::catalog::{self, Outlook};
 use crate::connection::{HttpClient, WORKER, new_client, trust};
@@ -31,14 +33,14 @@ use crate::login::{self, Login};
 use crate::option::ServerOptions;
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
-use crate::pg::xact::Caught;
 use crate::push::intent::{LEFT, UNFINISHED, directory, set_aside};
-use crate::push::place::place;
 
 /// The pause before an undoing that failed is tried again.
 const PAUSE: Duration = Duration::from_secs(10);
 /// The pause before a record is looked at again that another transaction is at.
 const GLANCE: Duration = Duration::from_secs(1);
+/// Records that are to be looked at are written down so many at a time.
+const AT_A_TIME: usize = 5_000;
 /// Notes of committed transactions are kept so long at least: what they matter for may be taken over a moment later.
 const AT_LEAST: Duration = Duration::from_secs(1);
 
@@ -62,8 +64,10 @@ pub struct Recovery {
 
 /// A file that belongs to nobody any more.
 struct Left {
-    /// Nobody else takes it over meanwhile.
-    _lock: File,
+    /// It is locked: nobody else takes it over meanwhile.
+    file: File,
+    /// What became of its transactions.
+    outlooks: Outlooks,
     /// What is to be undone, the last written first, server by server and role by role.
     undoing: Vec<Undoing>,
     /// Writes that nobody undoes although their tables want it, and why.
@@ -71,8 +75,8 @@ struct Left {
     /// Writes that were committed and would be undone otherwise, and when that was found.
     kept: Vec<Kept>,
     found: Instant,
-    /// Records to be looked at when that is over.
-    records: HashMap<pg_sys::Oid, Vec<String>>,
+    /// The tables with records that are to be looked at.
+    concerned: HashSet<pg_sys::Oid>,
     /// Calls without an answer may arrive until then, if there are any.
     calls_end: Option<Instant>,
 }
@@ -111,18 +115,15 @@ impl Recovery {
                 continue;
             }
             match take_over(&path, self.began) {
-                Ok(Some(left)) => {
+                Ok(Some((path, mut left))) => {
                     failpoint::reach("recovery.begin");
                     // An undoing may take long, or never come to its end.
                     if (!left.undoing.is_empty() || left.calls_end.is_some()) && left.note().is_ok() {
-                        concerned.extend(left.records.keys().copied());
+                        concerned.extend(&left.concerned);
                     }
-                    // Before it is called something else: whoever does not find it finds this.
                     self.committed.add(path.clone(), &left.kept);
-                    let name = set_aside(&path, LEFT).unwrap_or_else(|_| path.clone());
-                    self.committed.add(name.clone(), &[]);
-                    TAKEN_OVER.with_borrow_mut(|taken| taken.insert(name.clone()));
-                    self.open.insert(name, left);
+                    TAKEN_OVER.with_borrow_mut(|taken| taken.insert(path.clone()));
+                    self.open.insert(path, left);
                 }
                 Ok(None) => {}
                 Err(e) => {
@@ -144,7 +145,7 @@ impl Recovery {
             match noted {
                 Ok(()) if fs::remove_file(path).is_ok() => {
                     left.untouched.iter().for_each(|(write, why)| tell(write, why));
-                    concerned.extend(left.records.keys());
+                    concerned.extend(&left.concerned);
                     TAKEN_OVER.with_borrow_mut(|taken| taken.remove(path));
                     committed.remove(path, &left.kept);
                     false
@@ -169,66 +170,77 @@ fn files() -> io::Result<Vec<PathBuf>> {
     paths.filter(|path| path.as_ref().map_or(true, is_finished)).collect()
 }
 
-/// Reads a file that nobody uses any more; `None` if somebody does, or if it is not clear yet what became of its transactions.
-///
-/// A crash may have come after what was written before the worker began. Then a number of a transaction may be somebody
-/// else's by now, unless it was made to last, which that of a write to be undone is.
-fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
-    let mut file = File::open(path)?;
+/// Takes over a file that nobody uses any more, and gives it a name that says so; `None` if somebody does, or if it is not
+/// clear yet what became of its transactions.
+fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<(PathBuf, Left)>> {
+    let file = File::open(path)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(e)) => return Err(e),
     }
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    let notes = match decode(&bytes) {
-        Ok(decoded) => decoded.notes,
-        Err(e) => {
+    // At once: whoever finds it locked must not take it for a session's.
+    let path = &set_aside(path, LEFT)?;
+    match read_left(file, began) {
+        Ok(left) => Ok(left.map(|left| (path.clone(), left))),
+        Err(Failure::Io(e)) => Err(e),
+        Err(Failure::Unreadable(e)) => {
             pg::worker::log(&format!("could not read file \"{}\": {e}", path.display()));
             let mut aside = path.as_os_str().to_owned();
             aside.push(format!(".bad.{UNFINISHED}"));
             fs::rename(path, aside)?;
-            return Ok(None);
+            Ok(None)
         }
-    };
-    let here = place(&file)?;
-    let is_copy = !notes.iter().any(|note| matches!(note, Note::Begun(there) if *there == here));
-    let writes = open_writes(notes);
-    let is_old = !file.metadata()?.modified().is_ok_and(|at| at > began);
-    let lasts = |write: &OpenWrite| write.intent.undo.is_some() || !is_old;
-    let number = |write: &OpenWrite| (write.intent.xid, write.intent.timeline);
-    // In a copy, what became of transactions is not what became of them in the original.
-    let numbers = writes.iter().filter(|write| lasts(write) && !is_copy).map(number);
-    let numbers: HashSet<(u64, u32)> = numbers.collect();
-    let mut outlooks = HashMap::new();
-    for number in numbers {
-        match pg::xact::transaction(|| catalog::outlook(number.0, number.1)) {
-            Ok(Outlook::Open) => return Ok(None),
-            Ok(outlook) => outlooks.insert(number, outlook),
-            Err(_) => outlooks.insert(number, Outlook::Unknown),
-        };
     }
-    let outlook = |write: &OpenWrite| outlooks.get(&number(write)).copied().unwrap_or(Outlook::Unknown);
-    let mut records: HashMap<pg_sys::Oid, Vec<String>> = HashMap::new();
+}
+
+fn read_left(file: File, began: SystemTime) -> Result<Option<Left>, Failure> {
+    let Some(outlooks) = Outlooks::of(&file, began)? else { return Ok(None) };
+    let is_undoable = |write: &Intent| write.undo.is_some();
+    let (mut undoable, mut unanswered) = (Vec::new(), Unanswered::default());
+    for note in notes_of(&file)? {
+        let mut note = note?;
+        if let Note::Intended(intents) = &mut note {
+            // There may be very many.
+            for intent in intents.extract_if(.., |intent| !is_undoable(intent)) {
+                let server = (outlooks.of_write(&intent) != Outlook::Committed).then_some(intent.server);
+                unanswered.intend(intent.sys_id, server);
+            }
+        }
+        let is_empty = match &mut note {
+            Note::Begun(_) => true,
+            Note::Intended(intents) => intents.is_empty(),
+            Note::Answered(answers) => {
+                answers.retain(|(id, _)| unanswered.settle(id).is_none());
+                answers.is_empty()
+            }
+            Note::Renamed(keys) => {
+                keys.retain(|(noted, made)| unanswered.rename(noted, made.clone()).is_none());
+                keys.is_empty()
+            }
+            Note::Refused(ids) => {
+                ids.retain(|id| unanswered.settle(id).is_none());
+                ids.is_empty()
+            }
+        };
+        if !is_empty {
+            undoable.push(note);
+        }
+    }
     let mut undoing: Vec<Vec<OpenWrite>> = Vec::new();
-    let (mut untouched, mut longest, mut kept) = (Vec::new(), None, Vec::new());
-    for write in writes {
-        if outlook(&write) == Outlook::Committed {
-            kept.extend(write.intent.undo.is_some().then(|| Kept::of(&write)));
+    let (mut untouched, mut kept) = (Vec::new(), Vec::new());
+    let mut open_calls: HashSet<u32> = unanswered.writes().copied().flatten().collect();
+    for write in open_writes(undoable) {
+        let outlook = outlooks.of_write(&write.intent);
+        if outlook == Outlook::Committed {
+            kept.push(Kept::of(&write));
             continue;
         }
-        let intent = &write.intent;
-        let relation = pg_sys::Oid::from(intent.foreign_table);
-        records.entry(relation).or_default().push(intent.sys_id.as_str().to_owned());
         if write.answered.is_none() {
-            longest = longest.max(Some(longest_call(intent.server)));
+            open_calls.insert(write.intent.server);
         }
-        if intent.undo.is_none() {
-            continue;
-        }
-        if outlook(&write) != Outlook::RolledBack {
-            untouched.push((write, if is_copy { COPIED } else { NOT_KNOWN }));
+        if outlook != Outlook::RolledBack {
+            untouched.push((write, if outlooks.is_copy { COPIED } else { NOT_KNOWN }));
             continue;
         }
         let login = |write: &OpenWrite| (write.intent.server, write.intent.role);
@@ -238,11 +250,30 @@ fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<Left>> {
         }
     }
     // All calls were begun before.
-    let calls_end = longest.map(|longest| Instant::now() + longest);
+    let calls_end = open_calls.into_iter().map(longest_call).max().map(|longest| Instant::now() + longest);
     let due = |writes| Undoing { writes: Arc::new(writes), state: State::Due(Instant::now()), calls_end };
     let undoing = undoing.into_iter().rev().map(due).collect();
-    let found = Instant::now();
-    Ok(Some(Left { _lock: file, undoing, untouched, kept, found, records, calls_end }))
+    let (found, concerned) = (Instant::now(), HashSet::new());
+    Ok(Some(Left { file, outlooks, undoing, untouched, kept, found, concerned, calls_end }))
+}
+
+/// Records by table.
+type Records = HashMap<pg_sys::Oid, Vec<String>>;
+
+fn leave_to_recheck(records: Records) -> Result<(), String> {
+    let noted = pg::xact::transaction(|| {
+        pg::xact::commit_for_good(); // the file goes
+        for (relation, ids) in records.iter().filter(|(relation, _)| is_mirrored(**relation)) {
+            catalog::leave_to_recheck(*relation, ids);
+        }
+    });
+    noted.map_err(|caught| caught.message)
+}
+
+/// The notes of a file, from its beginning.
+fn notes_of(mut file: &File) -> io::Result<Reader<BufReader<&File>>> {
+    file.rewind()?;
+    Ok(Reader::new(BufReader::new(file)))
 }
 
 /// Why a write is not undone of which the original of this server may know more.
@@ -263,14 +294,45 @@ fn longest_call(server: u32) -> Duration {
 }
 
 impl Left {
-    /// Has the records looked at.
-    fn note(&self) -> Result<(), Caught> {
-        pg::xact::transaction(|| {
-            pg::xact::commit_for_good(); // the file goes
-            for (relation, ids) in self.records.iter().filter(|(relation, _)| is_mirrored(**relation)) {
-                catalog::leave_to_recheck(*relation, ids);
+    /// Has the records looked at, those of a few notes at a time.
+    fn note(&mut self) -> Result<(), String> {
+        let (mut records, mut tables) = (Records::new(), Unanswered::default());
+        for note in notes_of(&self.file).map_err(|e| e.to_string())? {
+            match note.map_err(|e| e.to_string())? {
+                Note::Begun(_) => {}
+                Note::Intended(intents) => {
+                    let open = |intent: &Intent| self.outlooks.of_write(intent) != Outlook::Committed;
+                    for intent in intents.into_iter().filter(open) {
+                        let id = intent.sys_id.as_str().to_owned();
+                        records.entry(intent.foreign_table.into()).or_default().push(id);
+                        tables.intend(intent.sys_id, intent.foreign_table);
+                    }
+                }
+                Note::Renamed(keys) => {
+                    for (noted, made) in keys {
+                        if let Some(table) = tables.rename(&noted, made.clone()) {
+                            records.entry((*table).into()).or_default().push(made.as_str().to_owned());
+                        }
+                    }
+                }
+                Note::Answered(answers) => {
+                    for (id, _) in answers {
+                        tables.settle(&id);
+                    }
+                }
+                Note::Refused(ids) => {
+                    for id in ids {
+                        tables.settle(&id);
+                    }
+                }
             }
-        })
+            if records.values().map(Vec::len).sum::<usize>() >= AT_A_TIME {
+                self.concerned.extend(records.keys());
+                leave_to_recheck(std::mem::take(&mut records))?;
+            }
+        }
+        self.concerned.extend(records.keys());
+        leave_to_recheck(records)
     }
 
     /// The records of which it is not known whether they were written to, and that may show it.
@@ -432,25 +494,38 @@ fn client(server: pg_sys::Oid, role: pg_sys::Oid) -> Result<HttpClient, String> 
 /// How many writes to which foreign tables are under way or not settled, as sessions and worker have noted them.
 pub fn pending_writes() -> HashMap<u32, i64> {
     let mut pending = HashMap::new();
-    for path in files().unwrap_or_default() {
-        let notes = fs::read(path).ok().and_then(|bytes| decode(&bytes).ok()).unwrap_or_default().notes;
-        for write in open_writes(notes) {
-            *pending.entry(write.intent.foreign_table).or_default() += 1;
+    for file in files().unwrap_or_default().iter().filter_map(|path| File::open(path).ok()) {
+        let mut count = Count::default();
+        let notes = notes_of(&file).into_iter().flatten();
+        notes.map_while(Result::ok).for_each(|note| count.add(note));
+        for (table, writes) in count.open() {
+            *pending.entry(table).or_default() += i64::try_from(writes).unwrap_or(i64::MAX);
         }
     }
+    pending.retain(|_, writes| *writes > 0);
     pending
 }
 
-/// The records to which sessions may be writing, with their foreign tables. For the worker.
-pub fn records_under_way() -> HashSet<(u32, String)> {
-    let mut records = HashSet::new();
+/// Those of a foreign table's records to which sessions may be writing. For the worker.
+pub fn under_way(relation: pg_sys::Oid, ids: &HashSet<&str>) -> HashSet<String> {
+    let mut found = HashSet::new();
     let is_taken = |path: &PathBuf| TAKEN_OVER.with_borrow(|taken| taken.contains(path));
-    for path in files().unwrap_or_default().into_iter().filter(|path| !is_taken(path)) {
-        let notes = fs::read(path).ok().and_then(|bytes| decode(&bytes).ok()).unwrap_or_default().notes;
-        let record = |write: OpenWrite| (write.intent.foreign_table, write.intent.sys_id.as_str().to_owned());
-        records.extend(open_writes(notes).into_iter().map(record));
+    let paths = files().unwrap_or_default().into_iter().filter(|path| !is_taken(path));
+    for file in paths.filter_map(|path| File::open(path).ok()) {
+        for note in notes_of(&file).into_iter().flatten().map_while(Result::ok) {
+            let noted: Vec<SysId> = match note {
+                Note::Intended(intents) => {
+                    let ours = intents.into_iter().filter(|i| i.foreign_table == relation.to_u32());
+                    ours.map(|intent| intent.sys_id).collect()
+                }
+                Note::Renamed(keys) => keys.into_iter().map(|(_, made)| made).collect(),
+                Note::Begun(_) | Note::Answered(_) | Note::Refused(_) => Vec::new(),
+            };
+            let wanted = noted.iter().map(SysId::as_str).filter(|id| ids.contains(id));
+            found.extend(wanted.map(str::to_owned));
+        }
     }
-    records
+    found
 }
 
 /// Removes what is left of databases that are no more.

@@ -5,16 +5,16 @@
 //! be undone ([`crate::push::intent`]); those of sessions that are at it are in their files.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use servicenow::page::Version;
-use servicenow::push::codec::decode;
-use servicenow::push::intent::{Note, Op, OpenWrite, open_writes};
+use servicenow::push::intent::{Note, Op, OpenWrite};
 use servicenow::push::undo::Others;
 use servicenow::value::{SysId, TableName};
 
-use super::files;
+use super::{files, notes_of};
 
 /// A record of a server.
 pub(super) type Record = (u32, TableName, SysId);
@@ -83,7 +83,7 @@ impl Committed {
         // In this order: a file that is taken over meanwhile is known then.
         let is_under_way = files().unwrap_or_default().into_iter().any(|path| {
             let is_known = self.lock().files.contains(&path);
-            !is_known && noted_in(&path).iter().any(|write| self::record(write) == record)
+            !is_known && File::open(path).is_ok_and(|file| tells_of(&file, &record))
         });
         let has_written = self.lock().writes.get(&record).is_some_and(|versions| versions.contains(&now));
         match (has_written, is_under_way) {
@@ -98,8 +98,13 @@ impl Committed {
     }
 }
 
-fn noted_in(path: &PathBuf) -> Vec<OpenWrite> {
-    let notes: Vec<Note> =
-        std::fs::read(path).ok().and_then(|bytes| decode(&bytes).ok()).unwrap_or_default().notes;
-    open_writes(notes)
+/// Whether a file tells of a write to a record.
+fn tells_of(file: &File, (server, table, id): &Record) -> bool {
+    notes_of(file).into_iter().flatten().map_while(Result::ok).any(|note| match note {
+        Note::Intended(intents) => intents
+            .iter()
+            .any(|intent| (&intent.server, &intent.table, &intent.sys_id) == (server, table, id)),
+        Note::Renamed(keys) => keys.iter().any(|(_, made)| made == id),
+        Note::Begun(_) | Note::Answered(_) | Note::Refused(_) => false,
+    })
 }

@@ -420,11 +420,13 @@ fn to_recheck(mirror: &Mirror) -> ToRecheck {
     }
     let free = apply::lock_free(mirror, there.keys().map(String::as_str));
     // One that is not in the cache is looked up too, unless it is being added at this very moment.
-    let adding = match wanted.iter().any(|record| !there.contains_key(&record.id)) {
-        true => recovery::records_under_way(),
-        false => HashSet::new(),
+    let missing = wanted.iter().map(|record| record.id.as_str()).filter(|id| !there.contains_key(*id));
+    let missing: HashSet<&str> = missing.collect();
+    let adding = match missing.is_empty() {
+        true => HashSet::new(),
+        false => recovery::under_way(mirror.foreign_table, &missing),
     };
-    let is_being_added = |id: &str| adding.contains(&(mirror.foreign_table.to_u32(), id.to_owned()));
+    let is_being_added = |id: &str| adding.contains(id);
     let all = wanted.len();
     let is_free = |id: &String| free.contains(id) || (!there.contains_key(id) && !is_being_added(id));
     let ids: Vec<String> =

@@ -4,6 +4,8 @@
 //! cut off was never followed by a send, and the notes end before it. An append that failed half-way is cut off
 //! again before the next one, or what follows would be lost with it.
 
+use std::io::{self, Read};
+
 use super::intent::Note;
 
 /// What a file begins with: four letters, and the version of the format.
@@ -14,6 +16,8 @@ const LETTERS: usize = 4;
 /// The bytes of a frame before its payload: length and CRC-32, both little-endian. The sum is of length and payload, so
 /// that zeros, with which a file system may fill up a file after a crash, are no frame.
 const PREFIX: usize = 8;
+/// What is looked through at a time, in bytes.
+const CHUNK: usize = 64 << 10;
 
 /// What a file tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,43 +61,121 @@ pub fn encode(note: &Note, out: &mut Vec<u8>) {
 }
 
 /// Reads a file up to the first frame that is cut off or does not check. Whatever the bytes are, this takes memory in
-/// proportion to them.
+/// proportion to them; [`Reader`] takes no more than one note needs.
 pub fn decode(file: &[u8]) -> Result<Decoded, Unreadable> {
-    let Some((header, frames)) = file.split_at_checked(HEADER.len()) else {
-        // The crash came while the file was being made.
-        let torn = !file.is_empty();
-        return match HEADER.starts_with(file) || file.iter().all(|&byte| byte == 0) {
-            true => Ok(Decoded { torn, ..Decoded::default() }),
-            false => Err(Unreadable::Foreign),
-        };
-    };
-    if header != HEADER {
-        return match header.split_first_chunk::<LETTERS>() {
-            Some((letters, &[a, b, c, d])) if letters[..] == HEADER[..LETTERS] => {
-                Err(Unreadable::Format(u32::from_le_bytes([a, b, c, d])))
-            }
-            _ if file.iter().all(|&byte| byte == 0) => Ok(Decoded { torn: true, ..Decoded::default() }),
-            _ => Err(Unreadable::Foreign),
-        };
+    let mut reader = Reader::new(file);
+    let mut notes = Vec::new();
+    while let Some(note) = reader.next() {
+        match note {
+            Ok(note) => notes.push(note),
+            Err(Failure::Unreadable(why)) => return Err(why),
+            Err(Failure::Io(_)) => break, // bytes in memory are always there
+        }
     }
-    let mut decoded = Decoded { valid_len: HEADER.len(), ..Decoded::default() };
-    let mut rest = frames;
-    while let Some((payload, after)) = next_frame(rest) {
-        let note = serde_json::from_slice(payload);
-        decoded.notes.push(note.map_err(|_| Unreadable::Note { at: decoded.valid_len })?);
-        decoded.valid_len += rest.len() - after.len();
-        rest = after;
-    }
-    decoded.torn = !rest.is_empty();
-    Ok(decoded)
+    Ok(Decoded { notes, valid_len: reader.valid_len, torn: reader.torn })
 }
 
-/// The payload of the first frame, and what comes after the frame; `None` if it is not whole.
-fn next_frame(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first_chunk::<4>()?;
-    let (sum, rest) = rest.split_first_chunk::<4>()?;
-    let (payload, after) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
-    (check_sum(*length, payload) == u32::from_le_bytes(*sum)).then_some((payload, after))
+/// Why the next note cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The file could not be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It cannot be made sense of.
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+}
+
+/// Reads the notes of a file one after the other, up to the first frame that is cut off or does not check.
+#[derive(Debug)]
+pub struct Reader<R> {
+    input: R,
+    /// The bytes of the notes so far, with the header.
+    valid_len: usize,
+    torn: bool,
+    is_over: bool,
+}
+
+impl<R: Read> Reader<R> {
+    /// A reader from a file's beginning; a buffer is the caller's matter.
+    pub fn new(input: R) -> Self {
+        Self { input, valid_len: 0, torn: false, is_over: false }
+    }
+
+    /// The next so many bytes, or fewer at the end.
+    fn take(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.input.by_ref().take(count as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Whether there is a header of ours.
+    fn header(&mut self) -> Result<bool, Failure> {
+        let header = self.take(HEADER.len())?;
+        let is_nothing = header.iter().all(|&byte| byte == 0);
+        if header == HEADER {
+            self.valid_len = HEADER.len();
+            return Ok(true);
+        }
+        if is_nothing && self.is_nothing_else()? || HEADER.starts_with(&header) {
+            // The crash came while the file was being made.
+            self.torn = !header.is_empty();
+            return Ok(false);
+        }
+        Err(match header.split_first_chunk::<LETTERS>() {
+            Some((letters, &[a, b, c, d])) if letters[..] == HEADER[..LETTERS] => {
+                Unreadable::Format(u32::from_le_bytes([a, b, c, d])).into()
+            }
+            _ => Unreadable::Foreign.into(),
+        })
+    }
+
+    /// Whether only zeros follow.
+    fn is_nothing_else(&mut self) -> io::Result<bool> {
+        loop {
+            let bytes = self.take(CHUNK)?;
+            if bytes.is_empty() || bytes.iter().any(|&byte| byte != 0) {
+                return Ok(bytes.is_empty());
+            }
+        }
+    }
+
+    /// The payload of the next frame; `None` at the end, or if it is not whole.
+    fn frame(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let prefix = self.take(PREFIX)?;
+        let Some((length, sum)) = prefix.split_first_chunk::<4>() else {
+            self.torn = !prefix.is_empty();
+            return Ok(None);
+        };
+        let length_in_bytes = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        let payload = self.take(length_in_bytes)?;
+        let is_whole = payload.len() == length_in_bytes && check_sum(*length, &payload).to_le_bytes() == *sum;
+        self.torn = !is_whole;
+        Ok(is_whole.then_some(payload))
+    }
+
+    fn note(&mut self) -> Result<Option<Note>, Failure> {
+        if self.valid_len == 0 && !self.header()? {
+            return Ok(None);
+        }
+        let Some(payload) = self.frame()? else { return Ok(None) };
+        let note = serde_json::from_slice(&payload).map_err(|_| Unreadable::Note { at: self.valid_len })?;
+        self.valid_len += PREFIX + payload.len();
+        Ok(Some(note))
+    }
+}
+
+impl<R: Read> Iterator for Reader<R> {
+    type Item = Result<Note, Failure>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        let note = self.note();
+        self.is_over = !matches!(note, Ok(Some(_)));
+        note.transpose()
+    }
 }
 
 fn check_sum(length: [u8; 4], payload: &[u8]) -> u32 {

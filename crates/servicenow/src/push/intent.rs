@@ -105,45 +105,124 @@ pub struct OpenWrite {
     pub answered: Option<Version>,
 }
 
-/// The writes that notes leave open, in the order of writing. An answer belongs to the last write to its record that has
-/// none yet.
+/// The writes to each record without an answer so far, and what is to be known of each. An answer belongs to the last one.
+#[derive(Debug)]
+pub struct Unanswered<W>(BTreeMap<SysId, Vec<W>>);
+
+impl<W> Default for Unanswered<W> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<W> Unanswered<W> {
+    /// A write was noted.
+    pub fn intend(&mut self, id: SysId, write: W) {
+        self.0.entry(id).or_default().push(write);
+    }
+
+    /// What became of a record is known; gives back the write that it came of, if it was noted.
+    pub fn settle(&mut self, id: &SysId) -> Option<W> {
+        let writes = self.0.get_mut(id)?;
+        let last = writes.pop();
+        if writes.is_empty() {
+            self.0.remove(id);
+        }
+        last
+    }
+
+    /// A record has another key than was noted; gives back its write.
+    pub fn rename(&mut self, noted: &SysId, made: SysId) -> Option<&W> {
+        let write = self.settle(noted)?;
+        let writes = self.0.entry(made).or_default();
+        writes.push(write);
+        writes.last()
+    }
+
+    /// Those that are left.
+    pub fn writes(&self) -> impl Iterator<Item = &W> {
+        self.0.values().flatten()
+    }
+}
+
+/// The writes that notes leave open, in the order of writing, for which there is room in memory.
 pub fn open_writes(notes: impl IntoIterator<Item = Note>) -> Vec<OpenWrite> {
     let mut open: Vec<Option<OpenWrite>> = Vec::new();
-    let mut unanswered: BTreeMap<SysId, Vec<usize>> = BTreeMap::new();
+    let mut unanswered = Unanswered::default();
     for note in notes {
         match note {
             Note::Begun(_) => {}
             Note::Intended(intents) => {
                 for intent in intents {
-                    unanswered.entry(intent.sys_id.clone()).or_default().push(open.len());
+                    unanswered.intend(intent.sys_id.clone(), open.len());
                     open.push(Some(OpenWrite { intent, answered: None }));
                 }
             }
             Note::Answered(answers) => {
                 for (id, version) in answers {
-                    let at = unanswered.get_mut(&id).and_then(Vec::pop);
-                    if let Some(write) = at.and_then(|at| open[at].as_mut()) {
+                    if let Some(write) = unanswered.settle(&id).and_then(|at| open[at].as_mut()) {
                         write.answered = Some(version);
                     }
                 }
             }
             Note::Renamed(keys) => {
                 for (noted, made) in keys {
-                    let Some(at) = unanswered.get_mut(&noted).and_then(Vec::pop) else { continue };
-                    if let Some(write) = open[at].as_mut() {
-                        write.intent.sys_id = made.clone();
+                    let at = unanswered.rename(&noted, made.clone()).copied();
+                    if let Some(write) = at.and_then(|at| open[at].as_mut()) {
+                        write.intent.sys_id = made;
                     }
-                    unanswered.entry(made).or_default().push(at);
                 }
             }
             Note::Refused(ids) => {
-                for at in ids.iter().filter_map(|id| unanswered.get_mut(id)?.pop()) {
+                for at in ids.iter().filter_map(|id| unanswered.settle(id)) {
                     open[at] = None;
                 }
             }
         }
     }
     open.into_iter().flatten().collect()
+}
+
+/// How many writes notes leave open, by foreign table. Takes memory for those without an answer alone.
+#[derive(Debug, Default)]
+pub struct Count {
+    open: BTreeMap<u32, u64>,
+    unanswered: Unanswered<u32>,
+}
+
+impl Count {
+    /// The next note.
+    pub fn add(&mut self, note: Note) {
+        match note {
+            Note::Begun(_) => {}
+            Note::Intended(intents) => {
+                for intent in intents {
+                    *self.open.entry(intent.foreign_table).or_default() += 1;
+                    self.unanswered.intend(intent.sys_id, intent.foreign_table);
+                }
+            }
+            Note::Answered(answers) => {
+                for (id, _) in answers {
+                    self.unanswered.settle(&id);
+                }
+            }
+            Note::Renamed(keys) => {
+                for (noted, made) in keys {
+                    self.unanswered.rename(&noted, made);
+                }
+            }
+            Note::Refused(ids) => {
+                for table in ids.iter().filter_map(|id| self.unanswered.settle(id)) {
+                    self.open.entry(table).and_modify(|open| *open -= 1);
+                }
+            }
+        }
+    }
+
+    /// The numbers.
+    pub fn open(self) -> BTreeMap<u32, u64> {
+        self.open
+    }
 }
 
 #[cfg(test)]
@@ -252,6 +331,18 @@ pub(super) mod tests {
     }
 
     proptest! {
+        #[test]
+        fn as_many_are_counted_as_are_open(notes in prop::collection::vec(note(), 0..8)) {
+            let mut count = Count::default();
+            notes.iter().cloned().for_each(|note| count.add(note));
+            let mut expected = BTreeMap::new();
+            for write in open_writes(notes) {
+                *expected.entry(write.intent.foreign_table).or_insert(0) += 1;
+            }
+            let counted: BTreeMap<u32, u64> = count.open().into_iter().filter(|(_, open)| *open > 0).collect();
+            prop_assert_eq!(counted, expected);
+        }
+
         #[test]
         fn every_write_stays_open_in_order_but_those_refused(notes in prop::collection::vec(note(), 0..8)) {
             let all: Vec<Intent> = notes.iter().flat_map(|note| match note {

@@ -186,7 +186,6 @@ async fn a_write_of_another_transaction_is_not_taken_for_one_without_an_answer()
     for op in ["update", "delete"] {
         let mut backend = Backend::new().await;
         let id = backend.existing();
-        let edit = backend.sim.edit().as_user("fdw.integration");
         match op {
             "update" => backend.update("incident", &id, &[("description", "second")], NeverSent).await,
             _ => backend.delete("incident", &id, NeverSent).await,
@@ -202,6 +201,7 @@ async fn a_write_of_another_transaction_is_not_taken_for_one_without_an_answer()
             assert_eq!(outcome, Outcome::NothingToDo, "nothing has happened, whoever is at it");
         }
         assert_eq!(backend.record(&id), untouched);
+        let edit = backend.sim.edit().as_user("fdw.integration");
         match op {
             "update" => edit.update("incident", id.as_str(), &[("description", "second")]),
             _ => edit.delete("incident", id.as_str()),
