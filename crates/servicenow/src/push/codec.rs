@@ -65,7 +65,7 @@ pub fn encode(note: &Note, out: &mut Vec<u8>) {
 pub fn decode(file: &[u8]) -> Result<Decoded, Unreadable> {
     let mut reader = Reader::new(file);
     let mut notes = Vec::new();
-    while let Some(note) = reader.next() {
+    for note in reader.by_ref() {
         match note {
             Ok(note) => notes.push(note),
             Err(Failure::Unreadable(why)) => return Err(why),
