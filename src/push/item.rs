@@ -1,5 +1,7 @@
 //! What is to be done about single records.
 
+use std::collections::HashMap;
+
 use servicenow::client::retry::Effect;
 use servicenow::client::table_api::Identity;
 use servicenow::client::write::Change;
@@ -100,6 +102,22 @@ impl Item {
             }
             Task::Confirm { .. } => unreachable!("it was confirmed, or is an update by now"),
             Task::Delete => Change::Delete { id },
+        }
+    }
+
+    /// Has it use the keys that records were made under instead of those that were foretold.
+    pub fn follow(&mut self, renamed: &HashMap<SysId, SysId>) {
+        if let Some(made) = renamed.get(&self.id) {
+            self.id = made.clone();
+        }
+        let (Task::Insert { sent, .. } | Task::Update { sent }) = &mut self.task else { return };
+        let made = |id: &str| renamed.get(&SysId::new(id.trim())).map(SysId::as_str);
+        for sent in sent {
+            // One reference, or a list of them.
+            if sent.value.split(',').any(|id| made(id).is_some()) {
+                let ids: Vec<&str> = sent.value.split(',').map(|id| made(id).unwrap_or(id)).collect();
+                sent.value = ids.join(",");
+            }
         }
     }
 

@@ -60,6 +60,8 @@ pub struct Pusher {
     to_recheck: Vec<String>,
     /// Records that were deleted and are not remembered yet.
     deleted: Vec<String>,
+    /// Records that were made under other keys than were foretold.
+    renamed: HashMap<SysId, SysId>,
     /// Rows added to the cache, less rows taken from it.
     delta: i64,
     progress: Progress,
@@ -107,6 +109,7 @@ impl Pusher {
             cache,
             to_recheck: Vec::new(),
             deleted: Vec::new(),
+            renamed: HashMap::new(),
             delta: 0,
             progress: Progress::of(Progress::STATEMENT),
             mirror,
@@ -116,6 +119,11 @@ impl Pusher {
     /// As a part of something that has begun before.
     pub fn having(self, progress: Progress) -> Self {
         Self { progress, ..self }
+    }
+
+    /// The records that were made under other keys than were foretold, and those keys, since it was last asked.
+    pub fn take_renamed(&mut self) -> HashMap<SysId, SysId> {
+        std::mem::take(&mut self.renamed)
     }
 
     /// The role whose login signs the calls.
@@ -411,6 +419,10 @@ impl Pusher {
             Task::Insert { .. } if rows.id(0) != item.id.as_str() => {
                 // The instance has made it under a key of its own: what was foretold under ours is not there.
                 self.forget(item.id.as_str());
+                // Of a statement nobody has seen them yet.
+                if self.progress.of != Progress::STATEMENT {
+                    self.renamed.insert(item.id.clone(), SysId::new(rows.id(0)));
+                }
                 Some(self.keep(rows, 0))
             }
             _ => Some(self.keep(rows, 0)),

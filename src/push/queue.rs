@@ -133,20 +133,22 @@ pub fn before_commit() {
         }
         pg::xact::within_statement_timeout(|| {
             let mut progress = Progress::of("transaction");
+            let mut renamed = HashMap::new();
             while is_waiting() {
                 let batches = batches(join(QUEUE.with_borrow_mut(Queue::take)));
                 pg::xact::next_command();
-                pg::xact::with_latest_snapshot(|| send(batches, &mut progress));
+                pg::xact::with_latest_snapshot(|| send(batches, &mut progress, &mut renamed));
                 pg::xact::fire_deferred_triggers();
             }
         });
     }
 }
 
-fn send(batches: Vec<Batch>, progress: &mut Progress) {
+fn send(batches: Vec<Batch>, progress: &mut Progress, renamed: &mut HashMap<SysId, SysId>) {
     let (mut sent, mut passed_over) = (HashSet::new(), HashSet::new());
     for Batch { relation, role, mut items } in batches {
         for item in &mut items {
+            item.follow(renamed);
             // Its version is our own work by now.
             if !sent.insert((relation, item.id.clone())) {
                 item.cached = None;
@@ -168,6 +170,7 @@ fn send(batches: Vec<Batch>, progress: &mut Progress) {
             pusher.take_back(&id);
             passed_over.insert((relation, id));
         }
+        renamed.extend(pusher.take_renamed());
         *progress = pusher.close();
         pg::xact::next_command(); // which may be about the same records
     }

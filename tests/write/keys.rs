@@ -93,3 +93,30 @@ async fn a_record_that_may_have_been_made_under_another_key_is_reported() {
     world.until("SELECT sum(pending_writes) = 0 FROM servicenow.sync_status").await;
     assert_eq!((made(&world, "lost"), pending(&world).await), (1, 0));
 }
+
+/// What waits for COMMIT was told a key that the record does not get; whatever refers to it gets the one that it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_at_commit_refers_to_the_keys_there_are() {
+    let world = own_keys().await;
+    world.import(&["problem"]).await;
+    world
+        .db
+        .run(
+            "BEGIN; SET LOCAL servicenow_fdw.push = 'commit';
+             WITH parent AS (INSERT INTO problem (short_description) VALUES ('parent') RETURNING sys_id)
+             INSERT INTO incident (short_description, problem_id_value) SELECT 'child ' || n, sys_id FROM parent, generate_series(1, 3) n;
+             UPDATE problem SET description = 'changed' WHERE short_description = 'parent';
+             UPDATE problem SET work_notes = 'noted' WHERE short_description = 'parent';
+             COMMIT",
+        )
+        .await;
+    let parents = world.sim.edit().find("problem", "short_description=parent").expect("a query");
+    let [parent] = &parents[..] else { panic!("{parents:?}") };
+    assert_eq!(world.remote("problem", parent, "description").as_deref(), Some("changed"));
+    let children = world.sim.edit().find("incident", &format!("problem_id={parent}")).expect("a query");
+    assert_eq!(children.len(), 3);
+    world
+        .until_like_the_instance("incident", &["number", "short_description", "problem_id_value=problem_id"])
+        .await;
+    world.until_like_the_instance("problem", &["number", "description"]).await;
+}
