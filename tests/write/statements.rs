@@ -619,7 +619,7 @@ async fn a_row_that_a_function_of_the_statement_has_changed_is_refused() {
         .run(
             "CREATE FUNCTION touch(id text) RETURNS text LANGUAGE plpgsql AS $$
              BEGIN
-                 UPDATE incident SET description = 'inner' WHERE sys_id = id;
+                 UPDATE incident SET description = clock_timestamp()::text WHERE sys_id = id;
                  RETURN 'outer';
              END $$",
         )
