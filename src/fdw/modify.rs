@@ -127,8 +127,9 @@ impl Writer {
         }
         let is_twice = !self.done.insert(&id);
         let task = Task::Insert { is_given, or_nothing: self.skip_duplicates, sent };
-        let item = Item { id, cached: None, task };
+        let mut item = Item { id, cached: None, task };
         if let Some(check) = check {
+            self.pusher.resolve(std::slice::from_mut(&mut item));
             check(&self.foresee(&item, row));
         }
         Some((item, is_twice))
@@ -155,7 +156,10 @@ impl Writer {
 
     /// Carries an item out, or has it wait for others, or for the end of the transaction. `row` is the row as it is to be, if
     /// there is to be one.
-    fn carry_out(&mut self, item: Item, row: Option<&Row<'_>>) -> Option<Written> {
+    fn carry_out(&mut self, mut item: Item, row: Option<&Row<'_>>) -> Option<Written> {
+        if self.mode != Push::Statement {
+            self.pusher.resolve(std::slice::from_mut(&mut item));
+        }
         match self.mode {
             Push::Statement if self.waits => {
                 self.waiting_bytes += item.size();
@@ -273,8 +277,9 @@ impl RowWriter for Writer {
         if !self.done.insert(&SysId::new(key)) {
             return None;
         }
-        let item = self.change(key, old, new);
+        let mut item = self.change(key, old, new);
         if let Some(check) = check {
+            self.pusher.resolve(std::slice::from_mut(&mut item));
             check(&self.foresee(&item, new));
         }
         self.carry_out(item, Some(new))

@@ -1,8 +1,9 @@
-//! What a write sends for a row: the fields, with labels resolved and values in ServiceNow's form.
+//! What a write sends for a row: the fields, with values in ServiceNow's form. Names of records are looked up afterwards ([`name`](super::name)).
 
 use pgrx::PgSqlErrorCode as Sql;
+use pgrx::pg_sys::panic::ErrorReport;
 use serde_json::{Map, Value as Json};
-use servicenow::dictionary::{FieldDef, FieldType, TableDef, field_type};
+use servicenow::dictionary::{FieldDef, FieldType, Reference, TableDef, field_type};
 use servicenow::value::{Kind, Show};
 
 use super::label::{self, Unknown};
@@ -18,8 +19,10 @@ use crate::pg::tuple::OwnedScalar;
 pub struct Sent {
     /// Its name.
     pub field: String,
-    /// Its value on the wire.
+    /// Its value on the wire, if there is no name to be looked up first.
     pub value: String,
+    /// What has to be looked up before it is sent.
+    pub name: Option<Named>,
     /// The position among the mirror's columns by which the answer is compared: that of the stored value, if the
     /// table shows it.
     pub column: usize,
@@ -31,7 +34,40 @@ pub struct Sent {
     pub before: Option<Vec<String>>,
 }
 
+/// A record that was given by its name: the label of what is sent.
+pub struct Named {
+    /// Where the name is looked up.
+    pub reference: Reference,
+    /// The stored value is given, too, and must be that of the record.
+    pub is_given: bool,
+}
+
+/// What a column gives.
+enum Given {
+    /// A value on the wire.
+    Value(String),
+    /// A name.
+    Name(Reference),
+}
+
 impl Sent {
+    /// Takes what another column of the same field gives; `false` if that is something else.
+    fn goes_with(&mut self, given: Given, text: String) -> bool {
+        match (&mut self.name, given) {
+            (None, Given::Value(value)) => self.value == value,
+            (Some(named), Given::Value(value)) if !named.is_given => {
+                (self.value, named.is_given) = (value, true);
+                true
+            }
+            (Some(_), Given::Value(value)) => self.value == value,
+            (None, Given::Name(reference)) => {
+                (self.name, self.label) = (Some(Named { reference, is_given: true }), Some(text));
+                true
+            }
+            (Some(_), Given::Name(_)) => self.label.as_ref() == Some(&text),
+        }
+    }
+
     /// About how much memory it takes, in bytes.
     pub fn memory(&self) -> usize {
         let before: usize =
@@ -47,12 +83,21 @@ pub struct Draft<'a> {
     pub mirror: &'a Mirror,
     /// What the dictionary says about it.
     pub def: &'a TableDef,
-    /// Where names of records are looked up.
+    /// Where it is sent.
     pub connection: &'a Connection,
     /// The row as it is to be.
     pub row: &'a dyn Values,
     /// An UPDATE: the row as it was.
     pub old: Option<&'a dyn Values>,
+}
+
+/// The ERROR for a field of which two columns say different things.
+pub fn contradiction(field: &str) -> ErrorReport {
+    error(
+        Sql::ERRCODE_INVALID_PARAMETER_VALUE,
+        format!("label and stored value given for field \"{field}\" contradict each other"),
+    )
+    .set_hint("Set one of them, or set both to what belongs together.")
 }
 
 /// The fields as a JSON object.
@@ -82,32 +127,28 @@ impl Draft<'_> {
             }
             let field = self.writable(column)?;
             let text = wire_text(column, &self.row.get(column.number));
-            let value = self.wire_value(&field, column, &text)?;
-            match sent.iter().find(|other| other.field == column.field) {
-                None => {
-                    let shows_value = |c: &MirrorColumn| c.field == column.field && c.show == Show::Value;
-                    let shown = self.mirror.columns.iter().position(shows_value).unwrap_or(position);
-                    sent.push(Sent {
-                        value,
-                        column: shown,
-                        appends: field_type(&field.internal_type) == FieldType::Journal,
-                        label: (column.show == Show::Label).then_some(text),
-                        before: self.before(&field, shown),
-                        field: field.name,
-                    });
+            let given = self.given(&field, column, &text)?;
+            if let Some(other) = sent.iter_mut().find(|other| other.field == column.field) {
+                if !other.goes_with(given, text) {
+                    raise(contradiction(&column.field));
                 }
-                Some(other) if other.value == value => {}
-                Some(_) => raise(
-                    error(
-                        Sql::ERRCODE_INVALID_PARAMETER_VALUE,
-                        format!(
-                            "label and stored value given for field \"{}\" contradict each other",
-                            column.field
-                        ),
-                    )
-                    .set_hint("Set one of them, or set both to what belongs together."),
-                ),
+                continue;
             }
+            let shows_value = |c: &MirrorColumn| c.field == column.field && c.show == Show::Value;
+            let shown = self.mirror.columns.iter().position(shows_value).unwrap_or(position);
+            let (value, name) = match given {
+                Given::Value(value) => (value, None),
+                Given::Name(reference) => (String::new(), Some(Named { reference, is_given: false })),
+            };
+            sent.push(Sent {
+                value,
+                name,
+                column: shown,
+                appends: field_type(&field.internal_type) == FieldType::Journal,
+                label: (column.show == Show::Label).then_some(text),
+                before: self.before(&field, shown),
+                field: field.name,
+            });
         }
         Ok(sent)
     }
@@ -150,14 +191,15 @@ impl Draft<'_> {
         }
     }
 
-    /// A column's value as it is sent; `""` empties the field.
-    fn wire_value(&self, field: &FieldDef, column: &MirrorColumn, text: &str) -> Result<String, Unknown> {
-        match (column.show, &field.reference) {
-            _ if text.is_empty() => Ok(String::new()),
-            (Show::Label, Some(reference)) => Ok(label::reference(self.connection, field, reference, text)),
-            (Show::Label, None) => label::choice(field, text, self.dependent_value(field)?.as_deref()),
-            (Show::Value, _) => label::stored_choice(field, text).map(|()| text.to_owned()),
-        }
+    /// What a column gives; the value `""` empties the field.
+    fn given(&self, field: &FieldDef, column: &MirrorColumn, text: &str) -> Result<Given, Unknown> {
+        let value = match (column.show, &field.reference) {
+            _ if text.is_empty() => String::new(),
+            (Show::Label, Some(reference)) => return Ok(Given::Name(reference.clone())),
+            (Show::Label, None) => label::choice(field, text, self.dependent_value(field)?.as_deref())?,
+            (Show::Value, _) => label::stored_choice(field, text).map(|()| text.to_owned())?,
+        };
+        Ok(Given::Value(value))
     }
 
     /// The stored value of the field on which a field's choices depend, if the table shows it.

@@ -87,6 +87,14 @@ impl Item {
         }
     }
 
+    /// The fields that are sent.
+    pub fn sent_mut(&mut self) -> &mut [Sent] {
+        match &mut self.task {
+            Task::Insert { sent, .. } | Task::Update { sent } => sent,
+            Task::Confirm { .. } | Task::Delete => &mut [],
+        }
+    }
+
     /// As the client takes it.
     pub fn change(&self) -> Change {
         let id = self.id.clone();
@@ -123,7 +131,11 @@ impl Item {
 
     /// The memory its fields take, in bytes.
     pub fn size(&self) -> usize {
-        self.task.sent().iter().map(|sent| sent.field.len() + sent.value.len()).sum()
+        let size = |sent: &Sent| {
+            let name = sent.name.as_ref().and(sent.label.as_ref());
+            sent.field.len() + sent.value.len() + name.map_or(0, String::len)
+        };
+        self.task.sent().iter().map(size).sum()
     }
 
     /// About how much memory it takes, in bytes.

@@ -1,6 +1,6 @@
 //! Writes on their way to ServiceNow, and their answers on the way into the cache. In backends.
 //!
-//! A statement's rows become [`Item`]s ([`draft`], [`label`]), a [`Pusher`] notes them down ([`intent`]), sends them, looks
+//! A statement's rows become [`Item`]s ([`draft`], [`label`], [`name`]), a [`Pusher`] notes them down ([`intent`]), sends them, looks
 //! whether the instance has done what it says ([`answer`]) and puts what it answers into the cache. With
 //! `servicenow_fdw.push = 'commit'` items wait for the end of the transaction ([`queue`], [`order`], [`batch`]).
 
@@ -11,6 +11,7 @@ pub mod draft;
 pub mod intent;
 mod item;
 pub mod label;
+pub mod name;
 mod order;
 pub mod place;
 mod pusher;
@@ -53,14 +54,14 @@ fn watch() {
         ended: |committed| {
             queue::forget();
             if !committed {
-                label::forget_all_names();
+                name::forget_all_names();
             }
             intent::ended(committed);
         },
         subtransaction_ended: |id, parent, committed| {
             queue::subtransaction_ended(id, parent, committed);
             if !committed {
-                label::forget_all_names();
+                name::forget_all_names();
             }
             intent::subtransaction_ended(id, parent, committed);
         },

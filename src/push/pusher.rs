@@ -28,7 +28,7 @@ use crate::pg::table::Triggers;
 use crate::pg::tuple::OwnedScalar;
 
 use super::draft::{Draft, Sent};
-use super::{Item, Task, answer, intent, label, with_twins};
+use super::{Item, Task, answer, intent, name, with_twins};
 
 /// How often a statement that writes many records says how far it is.
 const SAY: Duration = Duration::from_secs(5);
@@ -168,13 +168,19 @@ impl Pusher {
         }
     }
 
+    /// Looks up the names in items, as [`Self::send`] does before it sends them.
+    pub fn resolve(&self, items: &mut [Item]) {
+        name::resolve(&self.connection, items.iter_mut().flat_map(Item::sent_mut));
+    }
+
     /// Carries items out, of distinct records; gives back what became of each, `None` for a record that was not made because
     /// there is one already and that is no reason to fail. Anything else that fails is an ERROR.
     pub fn send(&mut self, items: Vec<Item>) -> Vec<Option<Written>> {
         let count = items.len();
         let or_nothing = items.iter().all(|item| item.task.is_or_nothing());
         let mut written: Vec<Option<Written>> = (0..count).map(|_| None).collect();
-        let (confirmed, items) = self.confirm(items);
+        let (confirmed, mut items) = self.confirm(items);
+        name::resolve(&self.connection, items.iter_mut().flat_map(|(_, item)| item.sent_mut()));
         for &(place, row) in &confirmed.places {
             written[place] = Some(self.keep(&confirmed.rows, row));
         }
@@ -221,7 +227,7 @@ impl Pusher {
         self.connection.keep_keys(&self.mirror.table, keys);
         let (fates, synced) = fates.unwrap_or_else(|e| self.fail(&e, &what));
         failpoint::reach("push.answered");
-        label::forget_names(self.mirror.server, &self.mirror.table);
+        name::forget_names(self.mirror.server, &self.mirror.table);
         self.note_fates(&items, &fates);
         if let Err(why) = synced {
             // What is noted might not outlast a power failure, so this transaction must not go on.

@@ -270,3 +270,95 @@ async fn names_are_forgotten_at_a_rollback() {
         assert_eq!(lookups(&world), before + 1, "{end}");
     }
 }
+
+/// What the instance was asked about users.
+fn look_ups(world: &World) -> usize {
+    let of_users = |r: &&servicenow_sim::LoggedRequest| r.table.as_deref() == Some("sys_user");
+    world.sim.requests().iter().filter(of_users).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_names_in_a_statement_are_looked_up_in_few_calls() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    let edit = world.sim.edit();
+    let user = |n: usize| {
+        // Of any length, and with what addresses and queries make something else of.
+        let name = format!("Nämé, {n} & {}", "x".repeat(n % 40));
+        let (first, last) = name.split_once(' ').expect("two words");
+        let id = edit.insert("sys_user", &[("first_name", first), ("last_name", last), ("name", &name)]);
+        (name, id.expect("a user"))
+    };
+    let plain = |n: usize| {
+        let (first, last) = (format!("Nora{n}"), "N".repeat(1 + n % 60));
+        let name = format!("{first} {last}");
+        let id = edit.insert("sys_user", &[("first_name", &first), ("last_name", &last), ("name", &name)]);
+        (name, id.expect("a user"))
+    };
+    let mut users: Vec<(String, String)> = (0..150).map(plain).collect();
+    users.extend((0..2).map(user));
+    let values: Vec<String> = users.iter().map(|(name, _)| format!("('{name}')")).collect();
+    let insert = format!("INSERT INTO incident (assigned_to) SELECT * FROM (VALUES {}) v", values.join(", "));
+    let before = look_ups(&world);
+    world.db.run(&insert).await;
+    let made = look_ups(&world) - before;
+    assert!(made <= 6, "{made} look-ups");
+    let assigned = |(name, id): &(String, String)| {
+        let found = world.sim.edit().find("incident", &format!("assigned_to={id}")).expect("a query");
+        assert_eq!(found.len(), 1, "{name}");
+    };
+    users.iter().for_each(assigned);
+    // Whatever else a statement has to do with them.
+    world.db.run("RESET ALL").await;
+    let other = world.session().await;
+    let before = look_ups(&world);
+    let update = format!(
+        "UPDATE incident SET caller_id = name FROM (VALUES {}) v (name) WHERE assigned_to = name",
+        values.join(", ")
+    );
+    other.run(&format!("LOAD 'servicenow_fdw'; {update}")).await;
+    let made = look_ups(&world) - before;
+    assert!(made <= 6, "{made} look-ups");
+    for (name, id) in &users {
+        let found =
+            world.sim.edit().find("incident", &format!("assigned_to={id}^caller_id={id}")).expect("a query");
+        assert_eq!(found.len(), 1, "{name}");
+    }
+    // One that is not there, and one that is there twice.
+    let twin = [("first_name", "Nora7"), ("last_name", "NNNNNNNN"), ("name", "Nora7 NNNNNNNN")];
+    edit.insert("sys_user", &twin).expect("a user");
+    let fresh = world.session().await;
+    for (name, how_many) in [("Nora7 NNNNNNNN", "several records"), ("Nobody", "no record")] {
+        let writes = world.writes().len();
+        let error = fresh
+            .error(&format!(
+                "INSERT INTO incident (assigned_to) VALUES ('{}'), ('{name}'), ('{}')",
+                users[0].0, users[1].0
+            ))
+            .await;
+        assert_eq!(error.code().code(), "23514", "{}", error.message());
+        let detail = format!("Table \"sys_user\" has {how_many} of this name.");
+        assert_eq!(error.detail(), Some(detail.as_str()));
+        assert_eq!(world.writes().len(), writes);
+    }
+}
+
+/// What needs no call comes first.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_looked_up_only_for_rows_that_may_be_written() {
+    let world = incidents().await;
+    world.stop_worker().await;
+    world
+        .db
+        .run("ALTER FOREIGN TABLE incident ADD COLUMN caller_email text OPTIONS (field 'caller_id.email')")
+        .await;
+    let before = look_ups(&world);
+    for (assignment, code) in [
+        ("assigned_to = 'System Administrator', caller_email = 'x'", "0A000"),
+        ("assigned_to = 'System Administrator', state = 'invalid-state'", "23514"),
+    ] {
+        let error = world.db.error(&format!("UPDATE incident SET {assignment} WHERE {KNOWN}")).await;
+        assert_eq!(error.code().code(), code, "{}", error.message());
+    }
+    assert_eq!(look_ups(&world), before);
+}

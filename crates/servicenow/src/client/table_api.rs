@@ -21,7 +21,7 @@ use crate::value::{SysId, TableName};
 const FIELDS_LIMIT: usize = 5_000;
 
 /// A list call.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct List<'a> {
     /// The table.
     pub table: &'a TableName,
