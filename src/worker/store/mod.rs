@@ -11,7 +11,9 @@ use servicenow::sync::capture::{News, Noted};
 use servicenow::sync::compare::{Comparison, Difference, Shown};
 use servicenow::sync::metadata::MetadataStore;
 use servicenow::sync::range::Range;
-use servicenow::sync::store::{DeletesRead, Found, MetadataRead, Step, Store, StoreError, StoredRecords};
+use servicenow::sync::store::{
+    DeletesRead, Found, MetadataRead, Relabelling, Step, Store, StoreError, StoredRecords,
+};
 use servicenow::value::SysId;
 use tokio::sync::{mpsc, oneshot};
 
@@ -58,6 +60,8 @@ pub struct Request {
 
 enum Work {
     Apply(Step),
+    /// A piece of it; see [`label::relabel`].
+    Relabel(Relabelling, Option<i64>),
     Compare(Vec<Shown>),
     CountByPrefix(Range, usize),
     Hidden,
@@ -90,7 +94,7 @@ impl Work {
                 Step::Rechecked { .. } => "rechecked",
                 Step::Doubted(_) => "doubted",
                 Step::DoubtedWhere(_) => "doubted_where",
-                Step::Relabelled(_) => "relabelled",
+                Step::Relabelled(_) => "relabelled", // goes another way
                 Step::Reread { .. } => "reread",
                 Step::Polled { .. } => "polled",
                 Step::Hidden { .. } => "hidden",
@@ -98,6 +102,7 @@ impl Work {
                 Step::Scrubbed { .. } => "scrubbed",
                 Step::Failed(_) => "failed",
             },
+            Work::Relabel(..) => "relabelled",
             Work::Compare(_) => "compare",
             Work::CountByPrefix(..) => "count_by_prefix",
             Work::Hidden => "hidden_ranges",
@@ -119,6 +124,8 @@ impl Work {
 
 enum Done {
     Applied,
+    /// There is more to be done, from this position on.
+    Reached(Option<i64>),
     Compared(Vec<Difference>),
     Counted(Vec<(String, u64)>),
     Hidden(Vec<(Range, u64)>),
@@ -134,6 +141,8 @@ enum Done {
 enum Undone {
     /// Somebody holds a lock, as the text says; the work comes back.
     Busy(Work, String),
+    /// What is left to be done.
+    Unfinished(Work),
     Store(StoreError),
 }
 
@@ -151,7 +160,7 @@ impl PgStore {
     }
 
     async fn ask(&self, table: Option<Table>, mut work: Work) -> Result<Done, StoreError> {
-        let began = Instant::now();
+        let mut began = Instant::now();
         loop {
             let (reply, answer) = oneshot::channel();
             let request = Request { server: self.server, table, work, reply };
@@ -161,6 +170,10 @@ impl PgStore {
             match answer.await.map_err(|_| StoreError::Stale)? {
                 Ok(done) => return Ok(done),
                 Err(Undone::Store(e)) => return Err(e),
+                Err(Undone::Unfinished(rest)) => {
+                    work = rest;
+                    began = Instant::now();
+                }
                 Err(Undone::Busy(_, why)) if began.elapsed() > BUSY_LIMIT => {
                     return Err(StoreError::Failed(format!("somebody holds a lock on the cache: {why}")));
                 }
@@ -177,7 +190,11 @@ impl Store for PgStore {
     type Table = Table;
 
     async fn apply(&self, table: Table, step: Step) -> Result<(), StoreError> {
-        self.ask(Some(table), Work::Apply(step)).await.map(|_| ())
+        let work = match step {
+            Step::Relabelled(relabelling) => Work::Relabel(relabelling, None),
+            step => Work::Apply(step),
+        };
+        self.ask(Some(table), work).await.map(|_| ())
     }
 
     async fn compare(&self, table: Table, shown: Vec<Shown>) -> Result<Vec<Difference>, StoreError> {
@@ -282,6 +299,10 @@ pub fn carry_out(request: Request) {
         analyze(table);
     }
     let answer = match outcome {
+        Ok(Ok(Done::Reached(position))) => match work {
+            Work::Relabel(relabelling, _) => Err(Undone::Unfinished(Work::Relabel(relabelling, position))),
+            work => Err(Undone::Unfinished(work)),
+        },
         Ok(Ok(done)) => Ok(done),
         Ok(Err(e)) => Err(Undone::Store(e)),
         Err(caught) if caught.is_conflict() || caught.sqlstate == Sql::ERRCODE_QUERY_CANCELED => {
@@ -329,6 +350,7 @@ fn execute(
 ) -> Result<Done, StoreError> {
     match (work, table) {
         (Work::Apply(step), Some(table)) => step::apply(table, step, careful).map(|()| Done::Applied),
+        (Work::Relabel(relabelling, position), Some(table)) => step::relabel(table, relabelling, *position),
         (Work::Compare(shown), Some(table)) => {
             let (mirror, _) = current_mirror(table)?;
             let range = Range::spanning(shown.iter().map(|shown| &shown.range));
@@ -382,6 +404,7 @@ fn execute(
         }
         (
             Work::Apply(_)
+            | Work::Relabel(..)
             | Work::Compare(_)
             | Work::CountByPrefix(..)
             | Work::Hidden

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use pgrx::{Spi, pg_sys};
 use servicenow::page::{Rows, Version};
 use servicenow::sync::Stop;
-use servicenow::sync::store::{Origin, Step, StoreError};
+use servicenow::sync::store::{Origin, Relabelling, Step, StoreError};
 use servicenow::value::SysId;
 
 use super::{Table, latest};
@@ -180,13 +180,8 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             let found = label::holders(&mirror, texts);
             catalog::leave_to_recheck(relation, &found);
         }
-        Step::Relabelled(relabelling) => {
-            catalog::announce_names();
-            let outcome = label::relabel(&mirror, relabelling, from(Source::Poll));
-            catalog::leave_to_recheck(relation, &outcome.unsettled);
-            latest::with(&mirror, |latest| latest.note_names(relabelling, SystemTime::now()));
-            count_change(&mirror, &outcome);
-        }
+        // In pieces, by `relabel`.
+        Step::Relabelled(_) => {}
         Step::Reread { columns, rows } => {
             catalog::announce_names();
             let outcome = label::put_columns(&mirror, columns, rows, from(Source::Poll));
@@ -224,6 +219,28 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
         Step::Failed(stop) => failed(&mirror, stop),
     }
     Ok(())
+}
+
+/// Carries out a piece of [`Step::Relabelled`], from a position on: a table is not kept from others' work, nor its rows
+/// locked, for as long as all of it takes.
+pub fn relabel(
+    table: Table,
+    relabelling: &Relabelling,
+    position: Option<i64>,
+) -> Result<super::Done, StoreError> {
+    let (mirror, filled) = current_mirror(table)?;
+    catalog::announce_names();
+    if position.is_none() {
+        // From here on pages are looked at that were asked for before; the rows they have brought by now will be met.
+        latest::with(&mirror, |latest| latest.note_names(relabelling, SystemTime::now()));
+        if label::index_references(&mirror, relabelling) {
+            return Ok(super::Done::Reached(None));
+        }
+    }
+    let (outcome, next) = label::relabel(&mirror, relabelling, position, filled.then_some(Source::Poll));
+    catalog::leave_to_recheck(table.relation, &outcome.unsettled);
+    count_change(&mirror, &outcome);
+    Ok(next.map_or(super::Done::Applied, |next| super::Done::Reached(Some(next))))
 }
 
 /// Puts a page of records into the cache. Those that are gone by what else is known are left to be looked up: several tasks

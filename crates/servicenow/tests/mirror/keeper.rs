@@ -34,6 +34,7 @@ pub struct Keeper {
     is_stuck: AtomicBool,
     polls: AtomicUsize,
     told: Mutex<Told>,
+    relabelled: Mutex<Vec<usize>>,
 }
 
 /// What the instance has told of.
@@ -94,6 +95,11 @@ impl Keeper {
     /// How many polls have come to their end.
     pub fn polls(&self) -> usize {
         self.polls.load(Ordering::Relaxed)
+    }
+
+    /// Of how many records each step has told that changes names.
+    pub fn relabelled(&self) -> Vec<usize> {
+        self.relabelled.lock().expect("no panic").clone()
     }
 
     fn held(&self, id: &str) -> bool {
@@ -184,6 +190,9 @@ impl Store for Keeper {
         }
         while matches!(step, Step::Filled { .. }) && self.is_stuck.load(Ordering::Relaxed) {
             tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if let Step::Relabelled(relabelling) = &step {
+            self.relabelled.lock().expect("no panic").push(relabelling.records.len());
         }
         let is_poll = matches!(step, Step::Polled { .. });
         let applied = self.apply_around(step).await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use servicenow::client::table_api::List;
 use servicenow::page::{Column, Layout, Rows};
 use servicenow::query::Query;
+use servicenow::sync::metadata::NAMES_AT_A_TIME;
 use servicenow::sync::store::{Step, Store};
 use servicenow::value::{Kind, Show};
 
@@ -75,4 +76,44 @@ async fn a_record_that_changes_and_keeps_its_name_costs_nothing_the_second_time(
     logs_in(2);
     world.read_metadata(&mut metadata).await;
     assert_eq!(world.lists().len(), 0);
+}
+
+/// Somebody is renamed, a row is read that shows it, and they are renamed back, all between two readings.
+#[tokio::test]
+async fn a_name_that_came_back_meanwhile_is_shown_again() {
+    let world = world().await;
+    let mut mirror = world.filled().await;
+    let mut metadata = world.metadata();
+    world.read_metadata(&mut metadata).await;
+    let incident = world.find("number=INC0012345");
+    let caller = world.stored()[&incident][0].clone();
+    let name = world.stored()[&incident][1].clone();
+    let rename =
+        |name: &str| world.sim.edit().update("sys_user", &caller, &[("name", name)]).expect("a user");
+    rename("Somebody");
+    rename(&name);
+    world.read_metadata(&mut metadata).await;
+    rename("Somebody Else");
+    world.sim.edit().update("incident", &incident, &[("short_description", "changed")]).expect("it is there");
+    poll(&mut mirror).await;
+    assert_eq!(world.stored()[&incident][1..3], ["Somebody Else"; 2]);
+    rename(&name);
+    world.read_metadata(&mut metadata).await;
+    assert_eq!(world.stored()[&incident][1..3], [name.as_str(); 2]);
+}
+
+/// However many records are renamed at once, they are handed on some at a time.
+#[tokio::test]
+async fn many_renamed_records_are_told_of_some_at_a_time() {
+    let world = world().await;
+    world.filled().await;
+    let mut metadata = world.metadata();
+    world.read_metadata(&mut metadata).await;
+    for n in 0..NAMES_AT_A_TIME + 1_500 {
+        world.sim.edit().insert("sys_user", &[("name", &format!("Somebody {n}"))]).expect("a user");
+    }
+    world.read_metadata(&mut metadata).await;
+    let told = world.store.relabelled();
+    assert!(told.iter().all(|records| *records <= NAMES_AT_A_TIME + 1_000), "{told:?}");
+    assert!(told.iter().sum::<usize>() >= NAMES_AT_A_TIME + 1_500, "{told:?}");
 }
