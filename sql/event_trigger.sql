@@ -31,6 +31,11 @@ BEGIN
     LOOP
         PERFORM servicenow._follow_server(relation);
     END LOOP;
+    IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands()
+                   JOIN pg_extension e ON classid = 'pg_extension'::regclass AND e.oid = objid
+               WHERE extname = 'servicenow_fdw') THEN
+        PERFORM servicenow._follow_extension();
+    END IF;
 END
 $$;
 
@@ -67,11 +72,11 @@ $$;
 
 REVOKE ALL ON FUNCTION servicenow._on_ddl(), servicenow._on_drop(),
     servicenow._follow_foreign_table(oid, text), servicenow._forget_foreign_table(oid),
-    servicenow._follow_server(oid) FROM PUBLIC;
+    servicenow._follow_server(oid), servicenow._follow_extension() FROM PUBLIC;
 
 CREATE EVENT TRIGGER servicenow_ddl ON ddl_command_end
     WHEN TAG IN ('CREATE FOREIGN TABLE', 'ALTER FOREIGN TABLE', 'IMPORT FOREIGN SCHEMA', 'ALTER TABLE', 'ALTER SERVER',
-                 'CREATE USER MAPPING', 'ALTER USER MAPPING')
+                 'CREATE USER MAPPING', 'ALTER USER MAPPING', 'ALTER EXTENSION')
     EXECUTE FUNCTION servicenow._on_ddl();
 
 CREATE EVENT TRIGGER servicenow_drop ON sql_drop

@@ -100,6 +100,14 @@ fn _follow_server(server: pg_sys::Oid) {
     worker::wake_at_commit();
 }
 
+/// Has every process, and the worker above all, see that the extension was updated.
+#[pg_extern]
+fn _follow_extension() {
+    catalog::announce_version();
+    worker::ensure();
+    worker::wake_at_commit();
+}
+
 /// Drops the cache of a foreign table that was dropped; does nothing for other relations.
 #[pg_extern]
 fn _forget_foreign_table(relation: pg_sys::Oid) {

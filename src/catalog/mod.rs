@@ -19,6 +19,7 @@ mod rows;
 mod secret;
 mod token;
 mod upkeep;
+mod version;
 mod work;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -75,6 +76,7 @@ pub use rows::{
 pub use secret::written_secret;
 pub use token::{forget_tokens, keep_token, kept_token, mappings};
 pub use upkeep::{forget_hidden, hidden, remember_hidden, upkeep};
+pub use version::{announce_version, mismatch};
 pub use work::{Work, deletes_since, metadata_since, position, work};
 
 /// The name of this process's database.
@@ -307,6 +309,9 @@ pub fn not_ours(relation: pg_sys::Oid) -> pg_sys::panic::ErrorReport {
 
 fn load(relation: pg_sys::Oid) -> Option<Mirror> {
     let (server, options) = pg::catalog::foreign_table(relation, WRAPPER)?;
+    if let Some(mismatch) = mismatch() {
+        raise(mismatch);
+    }
     let name = pg::catalog::relation_name(relation)?;
     let options = TableOptions::parse(&options).unwrap_or_else(|e| raise(e));
     // The statement's snapshot may be older than what has just been announced as changed.

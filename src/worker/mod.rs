@@ -86,7 +86,15 @@ pub fn main(database: pg_sys::Datum) {
         pg::worker::set(name, value);
     }
     // A transaction of its own, as the one before may not see what it has waited for.
-    let Ok(true) = starter.and_then(|()| pg::xact::transaction(may_run)) else { return };
+    match starter.and_then(|()| pg::xact::transaction(may_run)) {
+        Ok(Permit::Granted) => {}
+        Ok(Permit::OtherVersion(why)) => {
+            // Another one is started when the extension has been updated.
+            pg::worker::log(&format!("servicenow_fdw worker does not start: {why}"));
+            return;
+        }
+        Ok(Permit::Refused) | Err(_) => return,
+    }
     pg::worker::log("servicenow_fdw worker started");
     failpoint::reach("worker.start");
     let how = match run() {
@@ -103,8 +111,23 @@ pub fn main(database: pg_sys::Datum) {
     pg::worker::end(how);
 }
 
-fn may_run() -> bool {
-    catalog::watch_work() && catalog::worker_enabled()
+/// Whether the worker may run.
+enum Permit {
+    Granted,
+    /// It was stopped, or the extension is not there.
+    Refused,
+    /// The extension is there in another version than the library, as this says.
+    OtherVersion(String),
+}
+
+fn may_run() -> Permit {
+    if !catalog::watch_work() {
+        return Permit::Refused;
+    }
+    if let Some(mismatch) = catalog::mismatch() {
+        return Permit::OtherVersion(mismatch.message().to_owned());
+    }
+    if catalog::worker_enabled() { Permit::Granted } else { Permit::Refused }
 }
 
 /// Works until there is a reason to end.
@@ -144,8 +167,13 @@ fn run() -> std::io::Result<(&'static str, End)> {
         pg::catalog::accept_changes();
         if catalog::take_work_changed() || tasks.have_ended() {
             match pg::xact::transaction(may_run) {
-                Ok(true) => tasks.reconcile()?,
-                Ok(false) => return Ok(("it was stopped, or the extension was dropped", End::ForGood)),
+                Ok(Permit::Granted) => tasks.reconcile()?,
+                Ok(Permit::Refused) => {
+                    return Ok(("it was stopped, or the extension was dropped", End::ForGood));
+                }
+                Ok(Permit::OtherVersion(_)) => {
+                    return Ok(("the extension has another version than the library", End::ForNow));
+                }
                 Err(_) => catalog::keep_work_changed(), // tried again at the next tick
             }
         }

@@ -145,7 +145,7 @@ async fn a_cache_is_replicated_to_a_database_without_the_extension() {
     world.set_up("").await;
     world.db.run(INCIDENT).await;
     world.sync("incident").await;
-    let [publish, define] = blocks()[..] else { panic!("two blocks") };
+    let [_update, publish, define] = blocks()[..] else { panic!("three blocks") };
     world.db.run(publish).await;
     let definition = world.db.value::<String>(define).await;
     world.db.run("SELECT pg_create_logical_replication_slot('incidents', 'pgoutput')").await;

@@ -5,6 +5,62 @@ use world::{INTEGRATION, World};
 
 use crate::INCIDENT;
 
+/// Gives the database's SQL objects another version, as an update of them or an installation of another library does.
+async fn pretend(world: &World, version: &str) {
+    world
+        .db
+        .run(&format!("UPDATE pg_extension SET extversion = '{version}' WHERE extname = 'servicenow_fdw'"))
+        .await;
+    // A command on the extension, as the update is.
+    world.db.run("ALTER EXTENSION servicenow_fdw ADD FUNCTION member(); ALTER EXTENSION servicenow_fdw DROP FUNCTION member()").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_library_of_another_version_says_what_to_do_and_works_again_after_the_update() {
+    let world = World::bare(Dataset::Small).await;
+    world.set_up("").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world.db.run("CREATE FUNCTION member() RETURNS void LANGUAGE sql AS ''").await;
+    let old = world.session().await;
+    old.run("SELECT count(*) FROM incident").await;
+    let sent = world.writes().len();
+    let current = world.db.value::<String>("SELECT servicenow.version()").await;
+    let message = |version: &str| {
+        format!("extension \"servicenow_fdw\" has version {version} and its library {current}")
+    };
+    let worker = "SELECT count(*) FROM pg_stat_activity
+                  WHERE datname = current_database() AND backend_type = 'servicenow_fdw worker'";
+    for (version, hint) in [
+        ("0.0.9", "Run ALTER EXTENSION servicenow_fdw UPDATE."),
+        ("99.1.0", "Start a new session. If the library is preloaded, restart the server."),
+    ] {
+        pretend(&world, version).await;
+        for session in [&old, &world.session().await] {
+            for statement in [
+                "SELECT * FROM incident",
+                "UPDATE incident SET state = 2",
+                "SELECT servicenow.sync('incident')",
+            ] {
+                let error = session.error(statement).await;
+                assert_eq!(
+                    (error.message(), error.hint()),
+                    (message(version).as_str(), Some(hint)),
+                    "{statement}"
+                );
+                assert_eq!(error.code().code(), "55000");
+            }
+        }
+        world.until(&format!("SELECT ({worker}) = 0")).await;
+    }
+    assert_eq!(world.writes().len(), sent, "nothing is sent");
+    pretend(&world, &current).await;
+    old.run("UPDATE incident SET short_description = 'after the update' WHERE number = 'INC0012345'").await;
+    world.sync("incident").await;
+    let id = world.find("incident", "number=INC0012345");
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("after the update"));
+}
+
 /// What is known of the server by its OID.
 const KNOWN: &str = "
     SELECT concat((SELECT concat(subscription, signing_key, queue_table, rules) FROM servicenow.capture WHERE server = s.oid), ' ',
