@@ -11,7 +11,7 @@ mod outlook;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufReader, Seek};
+use std::io::{self, BufReader, ErrorKind, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -174,21 +174,24 @@ fn files() -> io::Result<Vec<PathBuf>> {
 /// clear yet what became of its transactions.
 fn take_over(path: &Path, began: SystemTime) -> io::Result<Option<(PathBuf, Left)>> {
     let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(ErrorKind::IsADirectory.into());
+    }
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(e)) => return Err(e),
     }
     // At once: whoever finds it locked must not take it for a session's.
-    let path = &set_aside(path, LEFT)?;
+    let name = set_aside(path, LEFT)?;
     match read_left(file, began) {
-        Ok(left) => Ok(left.map(|left| (path.clone(), left))),
+        Ok(left) => Ok(left.map(|left| (name, left))),
         Err(Failure::Io(e)) => Err(e),
         Err(Failure::Unreadable(e)) => {
             pg::worker::log(&format!("could not read file \"{}\": {e}", path.display()));
             let mut aside = path.as_os_str().to_owned();
             aside.push(format!(".bad.{UNFINISHED}"));
-            fs::rename(path, aside)?;
+            fs::rename(name, aside)?;
             Ok(None)
         }
     }
