@@ -10,6 +10,7 @@ mod crash;
 mod disk;
 mod errors;
 mod generated;
+mod inserts;
 mod keys;
 mod labels;
 mod lost;

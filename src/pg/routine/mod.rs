@@ -3,6 +3,7 @@
 mod check;
 mod input;
 mod modify;
+mod target;
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
