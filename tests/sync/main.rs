@@ -9,6 +9,7 @@ mod follow;
 mod habits;
 mod labels;
 mod many;
+mod rename;
 mod requests;
 mod upkeep;
 mod wait;
