@@ -35,7 +35,7 @@ const NEWEST_PAGES: u64 = 2;
 /// Pages on the way or waiting to be stored, however few calls may be made at a time: one of each. There are no more of
 /// them than calls, so that the memory they take does not grow when the store is the slower one.
 const LEAST_HANDS: usize = 2;
-/// Of a range that is read again so many pages are held before they are compared with the store.
+/// Of a table that is read again so many pages are held, over all its ranges, before they are compared with the store.
 pub(super) const HELD_PAGES: usize = 50;
 
 /// A page of a sweep.
@@ -173,7 +173,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut gathering = refill.then(|| Gathering::new(unread.clone()));
         // Where to go on after an interruption: a refill behind what has been compared.
         let mut place = after;
-        let held = HELD_PAGES * self.spec.page_size as usize;
+        let held = HELD_PAGES.div_ceil(self.spec.parallel.max(1)) * self.spec.page_size as usize;
         let mut shown = 0;
         let first = self.fill_page(&mut sweep, hands).await?;
         let total = first.0.total;
