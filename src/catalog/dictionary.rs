@@ -17,6 +17,8 @@ type Definitions = HashMap<(pg_sys::Oid, TableName), (SystemTime, Rc<TableDef>)>
 thread_local! {
     /// What this session has read, from the instance or as the worker has left it.
     static DEFINITIONS: RefCell<Definitions> = RefCell::new(HashMap::new());
+    /// See [`is_referred_to`].
+    static REFERRED_TO: RefCell<HashMap<(pg_sys::Oid, TableName), bool>> = RefCell::new(HashMap::new());
 }
 
 /// Forgets what this session has read: a server or login has changed.
@@ -54,8 +56,18 @@ pub fn kept_definition(server: pg_sys::Oid, table: &TableName) -> Option<TableDe
 }
 
 /// Whether anything mirrored shows names of a table's records: by a reference to the table, to one that it extends, or to one
-/// that extends it, as far as that is known.
+/// that extends it, as far as that is known. By the worker only, which remembers it until it keeps other descriptions.
 pub fn is_referred_to(server: pg_sys::Oid, table: &TableName) -> bool {
+    let key = (server, table.clone());
+    let known = REFERRED_TO.with_borrow(|known| known.get(&key).copied());
+    known.unwrap_or_else(|| {
+        let found = look_for_references(server, table);
+        REFERRED_TO.with_borrow_mut(|known| known.insert(key, found));
+        found
+    })
+}
+
+fn look_for_references(server: pg_sys::Oid, table: &TableName) -> bool {
     read(
         "WITH named AS (
              SELECT DISTINCT f -> 'reference' ->> 'table' AS name
@@ -86,6 +98,7 @@ fn keep(server: pg_sys::Oid, def: TableDef, at: SystemTime) -> Rc<TableDef> {
 /// Keeps what the dictionary says about a table, for everybody. By the worker only: sessions would wait for each
 /// other.
 pub fn keep_definition(server: pg_sys::Oid, def: &TableDef) {
+    REFERRED_TO.with_borrow_mut(|known| known.retain(|(of, _), _| *of != server));
     let json = serde_json::to_value(def).expect("a description is plain data");
     write(
         "INSERT INTO servicenow.dictionary (server, remote_table, definition) VALUES ($1, $2, $3)
