@@ -33,7 +33,8 @@ use crate::pg::io::{AbortOnDrop, Bell};
 
 /// Threads for HTTP and decoding.
 pub const THREADS: usize = 2;
-/// Polls in the time between two readings of metadata, which change seldom and cost a call for each table referred to.
+/// Polls, at the server's interval or if all tables have longer ones at the shortest of those, in the time between two
+/// readings of metadata, which change seldom and cost a call for each table referred to.
 const POLLS_PER_METADATA: u32 = 6;
 
 /// Everything that runs.
@@ -302,9 +303,10 @@ impl Server {
             let interval =
                 specs.values().map(|spec| spec.pace.own()).min().unwrap_or(Duration::from_secs(10));
             let pace = self.brake.pace(interval);
+            // What it costs is the server's, however often a single table is polled.
+            let seldom = self.brake.pace(interval.max(self.options.poll_interval)).times(POLLS_PER_METADATA);
             let metadata = Metadata::new(self.client.clone(), store.clone(), &specs);
-            let metadata =
-                Task::start(|nudge| metadata::run(metadata, pace.times(POLLS_PER_METADATA), nudge))?;
+            let metadata = Task::start(|nudge| metadata::run(metadata, seldom, nudge))?;
             let deletes = Deletes::new(self.client.clone(), store.clone(), specs.clone());
             let moved = Moved::new(self.client.clone(), store.clone(), specs.clone());
             let deletes = Task::start(|nudge| deletes::run(deletes, moved, pace, nudge))?;
