@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use servicenow_sim::Dataset;
+use servicenow_sim::{Dataset, Effect, Fault};
 use tokio_postgres::error::SqlState;
 use world::World;
 use world::cluster::Cluster;
@@ -243,6 +243,24 @@ async fn changes_arrive_once_wherever_the_worker_is_killed() {
             logged(&world, &deleted, since).await,
         ];
         assert_eq!(logged, ["insert", "update", "delete"], "{place}");
+    }
+}
+
+/// Places that are passed only when something is refused: a deletion that could not be looked up, and a poll.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_is_made_good_wherever_the_worker_is_killed() {
+    let mut world = quick("").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    for (round, place) in ["worker.doubted.commit", "worker.failed.commit"].iter().enumerate() {
+        let before = strikes(&world, place);
+        let refused =
+            world.sim.fault(Fault::new(Effect::Status { status: 400, html: false }).table("incident"));
+        arm(&world, place).await;
+        change(&world, round);
+        dies(&mut world, place, before).await;
+        world.sim.remove_fault(refused);
+        converges(&world, place).await;
     }
 }
 
