@@ -124,6 +124,8 @@ CREATE TABLE servicenow.sync_server (
     last_metadata_at  timestamptz,
     metadata_error    text,
     metadata_error_at timestamptz,
+    -- By foreign table: tables whose records' names it shows and that cannot be asked for what has changed in them.
+    unfollowed        jsonb NOT NULL DEFAULT '{}',
     -- How the worker calls at the moment: calls at a time, until when none are made, and how many there may be in the hour.
     concurrency       integer,
     held_until        timestamptz,

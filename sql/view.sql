@@ -54,7 +54,9 @@ SELECT s.srvname AS server,
        t.page_size,
        v.concurrency,
        CASE WHEN v.held_until > clock_timestamp() THEN v.held_until END AS held_until,
-       v.calls_left
+       v.calls_left,
+       (SELECT string_agg(n, ', ' ORDER BY n)
+        FROM jsonb_array_elements_text(v.unfollowed -> t.foreign_table::text) n) AS names_not_followed
 FROM servicenow.sync_table t
      JOIN pg_catalog.pg_foreign_table f ON f.ftrelid = t.foreign_table
      JOIN pg_catalog.pg_foreign_server s ON s.oid = f.ftserver

@@ -1,6 +1,6 @@
 //! Many rows that show the name of one record.
 
-use servicenow_sim::Dataset;
+use servicenow_sim::{Dataset, Effect, Fault};
 use world::World;
 
 const INCIDENT: &str = "CREATE FOREIGN TABLE incident (
@@ -48,4 +48,20 @@ async fn thousands_of_rows_are_renamed_some_at_a_time_by_index() {
     let find = "SELECT FROM servicenow_cache.incident WHERE caller_id_value = ANY ('{a,b}'::text[])";
     let plan = world.db.explain(find).await;
     assert!(plan.contains("Index"), "{plan}");
+}
+
+/// What cannot be followed is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_does_not_tell_of_new_names_is_named() {
+    let world = World::new().await;
+    let forbidden = Fault::new(Effect::Status { status: 403, html: false }).table("sys_user");
+    let forbidden = world.sim.fault(forbidden);
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world.until("SELECT names_not_followed = 'sys_user' FROM servicenow.sync_status").await;
+    assert!(world.db.value::<bool>("SELECT last_error IS NULL FROM servicenow.sync_status").await);
+    world.sim.remove_fault(forbidden);
+    world.stop_worker().await;
+    world.db.run("SELECT servicenow.start_worker()").await;
+    world.until("SELECT names_not_followed IS NULL FROM servicenow.sync_status").await;
 }

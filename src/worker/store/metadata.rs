@@ -5,13 +5,13 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use pgrx::pg_sys;
+use pgrx::{JsonB, pg_sys};
 use servicenow::dictionary::{FieldDef, TableDef};
 use servicenow::sync::Stop;
 use servicenow::sync::store::MetadataRead;
 use servicenow::value::{Show, TableName};
 
-use super::latest;
+use super::{Table, latest};
 use crate::cache::change::Source;
 use crate::cache::label;
 use crate::catalog::{self, Drift, DriftKind, FollowedColumns, Mirror, MirrorColumn, timestamp, write};
@@ -250,14 +250,24 @@ fn relabel_column(mirror: &Rc<Mirror>, pair: LabelPair, changes: &Relabelling) {
 }
 
 /// Takes note of a reading, or of its failure.
-pub fn note(server: pg_sys::Oid, outcome: &Result<MetadataRead, Stop>) {
+pub fn note(server: pg_sys::Oid, outcome: &Result<MetadataRead<Table>, Stop>) {
     match outcome {
         Ok(read) => {
+            let unfollowed = read.unfollowed.iter().map(|(table, names)| {
+                let names = names.iter().map(|name| name.as_str().into()).collect::<Vec<serde_json::Value>>();
+                (table.relation.to_u32().to_string(), names.into())
+            });
             write(
                 "UPDATE servicenow.sync_server
-                 SET metadata_watermark = $2, last_metadata_at = $3, metadata_error = NULL, metadata_error_at = NULL
+                 SET metadata_watermark = $2, last_metadata_at = $3, metadata_error = NULL, metadata_error_at = NULL,
+                     unfollowed = $4
                  WHERE server = $1",
-                &[server.into(), read.watermark.into(), timestamp(read.at).into()],
+                &[
+                    server.into(),
+                    read.watermark.into(),
+                    timestamp(read.at).into(),
+                    JsonB(unfollowed.collect::<serde_json::Map<_, _>>().into()).into(),
+                ],
             );
             catalog::note_server_outcome(server, "metadata", None);
         }

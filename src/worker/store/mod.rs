@@ -72,7 +72,7 @@ enum Work {
     NoteDeletes(Result<DeletesRead, Stop>),
     MetadataSince,
     Describe(Vec<TableDef>),
-    NoteMetadata(Result<MetadataRead, Stop>),
+    NoteMetadata(Result<MetadataRead<Table>, Stop>),
     NoteEvents(Vec<Event>),
     ToLookUp,
     NoteCapture(Box<News>),
@@ -268,7 +268,7 @@ impl MetadataStore for PgStore {
         self.ask(None, Work::Describe(defs)).await.map(|_| ())
     }
 
-    async fn note_metadata(&self, outcome: Result<MetadataRead, Stop>) -> Result<(), StoreError> {
+    async fn note_metadata(&self, outcome: Result<MetadataRead<Table>, Stop>) -> Result<(), StoreError> {
         self.ask(None, Work::NoteMetadata(outcome)).await.map(|_| ())
     }
 }

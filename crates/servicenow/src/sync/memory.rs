@@ -284,7 +284,7 @@ impl MetadataStore for MemoryStore {
         Ok(())
     }
 
-    async fn note_metadata(&self, outcome: Result<MetadataRead, Stop>) -> Result<(), StoreError> {
+    async fn note_metadata(&self, outcome: Result<MetadataRead<()>, Stop>) -> Result<(), StoreError> {
         self.with(|memory| match outcome {
             Ok(read) => memory.metadata = Some(read.watermark),
             Err(stop) => memory.failure = Some(stop.to_string()),

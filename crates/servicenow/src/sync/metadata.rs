@@ -62,7 +62,7 @@ pub trait MetadataStore: Store {
     /// A reading came to its end, or failed.
     fn note_metadata(
         &self,
-        outcome: Result<MetadataRead, Stop>,
+        outcome: Result<MetadataRead<Self::Table>, Stop>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
@@ -78,6 +78,9 @@ pub struct Metadata<T, S: Store> {
     last_read: Option<SystemTime>,
     /// Tables that cannot be asked for what has changed in them.
     opaque: HashSet<TableName>,
+    /// Tables that columns lead through and that could not be described, by the table of the columns.
+    undescribed: HashMap<S::Table, BTreeSet<TableName>>,
+    /// What each table has been told.
     told: Mutex<Told>,
     /// Tables are told of one referred to after the other.
     telling: tokio::sync::Mutex<()>,
@@ -122,6 +125,7 @@ where
             described: None,
             last_read: None,
             opaque: HashSet::new(),
+            undescribed: HashMap::new(),
             told: Mutex::default(),
             telling: tokio::sync::Mutex::default(),
             chains: HashMap::new(),
@@ -129,7 +133,7 @@ where
     }
 
     /// Reads what has changed since the last reading the store took note of.
-    pub async fn read(&mut self) -> Result<MetadataRead, Stop> {
+    pub async fn read(&mut self) -> Result<MetadataRead<S::Table>, Stop> {
         let at = SystemTime::now();
         let since = self.store.metadata_since().await?;
         let (changed, served) = self.definitions_changed(since).await?;
@@ -150,7 +154,7 @@ where
             }
             _ => served,
         };
-        Ok(MetadataRead { watermark, at })
+        Ok(MetadataRead { watermark, at, unfollowed: self.unfollowed() })
     }
 
     /// Whether anything in the dictionary or among the choices has changed, as far as the caller may see; and the
@@ -190,11 +194,16 @@ where
             let described = dictionary::fetch(&self.client, &wanted).await?;
             defs.extend(described.into_iter().filter_map(|(table, def)| Some((table, def.ok()?))));
             let mut unknown = BTreeSet::new();
-            found = Vec::new();
+            (found, self.undescribed) = (Vec::new(), HashMap::new());
             for (table, spec) in &self.specs {
                 if let Some(def) = defs.get(&spec.table) {
-                    let references = references(&spec.layout, def, &defs, &mut unknown);
+                    let mut missing = BTreeSet::new();
+                    let references = references(&spec.layout, def, &defs, &mut missing);
                     found.extend(references.into_iter().map(|reference| (*table, reference)));
+                    unknown.extend(missing.iter().cloned());
+                    if !missing.is_empty() {
+                        self.undescribed.insert(*table, missing);
+                    }
                 }
             }
             wanted = unknown.into_iter().filter(|table| !asked.contains(table)).collect();
@@ -216,6 +225,17 @@ where
         self.store.describe(defs.into_values().collect()).await?;
         self.described = Some(Instant::now());
         Ok(())
+    }
+
+    /// See [`MetadataRead::unfollowed`].
+    fn unfollowed(&self) -> HashMap<S::Table, BTreeSet<TableName>> {
+        let mut unfollowed = self.undescribed.clone();
+        for referred in &self.opaque {
+            for table in self.referred.get(referred).into_iter().flat_map(|referred| referred.by.keys()) {
+                unfollowed.entry(*table).or_default().insert(referred.clone());
+            }
+        }
+        unfollowed
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {

@@ -57,6 +57,10 @@ pub(super) fn references(
                 }
                 None => (None, false),
             };
+            if n + 1 == steps.len() && shows.show == Show::Label && shown.is_none() {
+                // Nobody says what its label is.
+                unknown.insert(reference.table.clone());
+            }
             let is_list = field.is_list();
             let has_twin = is_whole && !is_list && (shows.show == Show::Label || shows.kind == Kind::Text);
             if let Some(shown) = shown {

@@ -1,5 +1,6 @@
 //! Where a mirror keeps its rows and its own position: the seam between the decisions and a database.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::time::SystemTime;
@@ -9,7 +10,7 @@ use crate::page::{Rows, Version};
 use crate::sync::Stop;
 use crate::sync::compare::{Difference, Shown};
 use crate::sync::range::Range;
-use crate::value::SysId;
+use crate::value::{SysId, TableName};
 
 /// Records of a store, each with its version.
 pub type StoredRecords = Vec<(SysId, Version)>;
@@ -241,12 +242,15 @@ pub struct DeletesRead {
 }
 
 /// A reading of metadata that came to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MetadataRead {
+#[derive(Clone, Debug)]
+pub struct MetadataRead<K> {
     /// The instance's clock when it began, in seconds since 1970: where the next one begins.
     pub watermark: i64,
     /// When it began, by the local clock.
     pub at: SystemTime,
+    /// Tables whose records' names, though a mirrored table shows them, are not followed: they may not be read, or do not say
+    /// what has changed in them.
+    pub unfollowed: HashMap<K, BTreeSet<TableName>>,
 }
 
 impl fmt::Debug for Step {

@@ -302,7 +302,7 @@ impl MetadataStore for Keeper {
         self.memory.describe(defs).await
     }
 
-    async fn note_metadata(&self, outcome: Result<MetadataRead, Stop>) -> Result<(), StoreError> {
+    async fn note_metadata(&self, outcome: Result<MetadataRead<()>, Stop>) -> Result<(), StoreError> {
         self.memory.note_metadata(outcome).await
     }
 }
