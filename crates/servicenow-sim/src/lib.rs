@@ -86,6 +86,7 @@ pub use edit::{Edit, EditError};
 pub use edit_command::{EditCommand, How};
 pub use fault::{Cut, Effect, Fault, FaultId};
 pub use http::tls::{Certificate, TlsError};
+pub use http::wire::{Reset, Wire};
 pub use query::compile::UnknownField;
 pub use record::Refusal;
 pub use replay::ReplayStatus;

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::dataset::{self, Dataset, Plan};
 use crate::edit::Edit;
 use crate::fault::{Fault, FaultId};
+use crate::http::wire::Wire;
 use crate::http::{server, tls};
 use crate::instance::Instance;
 use crate::replay::{self, ReplayStatus};
@@ -189,6 +190,11 @@ impl Simulator {
     /// `http://127.0.0.1:PORT`, which is also the host in all links.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// A way to the instance without a network.
+    pub fn wire(&self) -> Wire {
+        Wire(Arc::clone(&self.instance))
     }
 
     /// `https://localhost:PORT` when there is an https listener.

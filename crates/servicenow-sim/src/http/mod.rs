@@ -5,6 +5,7 @@ pub(crate) mod gate;
 pub(crate) mod pipeline;
 pub(crate) mod server;
 pub(crate) mod tls;
+pub(crate) mod wire;
 pub(crate) mod xml;
 
 pub(crate) use exchange::{ApiError, Request, Response};

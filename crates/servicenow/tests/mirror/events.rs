@@ -12,7 +12,6 @@ use servicenow::capture::event::Operation;
 use servicenow::capture::inbox::Inbox;
 use servicenow::capture::{Subscription, SubscriptionId, Way};
 use servicenow::client::auth::Secret;
-use servicenow::client::transport::HttpTransport;
 use servicenow::sync::capture::{Capture, Channel, Setup};
 use servicenow::sync::pace::Brake;
 use servicenow::value::TableName;
@@ -21,6 +20,7 @@ use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use crate::cases::check;
+use crate::direct::Direct;
 use crate::faults::all_effects;
 use crate::interrupt::at_most;
 use crate::keeper::Keeper;
@@ -100,7 +100,7 @@ struct Case {
     queue: TableName,
     /// What was posted, with a webhook; it outlives a reader.
     inbox: Option<Arc<Inbox>>,
-    reader: Capture<HttpTransport, Keeper>,
+    reader: Capture<Direct, Keeper>,
     /// Records that were deleted.
     gone: Vec<String>,
 }
@@ -262,7 +262,7 @@ fn reader(
     id: &SubscriptionId,
     queue: &TableName,
     inbox: Option<&Arc<Inbox>>,
-) -> Capture<HttpTransport, Keeper> {
+) -> Capture<Direct, Keeper> {
     let channel = match inbox {
         None => Channel::Queue(Some(queue.clone())),
         Some(inbox) => Channel::Webhook {
@@ -285,7 +285,7 @@ fn reader(
 
 #[test]
 fn events_in_any_order_and_number_and_readers_that_die_leave_the_store_like_the_instance() {
-    check("EVENTS_MODEL_SEED", BUDGET, &cases(), async |(setting, steps)| {
+    check("EVENTS_MODEL_SEED", BUDGET, cases, async |(setting, steps)| {
         let mut case = Case::new(&setting).await;
         for step in &steps {
             case.happens(step).await;

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, OauthClient, Secret};
 use servicenow::client::retry::{Patience, Urgency};
-use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 use servicenow_sim::{Cut, Effect, Fault, RowQuota};
 
+use crate::direct::Direct;
 use crate::restart::begun;
-use crate::{TASK_FIELDS, World, client, fill, fill_in_spite_of_all, poll};
+use crate::{PATIENCE, TASK_FIELDS, World, client, fill, fill_in_spite_of_all, poll};
 
 /// Everything that can go wrong with a call, but what asks for a wait.
 pub fn all_effects() -> Vec<Effect> {
@@ -170,12 +170,7 @@ async fn a_token_that_ends_under_way_does_not_disturb() {
 }
 
 /// A client that logs in with a token and tries once.
-fn with_tokens(world: &World) -> Client<HttpTransport> {
-    let options = TransportOptions {
-        connect_timeout: Duration::from_secs(5),
-        request_timeout: Duration::from_secs(5),
-        ..TransportOptions::default()
-    };
+fn with_tokens(world: &World) -> Client<Direct> {
     let instance = Instance {
         url: world.sim.url().parse().expect("an address"),
         token_url: None,
@@ -191,5 +186,5 @@ fn with_tokens(world: &World) -> Client<HttpTransport> {
             urgency: Urgency::Background,
         },
     };
-    Client::new(instance, HttpTransport::new(&options).expect("a transport")).expect("a client")
+    Client::new(instance, Direct::to(&world.sim, PATIENCE)).expect("a client")
 }

@@ -1,8 +1,9 @@
-//! A mirror against a simulated instance, over HTTP and with a store in memory: whatever happens over there or in
+//! A mirror against a simulated instance in the same process, with a store in memory: whatever happens over there or in
 //! between, the store becomes like the instance again.
 
 mod cases;
 mod deletes;
+mod direct;
 mod events;
 mod faults;
 mod fill;
@@ -19,13 +20,12 @@ mod scope;
 mod scrub;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use servicenow::client::auth::vault::Vault;
 use servicenow::client::auth::{Credentials, Secret};
 use servicenow::client::retry::{Patience, Urgency};
-use servicenow::client::transport::{HttpTransport, TransportOptions};
 use servicenow::client::{Client, Instance};
 use servicenow::page::{Column, Layout};
 use servicenow::query::Query;
@@ -38,10 +38,13 @@ use servicenow::sync::store::Position;
 use servicenow::value::{Show, TableName};
 use servicenow_sim::{Dataset, LoggedRequest, Simulator};
 
+use direct::Direct;
 use keeper::Keeper;
 
 /// The user whose view of the instance most mirrors keep.
 const INTEGRATION: &str = "fdw.integration";
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Fields of every task.
 const TASK_FIELDS: &[&str] = &[
     "number",
@@ -61,7 +64,7 @@ struct World {
     sim: Simulator,
     user: &'static str,
     store: Arc<Keeper>,
-    client: Client<HttpTransport>,
+    client: Client<Direct>,
     spec: Spec,
 }
 
@@ -121,20 +124,20 @@ impl World {
     }
 
     /// A mirror that goes on from where the store is: the first one, or the next after a crash.
-    fn mirror(&self) -> Mirror<HttpTransport, Keeper> {
+    fn mirror(&self) -> Mirror<Direct, Keeper> {
         let (position, upkeep, known) = (self.store.position(), self.store.upkeep(), self.store.known());
         let (client, store) = (self.client.clone(), self.store.clone());
         Mirror::new(client, store, (), self.spec.clone(), position, upkeep, known.as_ref())
     }
 
     /// A reader of deletions that goes on from where the store is.
-    fn deletes(&self) -> Deletes<HttpTransport, Keeper> {
+    fn deletes(&self) -> Deletes<Direct, Keeper> {
         let specs = HashMap::from([((), self.spec.clone())]);
         Deletes::new(self.client.clone(), self.store.clone(), specs)
     }
 
     /// A reader of what has moved to other tables.
-    fn moved(&self) -> Moved<HttpTransport, Keeper> {
+    fn moved(&self) -> Moved<Direct, Keeper> {
         let specs = HashMap::from([((), self.spec.clone())]);
         Moved::new(self.client.clone(), self.store.clone(), specs)
     }
@@ -148,20 +151,20 @@ impl World {
     }
 
     /// A reader of metadata.
-    fn metadata(&self) -> Metadata<HttpTransport, Keeper> {
+    fn metadata(&self) -> Metadata<Direct, Keeper> {
         let specs = HashMap::from([((), self.spec.clone())]);
         Metadata::new(self.client.clone(), self.store.clone(), &specs)
     }
 
     /// Reads metadata, and keeps how far.
-    async fn read_metadata(&self, metadata: &mut Metadata<HttpTransport, Keeper>) {
+    async fn read_metadata(&self, metadata: &mut Metadata<Direct, Keeper>) {
         let outcome = metadata.read().await;
         assert!(outcome.is_ok(), "{outcome:?}");
         self.store.note_metadata(outcome).await.expect("the store takes note");
     }
 
     /// A mirror that has filled the store, with deletions read from before it began.
-    async fn filled(&self) -> Mirror<HttpTransport, Keeper> {
+    async fn filled(&self) -> Mirror<Direct, Keeper> {
         self.read_deletes().await;
         let mut mirror = self.mirror();
         fill(&mut mirror).await.expect("it is filled");
@@ -254,7 +257,7 @@ fn assert_same(stored: &Contents, truth: &Contents) {
 }
 
 /// Goes on until the table is followed; gives back the first failure.
-async fn fill(mirror: &mut Mirror<HttpTransport, Keeper>) -> Result<(), Stop> {
+async fn fill(mirror: &mut Mirror<Direct, Keeper>) -> Result<(), Stop> {
     for _ in 0..100 {
         mirror.advance().await?;
         if matches!(mirror.position(), Position::Following { .. }) {
@@ -265,7 +268,7 @@ async fn fill(mirror: &mut Mirror<HttpTransport, Keeper>) -> Result<(), Stop> {
 }
 
 /// Goes on until the table is followed, whatever fails in between; gives back how often something did.
-async fn fill_in_spite_of_all(mirror: &mut Mirror<HttpTransport, Keeper>) -> usize {
+async fn fill_in_spite_of_all(mirror: &mut Mirror<Direct, Keeper>) -> usize {
     let mut failures = 0;
     while fill(mirror).await.is_err() {
         failures += 1;
@@ -275,20 +278,14 @@ async fn fill_in_spite_of_all(mirror: &mut Mirror<HttpTransport, Keeper>) -> usi
 }
 
 /// Polls once.
-async fn poll(mirror: &mut Mirror<HttpTransport, Keeper>) {
+async fn poll(mirror: &mut Mirror<Direct, Keeper>) {
     assert!(matches!(mirror.position(), Position::Following { .. }), "{:?}", mirror.position());
     mirror.nudge();
     mirror.advance().await.expect("a poll");
 }
 
 /// A client of one of the instance's users that tries so often.
-fn client(sim: &Simulator, user: &str, attempts: u32) -> Client<HttpTransport> {
-    static TRANSPORT: OnceLock<TransportOptions> = OnceLock::new();
-    let options = TRANSPORT.get_or_init(|| TransportOptions {
-        connect_timeout: Duration::from_secs(5),
-        request_timeout: Duration::from_secs(2),
-        ..TransportOptions::default()
-    });
+fn client(sim: &Simulator, user: &str, attempts: u32) -> Client<Direct> {
     let password = match user {
         INTEGRATION => "fdw-secret".to_owned(),
         other => format!("{}-secret", other.split('.').next().unwrap_or_default()),
@@ -302,5 +299,5 @@ fn client(sim: &Simulator, user: &str, attempts: u32) -> Client<HttpTransport> {
         max_calls_per_hour: None,
         patience: Patience { attempts, longest_wait: Duration::from_secs(3), urgency: Urgency::Background },
     };
-    Client::new(instance, HttpTransport::new(options).expect("a transport")).expect("a client")
+    Client::new(instance, Direct::to(sim, PATIENCE)).expect("a client")
 }

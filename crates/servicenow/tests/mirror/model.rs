@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use proptest::prelude::*;
-use servicenow::client::transport::HttpTransport;
 use servicenow::page::{Column, Layout};
 use servicenow::sync::metadata::Metadata;
 use servicenow::sync::mirror::Mirror;
@@ -18,6 +17,7 @@ use servicenow::value::{Kind, Show};
 use servicenow_sim::{AclRule, Effect, Fault, Simulator};
 
 use crate::cases::check;
+use crate::direct::Direct;
 use crate::faults::all_effects;
 use crate::interrupt::at_most;
 use crate::keeper::Keeper;
@@ -192,8 +192,8 @@ fn user(world: &World) -> String {
 /// A case under way.
 struct Case {
     world: World,
-    mirror: Mirror<HttpTransport, Keeper>,
-    metadata: Metadata<HttpTransport, Keeper>,
+    mirror: Mirror<Direct, Keeper>,
+    metadata: Metadata<Direct, Keeper>,
     /// Users that tasks are assigned to.
     users: Vec<String>,
     query: Option<&'static str>,
@@ -520,11 +520,16 @@ impl Case {
 
 #[test]
 fn after_any_interleaving_and_some_quiet_the_store_is_like_the_instance() {
-    check("MIRROR_MODEL_SEED", BUDGET, &(settings(), events()), async |(setting, events)| {
-        let mut case = Case::new(&setting).await;
-        for event in &events {
-            case.happens(event).await;
-        }
-        case.ends().await;
-    });
+    check(
+        "MIRROR_MODEL_SEED",
+        BUDGET,
+        || (settings(), events()),
+        async |(setting, events)| {
+            let mut case = Case::new(&setting).await;
+            for event in &events {
+                case.happens(event).await;
+            }
+            case.ends().await;
+        },
+    );
 }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::direct::Direct;
 use futures_util::future::join_all;
-use servicenow::client::transport::HttpTransport;
 use servicenow::sync::mirror::Mirror;
 use servicenow::sync::range::Range;
 use servicenow::sync::store::{Position, ScrubPosition};
@@ -22,7 +22,7 @@ pub const LONG_AGO: [(&str, &str); 2] =
 
 impl World {
     /// A mirror that compares counts next.
-    pub fn due(&self) -> Mirror<HttpTransport, Keeper> {
+    pub fn due(&self) -> Mirror<Direct, Keeper> {
         self.store.with(|m| m.upkeep.reconciled = None);
         self.mirror()
     }

@@ -1,0 +1,43 @@
+//! The transport of these tests: to an instance in the same process, so that there are many in a short time, and time can
+//! be virtual.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use servicenow::Error;
+use servicenow::client::transport::{Request, Response, Transport, host_of};
+use servicenow_sim::{Simulator, Wire};
+use tokio::time::timeout;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Direct {
+    wire: Wire,
+    patience: Duration,
+}
+
+impl Direct {
+    /// To an instance whose answers are waited for so long.
+    pub fn to(sim: &Simulator, patience: Duration) -> Self {
+        Self { wire: sim.wire(), patience }
+    }
+}
+
+impl Transport for Direct {
+    async fn send(&self, request: Request) -> servicenow::Result<Response> {
+        let host = host_of(&request.url);
+        let mut asked = http::Request::new(request.body.unwrap_or_else(Bytes::new));
+        *asked.method_mut() = request.method;
+        *asked.uri_mut() = request.url.as_str().parse().expect("an address");
+        *asked.headers_mut() = request.headers;
+        match timeout(self.patience, self.wire.call(asked)).await {
+            Err(_) => Err(Error::TimedOut { host }),
+            Ok(Err(reset)) => Err(Error::Broken { host, reason: reset.to_string() }),
+            Ok(Ok(answer)) => {
+                let (parts, body) = answer.into_parts();
+                let (status, wire_bytes) = (parts.status.as_u16(), body.len());
+                Ok(Response { status, headers: parts.headers, body, wire_bytes })
+            }
+        }
+    }
+}
