@@ -276,7 +276,9 @@ impl Pass {
     }
 
     fn run(&self, sql: &str, args: &[DatumWithOid<'_>]) {
-        Spi::connect_mut(|client| drop(client.update(sql, None, args).expect("a valid use of SPI")));
+        Spi::connect_mut(|client| {
+            client.update(sql, None, args).expect("a valid use of SPI");
+        });
     }
 }
 
