@@ -7,27 +7,30 @@
 //! Polls go on, at a slower pace as long as events can be believed to come: rules are looked at now and then, and a
 //! change that a poll finds and that no event tells of means that capture is *silent*.
 
+mod look;
+mod rules;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::future::try_join_all;
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use url::Url;
+
+use look::{Look, Looks};
 
 use super::mirror::Spec;
 use super::pace::Brake;
-use super::recheck::recheck;
-use super::store::{Origin, Store, StoreError, StoredRecords};
+use super::store::{Store, StoreError, StoredRecords};
 use super::{Stop, local_seconds, pause_after};
 use crate::capture::event::{Event, coalesce};
 use crate::capture::inbox::Inbox;
 use crate::capture::queue::PAGE;
 use crate::capture::webhook::WINDOW;
-use crate::capture::{Subscription, SubscriptionId, Way, is_queue, is_scoped};
+use crate::capture::{SubscriptionId, is_scoped};
 use crate::client::Client;
 use crate::client::auth::Secret;
 use crate::client::transport::Transport;
@@ -57,10 +60,6 @@ const RULES_INTERVAL: Duration = Duration::from_secs(60);
 const ABSENCE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a change that no event has told of matters.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How long a table may take to show records; then the next look goes on with them.
-const LONGEST_LOOK: Duration = Duration::from_secs(10);
-/// Records in one look, about as many as an address holds.
-const IDS_AT_A_TIME: usize = 200;
 /// How long there may be nothing to tell the store.
 const NEWS_INTERVAL: Duration = Duration::from_secs(5);
 /// A webhook's request, or a rule in the background, may be under way so long.
@@ -373,143 +372,6 @@ where
         Ok(Looks { records: noted.looks, oldest })
     }
 
-    /// Has records looked up, each table on its own: one that is slow delays no other. What fails or takes long stays
-    /// noted and comes again, after a rest.
-    fn start(&mut self, looks: Looks<S::Table>) {
-        for (table, stored) in looks.records {
-            let rests = self.resting.get(&table).is_some_and(|(until, _)| *until > Instant::now());
-            let Some(spec) = self.specs.get(&table).filter(|_| !rests && self.busy.insert(table)) else {
-                (self.waiting, self.skipped) = (true, true);
-                continue;
-            };
-            let (client, store, spec, oldest) =
-                (self.client.clone(), self.store.clone(), spec.clone(), looks.oldest);
-            self.looking.spawn(async move {
-                let parts = stored
-                    .chunks(IDS_AT_A_TIME)
-                    .map(|part| recheck(&client, &*store, table, &spec, part.to_vec(), Origin::Capture));
-                let trouble = match timeout(LONGEST_LOOK, try_join_all(parts)).await {
-                    Ok(Ok(_)) => None,
-                    Ok(Err(stop)) => Some(stop.to_string()),
-                    Err(_) => Some(format!("it takes longer than {} s", LONGEST_LOOK.as_secs())),
-                };
-                Look { table, trouble, oldest }
-            });
-        }
-    }
-
-    fn end(&mut self, look: Result<Look<S::Table>, JoinError>) {
-        match look {
-            Ok(look) => self.settle(look),
-            // It panicked. What it was about stays noted; which table that was is not known.
-            Err(_) => self.busy.clear(),
-        }
-    }
-
-    /// Takes note of a look that has come to its end.
-    fn settle(&mut self, look: Look<S::Table>) {
-        self.busy.remove(&look.table);
-        if let Some(why) = look.trouble {
-            let name = self.specs.get(&look.table).map_or("", |spec| spec.table.as_str());
-            self.trouble = Some(format!("could not look up records of table \"{name}\": {why}"));
-            let (_, failures) = self.resting.get(&look.table).copied().unwrap_or((Instant::now(), 0));
-            let rest = (Instant::now() + pause_after(failures + 1), failures + 1);
-            self.resting.insert(look.table, rest);
-            self.waiting = true;
-            return;
-        }
-        self.resting.remove(&look.table);
-        // Some may not have been settled by it.
-        self.waiting = true;
-        if let Some(oldest) = look.oldest.and_then(|at| u64::try_from(at).ok()) {
-            let at = SystemTime::UNIX_EPOCH + Duration::from_millis(oldest);
-            let lag = SystemTime::now().duration_since(at).unwrap_or_default();
-            self.news.lag = Some(self.news.lag.map_or(lag, |longest| longest.max(lag)));
-        }
-    }
-
-    /// Finds the queue, and makes what new tables need if it was installed from here.
-    async fn look_after_rules(&mut self) -> Result<(), Stop> {
-        if let Channel::Queue(None) = self.setup.channel {
-            let mut queue = self.client.find_queue(&self.setup.id).await?;
-            if queue.is_none() && self.setup.installed && !self.specs.is_empty() {
-                match self.client.make_queue(&self.setup.id).await {
-                    Ok(made) => queue = Some(made),
-                    Err(failure) => self.fault = Some(failure.to_string()),
-                }
-            }
-            self.news.queue = queue.clone();
-            self.setup.channel = Channel::Queue(queue);
-        }
-        let way = match &self.setup.channel {
-            Channel::Queue(None) => return Ok(()),
-            Channel::Queue(Some(queue)) => Way::Queue(queue.clone()),
-            Channel::Webhook { endpoint, key, .. } => {
-                Way::Webhook { endpoint: endpoint.clone(), key: key.clone() }
-            }
-        };
-        let subscription = Subscription { id: self.setup.id.clone(), way };
-        let tables = self.specs.values().map(|spec| &spec.table).filter(|table| !is_queue(table));
-        let tables: BTreeSet<TableName> = tables.cloned().collect();
-        let mut found = self.client.inspect_rules(&subscription, &tables).await?;
-        self.fault = None;
-        if let Way::Queue(queue) = &subscription.way {
-            self.look_after_queue(&queue.clone()).await?;
-        }
-        if self.setup.installed && !found.is_blind {
-            let is_new = |table: &TableName| !self.setup.rules.contains(table);
-            let (new, lost): (Vec<_>, Vec<_>) = found.missing.into_iter().partition(is_new);
-            found.missing = lost;
-            for table in new {
-                match self.client.make_rule(&subscription, &table).await {
-                    Ok(()) => drop(self.setup.rules.insert(table)),
-                    Err(failure) => self.fault = Some(failure.to_string()),
-                }
-            }
-            for rule in &found.surplus {
-                // It tells of what nobody wants to know; the next look tries again.
-                let _tried_again = self.client.remove_rule(rule).await;
-            }
-            self.setup.rules.retain(|table| tables.contains(table));
-            self.news.rules = Some(self.setup.rules.clone());
-        }
-        if found.is_blind {
-            found.missing =
-                tables.iter().filter(|table| !self.setup.rules.contains(*table)).cloned().collect();
-        }
-        if let Some(table) = found.missing.first().filter(|_| found.is_blind) {
-            self.fault = Some(format!(
-                "no event has come from table \"{table}\", and this user may not see whether it has a Business Rule"
-            ));
-        } else if let Some(table) = found.missing.first() {
-            self.fault = Some(format!("table \"{table}\" has no Business Rule \"{}\"", self.setup.id.name()));
-        }
-        if let Some((_, table, field)) = found.altered.first() {
-            let name = self.setup.id.name();
-            self.fault = Some(match field.as_str() {
-                "active" => format!("Business Rule \"{name}\" on table \"{table}\" is not active"),
-                field => {
-                    format!("field \"{field}\" of Business Rule \"{name}\" on table \"{table}\" was changed")
-                }
-            });
-        }
-        Ok(())
-    }
-
-    /// Makes the columns that a queue lacks if it was installed from here, or says so.
-    async fn look_after_queue(&mut self, queue: &TableName) -> Result<(), Stop> {
-        let missing = self.client.missing_columns(queue).await?.unwrap_or_default();
-        let Some(column) = missing.first() else { return Ok(()) };
-        let made = match self.setup.installed {
-            true => {
-                self.client.complete_queue(&self.setup.id, queue).await.map_err(|failure| failure.to_string())
-            }
-            false => Err(format!("queue table \"{queue}\" has no column \"{column}\"")),
-        };
-        self.fault = made.err();
-        Ok(())
-    }
-
     fn state(&self) -> State {
         if matches!(self.setup.channel, Channel::Queue(None)) {
             return self.fault.clone().map_or(State::Absent, State::Failed);
@@ -619,28 +481,6 @@ struct Borrowed {
 impl Drop for Borrowed {
     fn drop(&mut self) {
         self.inbox.put_back(std::mem::take(&mut self.events));
-    }
-}
-
-/// A table's records have been looked up.
-struct Look<T> {
-    table: T,
-    /// Why not, if they have not.
-    trouble: Option<String>,
-    /// When the rule of the oldest event ran.
-    oldest: Option<i64>,
-}
-
-/// What events have left to be looked up.
-struct Looks<T> {
-    records: Vec<(T, StoredRecords)>,
-    /// When the rule of the oldest event ran.
-    oldest: Option<i64>,
-}
-
-impl<T> Default for Looks<T> {
-    fn default() -> Self {
-        Self { records: Vec::new(), oldest: None }
     }
 }
 

@@ -1,0 +1,97 @@
+//! What capture needs in the instance, looked at now and then by the reader, and made where a new table lacks it.
+
+use std::collections::BTreeSet;
+use std::hash::Hash;
+
+use super::{Capture, CaptureStore, Channel};
+use crate::capture::{Subscription, Way, is_queue};
+use crate::client::transport::Transport;
+use crate::sync::Stop;
+use crate::value::TableName;
+
+impl<T: Transport, S: CaptureStore> Capture<T, S>
+where
+    S::Table: Hash,
+{
+    /// Finds the queue, and makes what new tables need if it was installed from here.
+    pub(super) async fn look_after_rules(&mut self) -> Result<(), Stop> {
+        if let Channel::Queue(None) = self.setup.channel {
+            let mut queue = self.client.find_queue(&self.setup.id).await?;
+            if queue.is_none() && self.setup.installed && !self.specs.is_empty() {
+                match self.client.make_queue(&self.setup.id).await {
+                    Ok(made) => queue = Some(made),
+                    Err(failure) => self.fault = Some(failure.to_string()),
+                }
+            }
+            self.news.queue = queue.clone();
+            self.setup.channel = Channel::Queue(queue);
+        }
+        let way = match &self.setup.channel {
+            Channel::Queue(None) => return Ok(()),
+            Channel::Queue(Some(queue)) => Way::Queue(queue.clone()),
+            Channel::Webhook { endpoint, key, .. } => {
+                Way::Webhook { endpoint: endpoint.clone(), key: key.clone() }
+            }
+        };
+        let subscription = Subscription { id: self.setup.id.clone(), way };
+        let tables = self.specs.values().map(|spec| &spec.table).filter(|table| !is_queue(table));
+        let tables: BTreeSet<TableName> = tables.cloned().collect();
+        let mut found = self.client.inspect_rules(&subscription, &tables).await?;
+        self.fault = None;
+        if let Way::Queue(queue) = &subscription.way {
+            self.look_after_queue(&queue.clone()).await?;
+        }
+        if self.setup.installed && !found.is_blind {
+            let is_new = |table: &TableName| !self.setup.rules.contains(table);
+            let (new, lost): (Vec<_>, Vec<_>) = found.missing.into_iter().partition(is_new);
+            found.missing = lost;
+            for table in new {
+                match self.client.make_rule(&subscription, &table).await {
+                    Ok(()) => drop(self.setup.rules.insert(table)),
+                    Err(failure) => self.fault = Some(failure.to_string()),
+                }
+            }
+            for rule in &found.surplus {
+                // It tells of what nobody wants to know; the next look tries again.
+                let _tried_again = self.client.remove_rule(rule).await;
+            }
+            self.setup.rules.retain(|table| tables.contains(table));
+            self.news.rules = Some(self.setup.rules.clone());
+        }
+        if found.is_blind {
+            found.missing =
+                tables.iter().filter(|table| !self.setup.rules.contains(*table)).cloned().collect();
+        }
+        if let Some(table) = found.missing.first().filter(|_| found.is_blind) {
+            self.fault = Some(format!(
+                "no event has come from table \"{table}\", and this user may not see whether it has a Business Rule"
+            ));
+        } else if let Some(table) = found.missing.first() {
+            self.fault = Some(format!("table \"{table}\" has no Business Rule \"{}\"", self.setup.id.name()));
+        }
+        if let Some((_, table, field)) = found.altered.first() {
+            let name = self.setup.id.name();
+            self.fault = Some(match field.as_str() {
+                "active" => format!("Business Rule \"{name}\" on table \"{table}\" is not active"),
+                field => {
+                    format!("field \"{field}\" of Business Rule \"{name}\" on table \"{table}\" was changed")
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes the columns that a queue lacks if it was installed from here, or says so.
+    async fn look_after_queue(&mut self, queue: &TableName) -> Result<(), Stop> {
+        let missing = self.client.missing_columns(queue).await?.unwrap_or_default();
+        let Some(column) = missing.first() else { return Ok(()) };
+        let made = match self.setup.installed {
+            true => {
+                self.client.complete_queue(&self.setup.id, queue).await.map_err(|failure| failure.to_string())
+            }
+            false => Err(format!("queue table \"{queue}\" has no column \"{column}\"")),
+        };
+        self.fault = made.err();
+        Ok(())
+    }
+}
