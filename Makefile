@@ -5,6 +5,7 @@
 #   make test-all                   the same, and the end-to-end tests on newer majors built from Debian's sources
 #   make install [PG_CONFIG=…]      a release build into that Postgres
 #   make package [PG_CONFIG=…]      a Debian package of a release build, and an archive for PGXN, in target/package
+#   make try-package                the same, and installs the Debian package in a fresh Debian
 #   make book                       the documentation as a book, in target/book
 #   make bench [SECTIONS=…]         the README's figures, as ratios measured in one run
 
@@ -45,7 +46,7 @@ export PG_CONFIG CARGO_TARGET_DIR
 PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
 MDBOOK := $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 
-.PHONY: demo test test-all install package book bench lint majors test-in-server install-debug packages orm-python pgrx
+.PHONY: demo test test-all install package try-package book bench lint majors test-in-server install-debug packages orm-python pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
@@ -71,6 +72,11 @@ package: packages pgrx
 	    echo "NOT PACKAGED: the archive for PGXN is made from a git checkout"; \
 	fi
 	@ls -l $(PACKAGE_DIR)
+
+# The package in a fresh Debian: it is installed, the extension is made, and nothing is left of it when it is purged.
+try-package: package
+	@$(MAKE) --no-print-directory packages PACKAGES="debootstrap"
+	$(SUDO) packaging/try $(PACKAGE_DIR)/postgresql-$(MAJOR)-servicenow-fdw_*.deb
 
 # End-to-end tests wait more than they compute: more run at a time than there are cores.
 TEST_END_TO_END = RUST_TEST_THREADS=$$((2 * $$(nproc))) cargo test -p tests
