@@ -1,7 +1,10 @@
 //! What pg_upgrade does to the extension's tables: servers get other OIDs, foreign tables and caches keep theirs.
 
-use servicenow_sim::Dataset;
-use world::{INTEGRATION, World};
+use std::process::Stdio;
+
+use servicenow_sim::{Availability, Dataset};
+use world::cluster::{Cluster, as_user};
+use world::{INTEGRATION, World, connect};
 
 use crate::INCIDENT;
 
@@ -99,4 +102,66 @@ async fn a_server_with_another_oid_is_known_again_by_name_and_address() {
     assert_eq!(again, made, "nothing is made anew in the instance");
     let left = "SELECT count(*) FROM servicenow.failure WHERE server = 1";
     assert_eq!(world.db.value::<i64>(left).await, 0);
+}
+
+/// To the same major: what pg_upgrade does to objects does not depend on that, and takes no second Postgres.
+#[tokio::test(flavor = "multi_thread")]
+async fn pg_upgrade_takes_caches_along_without_network_and_nothing_is_filled_again() {
+    let preloaded = "shared_preload_libraries = 'servicenow_fdw'";
+    let [old, new]: [&'static Cluster; 2] =
+        [(); 2].map(|()| &*Box::leak(Box::new(Cluster::start(preloaded))));
+    let world = World::on(old, Dataset::Small).await;
+    world.set_up(", reconcile_interval '1h'").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world
+        .db
+        .run(
+            "CREATE INDEX by_number ON servicenow_cache.incident (number);
+             CREATE VIEW open_incident AS SELECT number FROM incident WHERE state < 6",
+        )
+        .await;
+    let content = "SELECT md5(string_agg(i::text, ',' ORDER BY sys_id)) FROM incident i";
+    let filled =
+        "SELECT concat(phase, ' ', filled, ' ', generation, ' ', fill_started_at) FROM servicenow.sync_table";
+    let before = (world.db.value::<String>(content).await, world.db.value::<String>(filled).await);
+    world.sim.set(|switches| switches.availability = Availability::Unreachable);
+    for cluster in [old, new] {
+        cluster.control(&["stop", "-m", "fast"]);
+    }
+    let output = as_user(&new.bin().join("pg_upgrade"))
+        .args(["--username", "postgres"])
+        .arg("--old-bindir")
+        .arg(old.bin())
+        .arg("--new-bindir")
+        .arg(new.bin())
+        .arg("--old-datadir")
+        .arg(old.data())
+        .arg("--new-datadir")
+        .arg(new.data())
+        .arg("--socketdir")
+        .arg(new.socket())
+        .current_dir(new.socket())
+        .stdin(Stdio::null())
+        .output()
+        .expect("pg_upgrade");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    new.control(&["start"]);
+    let db = connect(new, &world.database).await;
+    assert_eq!((db.value::<String>(content).await, db.value::<String>(filled).await), before);
+    let rows = "SELECT count(*) FROM open_incident";
+    assert!(db.value::<i64>(rows).await > 0);
+    let index =
+        "SELECT count(*) FROM pg_indexes WHERE schemaname = 'servicenow_cache' AND indexname = 'by_number'";
+    assert_eq!(db.value::<i64>(index).await, 1);
+
+    world.sim.set(|switches| switches.availability = Availability::Up);
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.edit().update("incident", &id, &[("short_description", "after it")]).expect("it is there");
+    let world = World { cluster: new, db, ..world };
+    world.until("SELECT count(*) = 1 FROM incident WHERE short_description = 'after it'").await;
+    assert_eq!(world.db.value::<String>(filled).await, before.1);
+    world.db.run("UPDATE incident SET short_description = 'written' WHERE number = 'INC0012345'").await;
+    assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("written"));
 }
