@@ -173,7 +173,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let mut gathering = refill.then(|| Gathering::new(unread.clone()));
         // Where to go on after an interruption: a refill behind what has been compared.
         let mut place = after;
-        let held = HELD_PAGES.div_ceil(self.spec.parallel.max(1)) * self.spec.page_size as usize;
+        let ranges =
+            left.lock().expect("no panic while it is held").len().clamp(1, self.spec.parallel.max(1));
+        let held = HELD_PAGES.div_ceil(ranges) * self.spec.page_size as usize;
         let mut shown = 0;
         let first = self.fill_page(&mut sweep, hands).await?;
         let total = first.0.total;
