@@ -270,21 +270,35 @@ impl CacheWriter {
         outcome
     }
 
-    /// Adds a row in a subtransaction; `false` if somebody else is adding it.
+    /// Adds a row in a subtransaction; `false` if somebody else is adding it, or has. That is not waited for: whoever adds many
+    /// rows may wait for one of this batch meanwhile.
     fn insert_alone(&mut self, rows: &Rows, row: usize) -> bool {
         let mirror = self.mirror.clone();
         let source = self.log.as_ref().map(ChangeLog::source);
         let added = pg::xact::subtransaction(std::panic::AssertUnwindSafe(|| {
             let mut alone = CacheWriter::open(&mirror, Triggers::Own, source);
-            alone.insert(rows, row);
+            let is_added = alone.insert_if_absent(rows, row);
             alone.close();
+            is_added
         }));
         match added {
-            Ok(()) => true,
+            Ok(is_added) => is_added,
+            // A unique index of the DBA's has a row of somebody's.
             Err(caught) if caught.is_conflict() => false,
-            // Added since the first look; else it is a unique index of the DBA's that is in the way.
-            Err(caught) if caught.is_duplicate() && is_there_now(&mirror, rows.id(row)) => false,
             Err(caught) => raise(error(caught.sqlstate, caught.message)),
+        }
+    }
+
+    fn insert_if_absent(&mut self, rows: &Rows, row: usize) -> bool {
+        let mirror = &self.mirror;
+        match self.table.insert_if_absent(|column| scalar(mirror, rows, row, column)) {
+            Ok(Added::IsThere) => false,
+            Ok(Added::Row(_)) => {
+                self.log_insert(rows, row);
+                true
+            }
+            Ok(Added::PassedOver) => true,
+            Err(at) => self.misfit(rows, MisfitAt { row, ..at }),
         }
     }
 
@@ -303,13 +317,6 @@ impl CacheWriter {
             }
         }
         (deleted, kept)
-    }
-
-    fn insert(&mut self, rows: &Rows, row: usize) -> Option<SystemColumns> {
-        self.log_insert(rows, row);
-        let mirror = &self.mirror;
-        let added = self.table.insert(|column| scalar(mirror, rows, row, column));
-        added.unwrap_or_else(|at| self.misfit(rows, MisfitAt { row, ..at }))
     }
 
     fn insert_many(&mut self, rows: &Rows, which: &[usize]) {
@@ -557,11 +564,6 @@ pub fn versions<'i>(mirror: &Mirror, ids: impl Iterator<Item = &'i str>) -> Hash
         let rows = client.select(&sql, None, &[ids.into()]).expect("a valid use of SPI");
         rows.filter_map(|row| Some((get(&row, 1)?, version(&row)))).collect()
     })
-}
-
-/// Whether a record has been put into the cache by now.
-fn is_there_now(mirror: &Mirror, id: &str) -> bool {
-    pg::xact::with_latest_snapshot(|| !versions(mirror, std::iter::once(id)).is_empty())
 }
 
 /// An instance's order of `sys_id`s, as [`servicenow::sync::range::compare`] has it: by bytes, small letters as capitals.

@@ -256,6 +256,24 @@ async fn statements_that_wait_end_at_their_timeout_and_leave_nothing_behind() {
     converges(&world).await;
 }
 
+/// Whoever adds many rows may wait for what the worker has added meanwhile, which must not wait for each of theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_somebody_is_adding_are_not_waited_for() {
+    let world = World::new().await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    let adder = world.session().await;
+    adder
+        .run("BEGIN; INSERT INTO incident (short_description) SELECT 'being added' FROM generate_series(1, 40)")
+        .await;
+    let id = world.sim.edit().insert("incident", &[("short_description", "new")]).expect("a record");
+    let began = Instant::now();
+    world.until(&format!("SELECT count(*) = 1 FROM incident WHERE sys_id = '{id}'")).await;
+    assert!(began.elapsed() < 2 * AT_ONCE, "{:?}", began.elapsed());
+    adder.run("COMMIT").await;
+    world.until_like_the_instance("incident", COLUMNS).await;
+}
+
 /// Rows that a user has locked are passed over and brought in afterwards; the others arrive.
 #[tokio::test(flavor = "multi_thread")]
 async fn locks_held_for_long_delay_nothing_but_what_they_lock() {
