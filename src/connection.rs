@@ -1,8 +1,9 @@
 //! Clients of ServiceNow instances, one per server and user mapping in each process.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub struct Connection {
     owner: pg_sys::Oid,
     standing: Standing,
     keys: KeyFile,
+    /// Whether records are stamped with the time that answers tell, as a write was seen to be.
+    is_clock_known: Rc<Cell<bool>>,
 }
 
 /// What decides how far the addresses of a server and its user mappings are trusted.
@@ -134,8 +137,17 @@ pub fn connection(server: pg_sys::Oid, user: pg_sys::Oid) -> Connection {
     keys.tell(&client);
     let (owner, standing) = (description.owner, Standing::of(description.owner, user));
     let server_name = description.name;
-    let connection =
-        Connection { client, oid: server, user, server: server_name, is_workers, owner, standing, keys };
+    let connection = Connection {
+        client,
+        oid: server,
+        user,
+        server: server_name,
+        is_workers,
+        owner,
+        standing,
+        keys,
+        is_clock_known: Rc::default(),
+    };
     CONNECTIONS.with_borrow_mut(|known| known.insert((server, user), connection.clone()));
     connection
 }
@@ -231,6 +243,16 @@ impl Connection {
         if keys != before {
             self.keys.note(table, keys);
         }
+    }
+
+    /// Whether the records are stamped by the clock that answers tell: a write was seen to be.
+    pub fn is_clock_known(&self) -> bool {
+        self.is_clock_known.get()
+    }
+
+    /// Notes that a write was stamped with the time that its answer tells.
+    pub fn note_clock(&self) {
+        self.is_clock_known.set(true);
     }
 
     /// Runs a call and waits for its answer; the wait can be interrupted. `what` says what is being done, as an

@@ -241,6 +241,12 @@ impl Pusher {
             self.def(); // the labels of choices are in it
         }
         let mut fates = items.into_iter().zip(fates).collect::<Vec<_>>();
+        if fates
+            .iter()
+            .any(|(_, fate)| matches!(fate, Fate::Done(rows) if !rows.is_empty() && rows.is_stamped(0, took)))
+        {
+            self.connection.note_clock();
+        }
         // What is wrong comes first: nothing else matters then.
         for ((_, item), fate) in &fates {
             let is_outdated = |cached: Version, now| {
@@ -284,10 +290,11 @@ impl Pusher {
                 let is_given = matches!(item.task, Task::Insert { is_given: true, .. });
                 let other_key = || answer::check_key(&self.mirror, server, &item.id, rows);
                 let (cache, is_update) = (&mut self.cache, matches!(item.task, Task::Update { .. }));
+                let is_clock_known = self.connection.is_clock_known();
                 let may_be_older = || {
                     let mut cached = || cache.version_of(item.id.as_str());
                     is_update
-                        && (rows.is_untouched(0, took)
+                        && (is_clock_known && rows.is_untouched(0, took)
                             || cached().is_some_and(|cached| is_outdated(cached, rows.version(0))))
                 };
                 is_given.then(other_key).flatten().or_else(|| {

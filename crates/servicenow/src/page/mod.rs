@@ -249,8 +249,20 @@ impl Rows {
     /// Whether a write of a record, of which this is the answer, has left it as it was: it was last changed before the write
     /// was begun, `took` ago. By the instance's own clock; `false` if that is not known.
     pub fn is_untouched(&self, row: usize, took: Duration) -> bool {
-        let begun = self.served_at.map(|at| at.saturating_sub_unsigned(took.as_secs()) - CLOCKS_APART);
-        begun.zip(self.version(row).updated_on).is_some_and(|(begun, changed)| changed < begun)
+        self.stamp_after_begin(row, took).is_some_and(|seconds| seconds < 0)
+    }
+
+    /// Whether a write of a record, of which this is the answer, has been stamped with the time that the answer tells. Where
+    /// it never is, as behind a proxy with a clock of its own, [`Rows::is_untouched`] says nothing.
+    pub fn is_stamped(&self, row: usize, took: Duration) -> bool {
+        let longest = took.as_secs() as i64 + 2 * CLOCKS_APART;
+        self.stamp_after_begin(row, took).is_some_and(|seconds| (0..=longest).contains(&seconds))
+    }
+
+    /// How many seconds after the begin of a write, with some allowance for clocks, its record was last changed.
+    fn stamp_after_begin(&self, row: usize, took: Duration) -> Option<i64> {
+        let begun = self.served_at?.saturating_sub_unsigned(took.as_secs()) - CLOCKS_APART;
+        Some(self.version(row).updated_on? - begun)
     }
 
     /// The batch's columns.
@@ -388,6 +400,10 @@ mod tests {
         assert!(!is_untouched(Some(90), 30), "it may have been this write");
         assert!(!is_untouched(Some(61), 0), "clocks are not that exact");
         assert!(!is_untouched(None, 10));
+        let is_stamped =
+            |served_at, took| rows().served_at(served_at).is_stamped(0, Duration::from_secs(took));
+        assert!(is_stamped(Some(60), 0) && is_stamped(Some(65), 5) && is_stamped(Some(59), 0));
+        assert!(!is_stamped(Some(90), 10) && !is_stamped(Some(30), 10) && !is_stamped(None, 10));
     }
 
     #[test]
