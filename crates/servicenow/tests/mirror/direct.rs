@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use servicenow::Error;
 use servicenow::client::transport::{Request, Response, Transport, host_of};
 use servicenow_sim::{Simulator, Wire};
@@ -26,7 +25,7 @@ impl Direct {
 impl Transport for Direct {
     async fn send(&self, request: Request) -> servicenow::Result<Response> {
         let host = host_of(&request.url);
-        let mut asked = http::Request::new(request.body.unwrap_or_else(Bytes::new));
+        let mut asked = http::Request::new(request.body.unwrap_or_default());
         *asked.method_mut() = request.method;
         *asked.uri_mut() = request.url.as_str().parse().expect("an address");
         *asked.headers_mut() = request.headers;
