@@ -165,3 +165,42 @@ async fn pg_upgrade_takes_caches_along_without_network_and_nothing_is_filled_aga
     world.db.run("UPDATE incident SET short_description = 'written' WHERE number = 'INC0012345'").await;
     assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("written"));
 }
+
+/// Whatever OIDs they have got: one server's new one may have been another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_whose_oids_have_changed_places_are_told_apart() {
+    let world = World::new().await;
+    world
+        .db
+        .run(&format!(
+            "CREATE SERVER other FOREIGN DATA WRAPPER servicenow_fdw OPTIONS (instance_url '{}', poll_interval '200ms');
+             CREATE USER MAPPING FOR PUBLIC SERVER other OPTIONS (auth 'basic', username 'readonly.user', password 'readonly-secret')",
+            world.sim.url()
+        ))
+        .await;
+    world.db.run(INCIDENT).await;
+    world.db.run("CREATE FOREIGN TABLE problem (sys_id text, number text) SERVER other").await;
+    world.sync("incident").await;
+    world.sync("problem").await;
+    world.until("SELECT count(*) = 2 FROM servicenow.sync_server WHERE name IS NOT NULL AND source_login IS NOT NULL").await;
+    world.stop_worker().await;
+    let known = "SELECT string_agg(concat_ws(' ', srvname, source_login, remote_table), ', ' ORDER BY srvname, remote_table)
+         FROM pg_foreign_server s JOIN servicenow.sync_server v ON v.server = s.oid JOIN servicenow.dictionary USING (server)
+         WHERE remote_table IN ('incident', 'problem')";
+    let before = world.db.value::<String>(known).await;
+    assert!(before.contains("acme") && before.contains("other"), "{before}");
+    let swap = "SELECT string_agg(format('UPDATE servicenow.%1$I SET server = 1 WHERE server = a;
+                     UPDATE servicenow.%1$I SET server = a WHERE server = o; UPDATE servicenow.%1$I SET server = o WHERE server = 1;', relname), ' ')
+                FROM pg_class c JOIN pg_attribute t ON attrelid = c.oid
+                WHERE relnamespace = 'servicenow'::regnamespace AND relkind = 'r' AND attname = 'server' AND atttypid = 'oid'::regtype";
+    let swap = world.db.value::<String>(swap).await;
+    let oid = "(SELECT oid FROM pg_foreign_server WHERE srvname";
+    let swap =
+        swap.replace("= a", &format!("= {oid} = 'acme')")).replace("= o", &format!("= {oid} = 'other')"));
+    world.db.run(&swap).await;
+    assert_ne!(world.db.value::<String>(known).await, before);
+    world.db.run("SELECT servicenow.start_worker()").await;
+    world.sync("incident").await;
+    world.sync("problem").await;
+    assert_eq!(world.db.value::<String>(known).await, before);
+}
