@@ -5,8 +5,8 @@ use std::time::Duration;
 use servicenow_sim::Dataset;
 use world::cluster::Cluster;
 
-use crate::Bench;
 use crate::worker::Worker;
+use crate::{Bench, figure};
 
 /// Incidents of the tables compared.
 const SIZES: [usize; 2] = [1_000, 1_000_000];
@@ -43,5 +43,6 @@ pub async fn measure(cluster: &Cluster) {
         seen.push((called, cpu));
         bench.end().await;
     }
-    println!("  ratio                    {:>10.2} {:>19.2}", seen[1].0 / seen[0].0, seen[1].1 / seen[0].1);
+    figure::at_most("calls for the large table / for the small one", seen[1].0 / seen[0].0, 1.1);
+    figure::at_most("processor time for the large table / for the small one", seen[1].1 / seen[0].1, 1.5);
 }

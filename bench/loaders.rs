@@ -8,7 +8,7 @@ use servicenow_sim::Dataset;
 use world::cluster::Cluster;
 
 use crate::fill::fill;
-use crate::{Bench, PASSWORD, USER, median};
+use crate::{Bench, PASSWORD, USER, figure, median};
 
 /// Incidents of the instance. Rates do not depend on it: each takes a multiple of the time of a page.
 const ROWS: usize = 100_000;
@@ -16,6 +16,9 @@ const ROWS: usize = 100_000;
 const DLT_ROWS: usize = 20_000;
 /// Latencies of a call, in ms.
 const LATENCIES: [u64; 2] = [0, 50];
+/// How many times as fast as the script a fill is at each of them, and as dlt, at least.
+const BY_HAND: [f64; 2] = [1.5, 5.0];
+const DLT: f64 = 10.0;
 /// Fills and runs of the script measured, in turn.
 const ROUNDS: usize = 3;
 /// The Python that has what the loaders need.
@@ -27,7 +30,7 @@ pub async fn measure(cluster: &Cluster) {
         println!("loaders not measured: {PYTHON} does not say which Python has dlt, requests and psycopg2");
         return;
     };
-    for latency in LATENCIES {
+    for (latency, times_by_hand) in LATENCIES.into_iter().zip(BY_HAND) {
         println!("backfill against other loaders at {latency} ms a call");
         let bench = Bench::new(cluster, "loaders", Dataset::Incidents(ROWS)).await;
         bench.sim.set(|switches| switches.latency_ms = latency);
@@ -44,8 +47,11 @@ pub async fn measure(cluster: &Cluster) {
         bench.end().await;
         let (fill, by_hand) = (median(fills), median(by_hand));
         println!("  backfill                 {fill:>10.0} rows/s");
-        println!("  script by hand           {by_hand:>10.0} rows/s   ratio {:.1}", fill / by_hand);
-        println!("  dlt                      {dlt:>10.0} rows/s   ratio {:.1}", fill / dlt);
+        println!("  script by hand           {by_hand:>10.0} rows/s");
+        println!("  dlt                      {dlt:>10.0} rows/s");
+        let name = |other| format!("backfill / {other} at {latency} ms a call");
+        figure::at_least(&name("script by hand"), fill / by_hand, times_by_hand);
+        figure::at_least(&name("dlt"), fill / dlt, DLT);
     }
 }
 

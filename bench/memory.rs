@@ -3,8 +3,8 @@
 use servicenow_sim::Dataset;
 use world::cluster::Cluster;
 
-use crate::Bench;
 use crate::fill::fill;
+use crate::{Bench, figure};
 
 /// Incidents filled.
 const SIZES: [usize; 2] = [50_000, 500_000];
@@ -27,9 +27,7 @@ pub async fn measure(cluster: &Cluster) {
         usual.push(median);
         bench.end().await;
     }
-    println!(
-        "  ratio                    {:>10.2}, of the highest {:.2}",
-        usual[1] / usual[0],
-        highest[1] / highest[0]
-    );
+    figure::at_most("memory of the larger table, MiB at most", highest[1], 150.0);
+    figure::at_most("memory at 500,000 rows / at 50,000", usual[1] / usual[0], 1.1);
+    figure::at_least("memory at 500,000 rows / at 50,000", usual[1] / usual[0], 0.9);
 }

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use servicenow_sim::Dataset;
 use world::cluster::Cluster;
 
-use crate::{Bench, median};
+use crate::{Bench, figure, median};
 
 /// Times each query is run on each side.
 const ROUNDS: usize = 15;
@@ -86,7 +86,7 @@ pub async fn measure(cluster: &Cluster) {
         ratios.push(foreign / local);
         println!("  {name:<24} {foreign:>9.2} ms   {local:>9.2} ms   ratio {:.3}", foreign / local);
     }
-    println!("  median ratio             {:>9.3}", median(ratios));
+    figure::at_most("query of a foreign table / of a local one, median", median(ratios), 1.02);
     planning(bench).await;
 }
 

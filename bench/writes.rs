@@ -17,7 +17,7 @@ use servicenow_sim::Dataset;
 use world::cluster::Cluster;
 
 use crate::worker::Worker;
-use crate::{Bench, median};
+use crate::{Bench, figure, median};
 
 /// Incidents there are where calls are measured: the simulated instance looks at every one of them when one is deleted.
 const FEW: usize = 5_000;
@@ -77,7 +77,7 @@ async fn calls(bench: &Bench<'_>) {
     let (statement, call) = (median(statements), median(calls));
     println!("  UPDATE of a row, call of 20 ms {:>8.2} ms", statement * 1e3);
     println!("  the bare PATCH                 {:>8.2} ms", call * 1e3);
-    println!("  ratio                          {:>8.2}", statement / call);
+    figure::at_most("UPDATE of a row / the bare PATCH", statement / call, 1.1);
 
     bench.sim.set(|s| s.latency_ms = 50);
     let began = Instant::now();
@@ -99,7 +99,8 @@ async fn calls(bench: &Bench<'_>) {
         let rows = db.client().execute(&statement, &[]).await.expect("it succeeds");
         assert_eq!(rows as usize, MANY);
         let seconds = began.elapsed().as_secs_f64();
-        println!("  {name} of {MANY} rows           {seconds:>8.2} s, ratio {:.3}", seconds / singles);
+        println!("  {name} of {MANY} rows           {seconds:>8.2} s");
+        figure::at_most(&format!("{name} of {MANY} rows / as many single PATCHes"), seconds / singles, 0.05);
     }
 }
 
