@@ -250,7 +250,8 @@ async fn statements_that_wait_end_at_their_timeout_and_leave_nothing_behind() {
         assert!(began.elapsed() < AT_ONCE, "{statement}: {:?}", began.elapsed());
         assert_eq!(session.value::<i32>("SELECT 1").await, 1, "the session goes on");
     }
-    let left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> ALL (SELECT pid FROM pg_stat_activity WHERE backend_type = 'servicenow_fdw worker')";
+    let left = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory' AND datname = current_database()
+         AND pid <> ALL (SELECT pid FROM pg_stat_activity WHERE backend_type = 'servicenow_fdw worker')";
     assert_eq!(world.db.value::<i64>(left).await, 0, "no sign is left up");
     world.sim.set(|s| s.latency_ms = 0);
     converges(&world).await;
