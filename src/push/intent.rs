@@ -77,7 +77,7 @@ struct Journal {
 
 thread_local! {
     static JOURNAL: RefCell<Option<Journal>> = const { RefCell::new(None) };
-    /// The subtransactions of the current transaction that have noted something.
+    /// The subtransactions under way that have noted something, or of which one within them has; the innermost last.
     static NOTED_BY: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     /// One of them was rolled back.
     static ROLLED_BACK: Cell<bool> = const { Cell::new(false) };
@@ -301,12 +301,15 @@ pub fn before_commit() {
 /// A subtransaction is over.
 pub fn subtransaction_ended(id: u32, parent: u32, committed: bool) {
     NOTED_BY.with_borrow_mut(|noted| {
-        for by in noted.iter_mut().filter(|by| **by == id) {
-            *by = parent;
-            if !committed {
-                ROLLED_BACK.set(true);
-            }
+        // Those within it are over, so that nothing stands behind it.
+        if noted.pop_if(|by| *by == id).is_none() {
+            return;
         }
-        noted.dedup();
+        if noted.last() != Some(&parent) {
+            noted.push(parent);
+        }
+        if !committed {
+            ROLLED_BACK.set(true);
+        }
     });
 }
