@@ -278,14 +278,14 @@ impl Connection {
 
     /// As [`Self::call`], of calls that write; gives the client's failure back. If the wait is interrupted, there is a WARNING
     /// that the outcome is unknown, or `unsent` is called: nothing has left, as when it waited for the login or for
-    /// as long as the instance had asked it to, and nothing will. Meanwhile `tell` is called, at least as often as `every`
-    /// says.
+    /// as long as the instance had asked it to, and nothing will. Meanwhile `tell` is called, which says when it is to be
+    /// called again at the latest.
     pub fn write<F, R>(
         &self,
         what: &str,
         call: impl FnOnce(HttpClient) -> F,
         unsent: impl FnOnce(),
-        (every, tell): (Option<Duration>, impl FnMut()),
+        tell: impl FnMut() -> Option<Duration>,
     ) -> servicenow::Result<R>
     where
         F: Future<Output = servicenow::Result<R>> + Send + 'static,
@@ -298,7 +298,7 @@ impl Connection {
             true => unknown_outcome(what, &self.server, "it was interrupted").report(PgLogLevel::WARNING),
             false => unsent(),
         };
-        self.told(pg::xact::when_interrupted(|| pg::io::block_on_telling(running, every, tell), interrupted))
+        self.told(pg::xact::when_interrupted(|| pg::io::block_on_telling(running, tell), interrupted))
     }
 
     /// Tells the worker of the calls that were made, and the server log if it is to know.

@@ -146,14 +146,13 @@ where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    block_on_telling(future, None, || ())
+    block_on_telling(future, || None)
 }
 
-/// As [`block_on`], calling `tell` now and then if that is wanted.
+/// As [`block_on`], calling `tell` meanwhile, which says when it is to be called again at the latest, if at all.
 pub fn block_on_telling<F>(
     future: F,
-    every: Option<Duration>,
-    mut tell: impl FnMut(),
+    mut tell: impl FnMut() -> Option<Duration>,
 ) -> Result<F::Output, IoError>
 where
     F: Future + Send + 'static,
@@ -171,9 +170,9 @@ where
         match question.try_recv() {
             Ok(output) => return Ok(output),
             Err(oneshot::error::TryRecvError::Closed) => return Err(IoError::Panicked),
+            // Others wake this process too, and no wake puts off what is due.
             Err(oneshot::error::TryRecvError::Empty) => {
-                wait(Some(&bell), every);
-                tell();
+                wait(Some(&bell), tell());
             }
         }
     }

@@ -85,13 +85,14 @@ impl Progress {
         Self { of: what, accepted: Arc::default(), said: Instant::now() }
     }
 
-    /// Tells whoever waits, if it was not told for a while.
-    fn say(&mut self, table: pg_sys::Oid) {
+    /// Tells whoever waits, if it was not told for a while; gives back when that will be due next.
+    fn say(&mut self, table: pg_sys::Oid) -> Duration {
         if self.said.elapsed() >= SAY {
             self.said = Instant::now();
             let accepted = self.accepted.load(Ordering::Relaxed);
             notice!("{}: {accepted} records written so far", catalog::qualified(table));
         }
+        SAY.saturating_sub(self.said.elapsed())
     }
 }
 
@@ -214,15 +215,10 @@ impl Pusher {
             intent::settled(Vec::new(), Vec::new(), items.iter().map(|(_, item)| item.id.clone()).collect())
         };
         let (progress, table) = (&mut self.progress, self.mirror.foreign_table);
-        let every = (count > 1).then_some(SAY);
-        let telling = (every, || {
-            if every.is_some() {
-                progress.say(table);
-            }
-        });
+        let tell = || (count > 1).then(|| progress.say(table));
         let keys = self.connection.keys(&self.mirror.table);
         let begun = Instant::now();
-        let fates = self.connection.write(&what, write, unsent, telling);
+        let fates = self.connection.write(&what, write, unsent, tell);
         let took = begun.elapsed();
         self.connection.keep_keys(&self.mirror.table, keys);
         let (fates, synced) = fates.unwrap_or_else(|e| self.fail(&e, &what));

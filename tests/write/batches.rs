@@ -1,5 +1,7 @@
 //! Statements on many rows: few calls, and the errors of each row.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use futures_util::SinkExt;
 use servicenow_sim::Dataset;
@@ -233,23 +235,44 @@ async fn statements_of_a_session_share_its_connections() {
     assert_eq!(world.sim.connections(), after_many);
 }
 
-/// Somebody who waits is told how far it is.
+/// Somebody who waits is told how far it is every five seconds, whatever else wakes the session.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_statement_says_how_far_it_is() {
     let world = World::with(Dataset::Small, ", max_concurrency '1'").await;
     world.import(&["x_acme_app_thing"]).await;
     world.stop_worker().await;
+    let session = world.session().await;
+    let pid: i32 = session.value("SELECT pg_backend_pid()").await;
+    let calls_before = calls(&world);
     world.sim.set(|s| (s.batch_api, s.latency_ms) = (false, 60));
-    world
-        .db
-        .run(
-            "SET log_min_messages = 'notice';
-             INSERT INTO x_acme_app_thing (name, code) SELECT n, 'S-' || n FROM generate_series(1, 100) n",
-        )
-        .await;
-    let log = world.cluster.log();
-    let said = log.lines().filter_map(|line| line.split_once("NOTICE:  public.x_acme_app_thing: "));
-    let counts: Vec<u32> =
-        said.filter_map(|(_, text)| text.strip_suffix(" records written so far")?.parse().ok()).collect();
-    assert!(counts.first().is_some_and(|count| (20..100).contains(count)), "{counts:?}");
+    let insert = tokio::spawn(async move {
+        session
+            .run(
+                "SET log_min_messages = 'notice';
+                 INSERT INTO x_acme_app_thing (name, code) SELECT n, 'S-' || n FROM generate_series(1, 100) n",
+            )
+            .await;
+    });
+    let soon = || tokio::time::sleep(Duration::from_millis(20));
+    while calls(&world) < calls_before + 60 {
+        soon().await;
+    }
+    world.sim.set(|s| s.latency_ms = 1_000); // nearly four seconds are over; it does not come to its end meanwhile
+    world.db.run(&format!("SELECT pg_log_backend_memory_contexts({pid})")).await;
+    let woken = Instant::now();
+    let said = || {
+        let log = world.cluster.log();
+        let mut lines = log.lines().filter_map(|line| line.split_once("NOTICE:  public.x_acme_app_thing: "));
+        lines.find_map(|(_, text)| text.strip_suffix(" records written so far")?.parse::<u32>().ok())
+    };
+    let count = loop {
+        match said() {
+            Some(count) => break count,
+            None => soon().await,
+        }
+        assert!(woken.elapsed() < Duration::from_secs(5), "being woken has put it off");
+    };
+    world.sim.set(|s| s.latency_ms = 0);
+    insert.await.expect("it succeeds");
+    assert!((20..100).contains(&count), "{count}");
 }
