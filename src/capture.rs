@@ -191,7 +191,7 @@ fn target(name: &str) -> Target {
     }
     let options = ServerOptions::parse(&description.options).unwrap_or_else(|e| raise(e));
     let stored = catalog::subscription(server, &new_key())
-        .unwrap_or_else(|| raise(error(Sql::ERRCODE_INTERNAL_ERROR, "could not make a subscription")));
+        .unwrap_or_else(|e| raise(error(Sql::ERRCODE_IO_ERROR, catalog::unplaced(&e))));
     Target { server, name: description.name, options, stored }
 }
 

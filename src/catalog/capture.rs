@@ -39,9 +39,9 @@ pub struct Subscription {
 
 /// The subscription of a server of this database; made at first use, out of what does not change, so that whoever was
 /// interrupted meets in the instance what was made before. `key` is used for a new one. A copy of the data directory
-/// gets another one before it reads, makes or takes anything away: the instance has what it has for the original.
-pub fn subscription(server: pg_sys::Oid, key: &Secret) -> Option<Subscription> {
-    // Where it is not known whether this is a copy, as on a full disk, nobody is listened to.
+/// gets another one before it reads, makes or takes anything away: the instance has what it has for the original. An error
+/// says why it is not known whether this is a copy; then nobody is to be listened to.
+pub fn subscription(server: pg_sys::Oid, key: &Secret) -> std::io::Result<Subscription> {
     let here = place()?;
     let (salt, known, recorded) = read(
         "SELECT salt, subscription, place FROM servicenow.capture WHERE server = $1",
@@ -68,7 +68,12 @@ pub fn subscription(server: pg_sys::Oid, key: &Secret) -> Option<Subscription> {
         let salt = u32::from_str_radix(&digits.as_str()[..8], 16).unwrap_or_default().cast_signed();
         renew_subscription(server, salt, key, COPIED);
     }
-    known_subscription(server)
+    known_subscription(server).ok_or_else(|| std::io::Error::other("the subscription is gone"))
+}
+
+/// Why nobody is listened to if it is not known whether this is a copy.
+pub fn unplaced(why: &std::io::Error) -> String {
+    format!("could not tell whether the data directory is a copy of another one: {why}")
 }
 
 /// Why a subscription was given up.
@@ -81,7 +86,7 @@ pub fn known_subscription(server: pg_sys::Oid) -> Option<Subscription> {
     read(
         "SELECT installed AND place IS NOT DISTINCT FROM $2, installs, queue_table, signing_key, rules, subscription
          FROM servicenow.capture WHERE server = $1",
-        &[server.into(), place().into()],
+        &[server.into(), place().ok().into()],
         |mut rows| {
             let row = rows.next()?;
             let rules: Vec<String> = get(&row, 5).unwrap_or_default();
@@ -102,7 +107,7 @@ pub fn servers_with_rules() -> Vec<pg_sys::Oid> {
     read(
         "SELECT c.server FROM servicenow.capture c JOIN pg_catalog.pg_foreign_server s ON s.oid = c.server
          WHERE c.installed AND c.rules <> '{}' AND c.place IS NOT DISTINCT FROM $1",
-        &[place().into()],
+        &[place().ok().into()],
         |rows| rows.filter_map(|row| get(&row, 1)).collect(),
     )
 }
@@ -126,7 +131,7 @@ pub fn renew_subscription(server: pg_sys::Oid, salt: i32, key: &Secret, why: &st
              installs = installs + 1, installed = installed AND place IS NOT DISTINCT FROM $5, place = $5,
              state = 'absent', reason = $4, complete_at = NULL
          WHERE server = $1",
-        &[server.into(), salt.into(), id.as_str().into(), reason.as_str().into(), place().into()],
+        &[server.into(), salt.into(), id.as_str().into(), reason.as_str().into(), place().ok().into()],
     );
     pg::worker::log(&format!("server \"{name}\": {why}; the subscription is {id} from now on"));
 }
@@ -150,7 +155,7 @@ pub fn installed(
             installed.into(),
             queue.map(TableName::as_str).into(),
             names(rules).into(),
-            place().into(),
+            place().ok().into(),
         ],
     );
 }
@@ -230,12 +235,13 @@ pub fn suspect(server: pg_sys::Oid, relation: pg_sys::Oid, ids: &[String]) {
     }
 }
 
-/// A server's changes are not told of, or nobody listens.
-pub fn capture_is_off(server: pg_sys::Oid) {
+/// A server's changes are not told of, or nobody listens, for a reason or because nobody is to.
+pub fn capture_is_off(server: pg_sys::Oid, why: Option<&str>) {
+    let state = why.map_or("absent", |_| "failed");
     write(
-        "UPDATE servicenow.capture SET state = 'absent', reason = NULL, complete_at = NULL
-         WHERE server = $1 AND state <> 'absent'",
-        &[server.into()],
+        "UPDATE servicenow.capture SET state = $2, reason = $3, state_at = clock_timestamp(), complete_at = NULL
+         WHERE server = $1 AND (state <> $2 OR $3 IS NOT NULL AND reason IS DISTINCT FROM $3)",
+        &[server.into(), state.into(), why.into()],
     );
     write("DELETE FROM servicenow.suspect WHERE server = $1", &[server.into()]);
 }

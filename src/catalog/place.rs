@@ -22,8 +22,8 @@ pub fn host() -> String {
 }
 
 /// Where this data directory is, in words to compare. Devices are left out: their numbers change with restarts.
-pub fn place() -> Option<String> {
-    Some(format!("{} {} {}", mark().ok()?, fs::metadata(".").ok()?.ino(), host()))
+pub fn place() -> Result<String> {
+    Ok(format!("{} {} {}", mark()?, fs::metadata(".")?.ino(), host()))
 }
 
 /// The directory's mark; made if there is none. The process is in the data directory.

@@ -408,22 +408,25 @@ fn plan(server: pg_sys::Oid) -> Result<Plan, String> {
 
 /// What should be read of a server's events; without a table's lock that somebody has it is looked at again.
 fn capture_plan(server: pg_sys::Oid, options: &ServerOptions) -> Option<capture::Plan> {
-    let off = || {
+    let off = |why: Option<&str>| {
         // Tried again with the next plan.
-        let _locked = pg::xact::subtransaction(|| catalog::capture_is_off(server));
+        let _locked = pg::xact::subtransaction(|| catalog::capture_is_off(server, why));
         None
     };
     if options.capture == CaptureMode::Poll {
-        return off();
+        return off(None);
     }
     let key = new_key();
-    let Ok(Some(subscription)) = pg::xact::subtransaction(|| catalog::subscription(server, &key)) else {
-        catalog::keep_work_changed();
-        return None;
+    let subscription = match pg::xact::subtransaction(|| catalog::subscription(server, &key)) {
+        Ok(Ok(subscription)) => subscription,
+        failed => {
+            catalog::keep_work_changed();
+            return failed.ok().and_then(|known| off(Some(&catalog::unplaced(&known.err()?))));
+        }
     };
     let endpoint = capture::endpoint(options, &subscription.id);
     if options.capture == CaptureMode::Webhook && endpoint.is_none() {
-        return off(); // nobody listens
+        return off(None); // nobody listens
     }
     Some(capture::Plan { subscription, endpoint })
 }

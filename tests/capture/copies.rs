@@ -127,3 +127,38 @@ async fn a_copy_of_the_files_makes_and_takes_away_its_own_only() {
     world.until(both).await;
     one.until(both).await;
 }
+
+/// Where the mark cannot be read nobody knows whether this is a copy: what may be another one's is left alone, and polls go
+/// on at their own pace.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_listened_to_while_a_copy_cannot_be_told_from_its_original() {
+    let world = capture_incidents(world_on(Box::leak(Box::new(Cluster::start(""))), "queue").await).await;
+    let before = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
+    let queue = format!("u_servicenow_fdw_{before}");
+    world.stop_worker().await;
+    let mark = world.cluster.data().join("servicenow_fdw/pgsql_tmp_mark");
+    let aside = mark.with_file_name("aside");
+    std::fs::rename(&mark, &aside).expect("there is one");
+    std::fs::create_dir(&mark).expect("nothing is there");
+    world.db.run("SELECT servicenow.start_worker()").await;
+    until_state(&world, "failed").await;
+    let why = world.db.value::<String>("SELECT capture_error FROM servicenow.sync_status").await;
+    let unknown = "could not tell whether the data directory is a copy of another one: ";
+    assert!(why.starts_with(unknown), "{why}");
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.edit().update("incident", &id, &[("short_description", "polled")]).expect("it is there");
+    world.until("SELECT short_description = 'polled' FROM incident WHERE number = 'INC0012345'").await;
+    let told = world.sim.edit().find(&queue, "").expect("a table");
+    assert_eq!(told.len(), 1, "the event stays");
+    for call in ["install_capture('acme')", "uninstall_capture('acme')"] {
+        let error = world.db.error(&format!("SELECT servicenow.{call}")).await;
+        assert_eq!(error.code().code(), "58030");
+        assert!(error.message().starts_with(unknown), "{error:?}");
+    }
+    assert_eq!(rules(&world, &format!("servicenow_fdw {before}")).len(), 1);
+    std::fs::remove_dir(&mark).expect("it is ours");
+    std::fs::rename(&aside, &mark).expect("it is ours");
+    until_state(&world, "active").await;
+    until(|| world.sim.edit().find(&queue, "").expect("a table").is_empty()).await;
+    assert_eq!(world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await, before);
+}
