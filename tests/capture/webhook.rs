@@ -213,25 +213,73 @@ async fn what_is_not_from_a_rule_is_refused_and_counted() {
     assert_eq!(send(&address, &real.request()).await, 202);
     assert_eq!(send(&address, &real.request()).await, 409);
     world.until("SELECT short_description = 'overheard' FROM incident WHERE number = 'INC0012345'").await;
-    // Nonsense, and somebody who is slow.
+    // Too large, which it does not say before.
+    let chunked = request(&real.path, &[], "");
+    let chunked =
+        String::from_utf8_lossy(&chunked).replace("Content-Length: 0", "Transfer-Encoding: chunked");
+    let chunked = [chunked.as_bytes(), b"4100\r\n", &[b'a'; 0x4100], b"\r\n0\r\n\r\n"].concat();
+    assert_eq!(send(&address, &chunked).await, 413);
+    // Nonsense, and more at a time than there is room for.
     for bytes in [&b"\x16\x03\x01 nonsense\r\n\r\n"[..], b"POST / HTTP/9.9\r\n\r\n", &vec![b'a'; 100_000]] {
         assert!(matches!(send(&address, bytes).await, 0 | 400 | 431 | 505));
     }
+    let before = world.db.value::<i64>("SELECT turned_away FROM servicenow.stat_capture").await;
+    let mut crowd = Vec::new();
+    for _ in 0..MOST_CONNECTIONS + 50 {
+        crowd.push(TcpStream::connect(&address).await.expect("somebody listens"));
+    }
+    world.until(&format!("SELECT turned_away >= {before} + 50 FROM servicenow.stat_capture")).await;
+    let mut closed = 0;
+    for stream in &mut crowd {
+        let read = tokio::time::timeout(Duration::from_millis(1), stream.read_u8()).await;
+        closed += usize::from(read.is_ok());
+    }
+    assert!((50..100).contains(&closed), "{closed} of them are closed at once");
+    drop(crowd);
+    world.sim.edit().update("incident", &id, &[("short_description", "meanwhile")]).expect("it is there");
+    world.until("SELECT short_description = 'meanwhile' FROM incident WHERE number = 'INC0012345'").await;
+}
+
+/// Connections that the listener has at a time.
+const MOST_CONNECTIONS: usize = 256;
+
+/// Somebody who is slow to say what they want, and a worker that does not answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_waited_for_for_ever() {
+    let (cluster, address) = listening();
+    let world = capture_incidents(world_on(cluster, "webhook").await).await;
+    let subscription = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
+    // The listener counts what has not come whole, too.
+    let counts = "SELECT turned_away = 22 AND refused = 1 FROM servicenow.stat_capture";
+    let socket = cluster.data().join("servicenow_fdw/webhooks/ffffffffffff");
+    let _mute = std::os::unix::net::UnixListener::bind(&socket).expect("nobody else is there");
+    let writable = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    std::fs::set_permissions(&socket, writable).expect("it is ours");
+    let began = Instant::now();
+    let cut_off =
+        String::from_utf8_lossy(&request(&format!("/{subscription}"), &[], "{}")).replace("{}", "{");
+    let pending = [request("/ffffffffffff", &[], "{}"), cut_off.into_bytes()].map(|bytes| {
+        let address = address.clone();
+        tokio::spawn(async move { send(&address, &bytes).await })
+    });
     let mut slow = Vec::new();
     for _ in 0..20 {
         let mut stream = TcpStream::connect(&address).await.expect("somebody listens");
         stream.write_all(b"POST /").await.expect("it listens");
         slow.push(stream);
     }
+    let id = world.find("incident", "number=INC0012345");
     world.sim.edit().update("incident", &id, &[("short_description", "meanwhile")]).expect("it is there");
     world.until("SELECT short_description = 'meanwhile' FROM incident WHERE number = 'INC0012345'").await;
-    let began = Instant::now();
     for mut stream in slow {
         let mut rest = Vec::new();
         let closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
         assert!(closed.is_ok(), "it does not wait for ever");
     }
+    let [unanswered, cut_off] = pending;
+    assert_eq!((unanswered.await.expect("no panic"), cut_off.await.expect("no panic")), (504, 408));
     assert!(began.elapsed() < Duration::from_secs(20));
+    world.until(counts).await;
 }
 
 /// Where rules post to must be an address of the listener as the instance sees it.
