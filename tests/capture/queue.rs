@@ -332,6 +332,10 @@ async fn a_burst_is_absorbed() {
     world.until(&format!("SELECT events = {} FROM servicenow.stat_capture", 60 * ids.len())).await;
     let looks = lists(&world, "incident", from).len();
     assert!(looks < 3 * ids.len(), "{looks} looks for {} changes", 60 * ids.len());
+    let calls = world.sim.requests().into_iter().skip(from);
+    let deletions = calls.filter(|call| call.method == "DELETE" && call.table.as_deref() == Some(&queue));
+    let (in_batches, alone): (Vec<_>, Vec<_>) = deletions.partition(|call| call.in_batch);
+    assert!(10 * alone.len() < in_batches.len(), "{} alone, {} in batches", alone.len(), in_batches.len());
     until_state(&world, "active").await;
 }
 
