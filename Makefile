@@ -101,7 +101,7 @@ test-all: test $(NEWER_MAJORS:%=test-pg%)
 test-pg%: packages pgrx
 	@$(MAKE) --no-print-directory packages PACKAGES="$(PACKAGES) $(NEWER_PACKAGES)"
 	@prefix=/var/tmp/servicenow_fdw-postgres-$*; \
-	if .ci/newer-postgres $* "$$prefix"; then \
+	if .ci/build-postgres $* "$$prefix"; then \
 	    $(MAKE) --no-print-directory test-on PG_CONFIG="$$prefix/bin/pg_config"; \
 	elif [ $$? = 75 ]; then \
 	    echo "NOT TESTED: the source package of Postgres $* cannot be had; it was type-checked only"; \
