@@ -6,6 +6,7 @@ use std::time::Duration;
 use servicenow::Error;
 use servicenow::client::transport::{Request, Response, Transport, host_of};
 use servicenow_sim::{Simulator, Wire};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 /// See the module.
@@ -29,7 +30,11 @@ impl Transport for Direct {
         *asked.method_mut() = request.method;
         *asked.uri_mut() = request.url.as_str().parse().expect("an address");
         *asked.headers_mut() = request.headers;
-        match timeout(self.patience, self.wire.call(asked)).await {
+        // As over a network, there are moments in which a request or its answer is under way and the caller may end.
+        yield_now().await;
+        let answer = timeout(self.patience, self.wire.call(asked)).await;
+        yield_now().await;
+        match answer {
             Err(_) => Err(Error::TimedOut { host }),
             Ok(Err(reset)) => Err(Error::Broken { host, reason: reset.to_string() }),
             Ok(Ok(answer)) => {

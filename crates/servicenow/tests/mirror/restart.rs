@@ -53,7 +53,7 @@ async fn a_fill_goes_on_where_it_was() {
     let whole = world.truth().len();
     while world.stored().len() < whole / 2 {
         let mut mirror = world.mirror();
-        let _dropped = at_most(fill(&mut mirror), 25).await;
+        let _dropped = at_most(fill(&mut mirror), 80).await;
     }
     let kept = world.stored().len();
     world.sim.clear_requests();
