@@ -12,7 +12,7 @@ use servicenow::capture::event::Operation;
 use servicenow::capture::inbox::Inbox;
 use servicenow::capture::{Subscription, SubscriptionId, Way};
 use servicenow::client::auth::Secret;
-use servicenow::sync::capture::{Capture, Channel, Setup};
+use servicenow::sync::capture::{Capture, Channel, Setup, run};
 use servicenow::sync::pace::Brake;
 use servicenow::value::TableName;
 use servicenow_sim::{Effect, Fault};
@@ -292,4 +292,37 @@ fn events_in_any_order_and_number_and_readers_that_die_leave_the_store_like_the_
         }
         case.ends(&setting).await;
     });
+}
+
+/// Looks into a queue are frequent after there was something in it, and rare while there is nothing.
+#[tokio::test(start_paused = true)]
+async fn a_queue_is_looked_into_often_after_events_and_seldom_while_nothing_happens() {
+    let Case { world, queue, reader, .. } = Case::new(&Setting { is_webhook: false, may_lose: false }).await;
+    let _reading = tokio::spawn(run(reader));
+    let looks = || {
+        let calls = world.sim.requests();
+        calls
+            .iter()
+            .filter(|call| call.method == "GET" && call.table.as_deref() == Some(queue.as_str()))
+            .count()
+    };
+    sleep(Duration::from_secs(60)).await;
+    let before = looks();
+    sleep(Duration::from_secs(20)).await;
+    let idle = looks() - before;
+    assert!((9..=11).contains(&idle), "{idle} looks in 20 s");
+    let edit = world.sim.edit();
+    let id = edit.find("incident", "ORDERBYsys_id").expect("a query").swap_remove(0);
+    edit.update("incident", &id, &[("short_description", "told")]).expect("it is there");
+    let events = || edit.find(queue.as_str(), "").expect("a query").len();
+    assert_eq!(events(), 1);
+    let began = tokio::time::Instant::now();
+    while events() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(3), "nobody looks");
+        sleep(Duration::from_millis(10)).await;
+    }
+    let before = looks();
+    sleep(Duration::from_millis(1_500)).await;
+    let quick = looks() - before;
+    assert!(quick >= 3, "{quick} looks in 1.5 s");
 }
