@@ -20,6 +20,8 @@ PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev p
 ORM_PACKAGES := pgbouncer python3 python3-venv
 ORM_PYTHON := $(CARGO_TARGET_DIR)/orm-python
 MAPPERS := django==5.2.19 'psycopg[binary]==3.3.9' sqlalchemy==2.1.9
+# What the tests take that log in as people do.
+BROWSER_PACKAGES := chromium chromium-driver
 # What the loaders take that the figures are compared with, in an environment of their own.
 BENCH_PACKAGES := python3 python3-venv
 BENCH_PYTHON := $(CARGO_TARGET_DIR)/bench-python
@@ -46,7 +48,7 @@ export PG_CONFIG CARGO_TARGET_DIR
 PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
 MDBOOK := $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 
-.PHONY: demo test test-all install package try-package book bench lint majors test-in-server install-debug packages orm-python pgrx
+.PHONY: demo test test-all install package try-package book bench lint majors test-in-server install-debug packages orm-python browser pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
@@ -91,7 +93,7 @@ $(MDBOOK):
 	    --root $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)
 
 # The tests inside a server install a library of their own, so they come before the others.
-test: packages pgrx lint majors test-in-server install-debug $(ORM_PYTHON)/ready
+test: packages pgrx lint majors test-in-server install-debug $(ORM_PYTHON)/ready browser
 	cargo test -p servicenow -p servicenow-sim -p fuzz
 	$(TEST_END_TO_END)
 
@@ -108,7 +110,7 @@ test-pg%: packages pgrx
 	else \
 	    exit 1; \
 	fi
-test-on: install-debug $(ORM_PYTHON)/ready
+test-on: install-debug $(ORM_PYTHON)/ready browser
 	$(TEST_END_TO_END)
 
 # SECTIONS chooses some of them, see bench/main.rs.
@@ -127,6 +129,9 @@ $(ORM_PYTHON)/ready: Makefile
 	$(ORM_PYTHON)/bin/pip install --quiet --disable-pip-version-check $(MAPPERS)
 	touch $@
 orm-python: $(ORM_PYTHON)/ready
+
+browser:
+	@$(MAKE) --no-print-directory packages PACKAGES="$(BROWSER_PACKAGES)"
 
 lint:
 	cargo fmt --all --check

@@ -8,8 +8,9 @@ use world::cluster::Cluster;
 
 use crate::{CLIENT, INCIDENT, KNOWN, cluster, token_calls, world};
 
-const MAPPING: &str = "CREATE USER MAPPING FOR CURRENT_USER SERVER acme OPTIONS (auth 'authorization_code', ";
-const AUTHORIZE: &str = "SELECT servicenow.authorize_url('acme')";
+pub const MAPPING: &str =
+    "CREATE USER MAPPING FOR CURRENT_USER SERVER acme OPTIONS (auth 'authorization_code', ";
+pub const AUTHORIZE: &str = "SELECT servicenow.authorize_url('acme')";
 
 /// A browser without a window.
 struct Browser(reqwest::Client);
@@ -68,13 +69,13 @@ fn parameter(url: &Url, name: &str) -> String {
 }
 
 /// Registers where the instance may send browsers to.
-fn register(world: &World, address: &str) {
+pub fn register(world: &World, address: &str) {
     let edit = world.sim.edit();
     let id = edit.find("oauth_entity", "client_id=fdw-client").expect("a query").remove(0);
     edit.update("oauth_entity", &id, &[("redirect_url", address)]).expect("it is there");
 }
 
-async fn written_by(world: &World) -> String {
+pub async fn written_by(world: &World) -> String {
     world
         .db
         .run(&format!("UPDATE incident SET short_description = short_description || '.' WHERE {KNOWN}"))

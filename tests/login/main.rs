@@ -1,5 +1,6 @@
 //! Logins: every way there is, one for all processes, in a browser, and never shown.
 
+mod chromium;
 mod consent;
 mod kinds;
 mod secrets;
