@@ -101,7 +101,10 @@ pub struct Keeper {
 impl Keeper {
     /// Has the table tell what the files tell of refresh tokens that only a person gets. In a transaction.
     pub fn keep(&mut self) {
-        for (name, path) in files() {
+        let files = files();
+        // Versions of mappings that are no more are not remembered.
+        self.seen.retain(|name, _| files.iter().any(|(there, _)| there == name));
+        for (name, path) in files {
             let written = std::fs::metadata(&path).and_then(|file| file.modified());
             let Ok(written) = written else { continue };
             if self.seen.get(&name) == Some(&written) {
