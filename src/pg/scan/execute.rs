@@ -55,9 +55,14 @@ pub unsafe fn begin(node: *mut pg_sys::ForeignScanState, eflags: i32) {
 
         let exprs = pg_sys::ExecInitExprList((*plan).fdw_exprs, node.cast());
         let params = params_for(estate, exprs, first_param);
+        // EvalPlanQual's executor does not know the statement's text; the one that it checks a row for does.
+        let text = match (*estate).es_epq_active.as_ref() {
+            Some(epq) => (*epq.parentestate).es_sourceText,
+            None => (*estate).es_sourceText,
+        };
         let query = pg_sys::CreateQueryDesc(
             stmt,
-            (*estate).es_sourceText,
+            text,
             (*estate).es_snapshot,
             null_mut(),
             null_mut(),
