@@ -12,7 +12,8 @@ use servicenow::sync::compare::{Comparison, Difference, Shown};
 use servicenow::sync::metadata::MetadataStore;
 use servicenow::sync::range::Range;
 use servicenow::sync::store::{
-    DeletesRead, Found, MetadataRead, Relabelling, Step, Store, StoreError, StoredRecords,
+    DeletesRead, Found, MetadataRead, RECHECKED_AT_A_TIME, Relabelling, Step, Store, StoreError,
+    StoredRecords,
 };
 use servicenow::value::SysId;
 use tokio::sync::{mpsc, oneshot};
@@ -38,8 +39,6 @@ mod step;
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 /// How long to go on with that before it is said. What then fails is tried again as a whole.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
-/// Records looked up between two polls, so that many of them do not keep a table from being polled.
-const RECHECKED_AT_A_TIME: usize = 1_000;
 
 /// A table as its mirror knows it: what was mirrored when the mirror began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::beat::Beat;
 use super::describe::Traits;
 use super::pace::{Pace, Rest};
-use super::store::{Position, Step, Store, StoreError, Upkeep};
+use super::store::{Position, Step, Store, StoreError, StoredRecords, Upkeep};
 use super::upkeep::Underway;
 use super::{Stop, pause_after};
 use crate::client::page_size::PageSize;
@@ -25,6 +25,8 @@ use crate::value::TableName;
 
 /// The time between two looks whether a mass update has come to its end.
 const MASS_PAUSE: Duration = Duration::from_secs(10);
+/// The time from a poll to the next one if there are more records to be looked up than were at once.
+const UNSETTLED_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is mirrored, and how.
 #[derive(Clone, Debug)]
@@ -104,6 +106,10 @@ pub struct Mirror<T, S: Store> {
     /// Somebody wants to see what is there now.
     is_asked: bool,
     pub(super) underway: Underway,
+    /// The records looked up last, if there may have been others.
+    pub(super) looked_up: StoredRecords,
+    /// There are others to be looked up.
+    pub(super) is_unsettled: bool,
     /// Everything has just been read again because of how much was counted; once more would not help.
     pub(super) refilled_for_counts: bool,
     /// There has been no poll since everything was read: that reads what has changed meanwhile, however much.
@@ -156,6 +162,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             is_idle: true,
             is_asked: false,
             underway: Underway::default(),
+            looked_up: StoredRecords::new(),
+            is_unsettled: false,
             refilled_for_counts: false,
             just_filled: false,
             mass_since: None,
@@ -240,7 +248,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             return Ok(Duration::ZERO);
         }
         self.is_idle = true;
-        Ok(self.spec.pace.now().min(self.upkeep_due_in()))
+        let rest = if self.is_unsettled { UNSETTLED_PAUSE } else { Duration::MAX };
+        Ok(self.spec.pace.now().min(self.upkeep_due_in()).min(rest))
     }
 
     /// Whether it is time to poll, in the middle of other work.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::mirror::Mirror;
 use super::recheck::recheck;
 use super::reconcile::{is_many, is_much};
-use super::store::{Origin, Position, Step, Store, StoreError};
+use super::store::{Origin, Position, RECHECKED_AT_A_TIME, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
 use super::tail::{SeenInTime, Tail};
 use super::{OVERLAP, Stop, local_seconds};
@@ -117,8 +117,12 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     }
 
     /// Looks up what could not be kept, or has been put into the store by others.
-    pub(super) async fn recheck_what_is_unsettled(&self) -> Result<(), Stop> {
+    pub(super) async fn recheck_what_is_unsettled(&mut self) -> Result<(), Stop> {
         let unsettled = self.store.to_recheck(self.table).await?;
+        let is_part = unsettled.len() >= RECHECKED_AT_A_TIME;
+        // The same ones as before will not be settled by going on at once.
+        self.is_unsettled = is_part && unsettled != self.looked_up;
+        self.looked_up = if is_part { unsettled.clone() } else { StoredRecords::new() };
         recheck(&self.client, &*self.store, self.table, &self.spec, unsettled, Origin::Poll).await
     }
 

@@ -281,6 +281,9 @@ impl fmt::Debug for Step {
     }
 }
 
+/// Records looked up between two polls, so that many of them do not keep a table from being polled.
+pub const RECHECKED_AT_A_TIME: usize = 1_000;
+
 /// A store of mirrored rows.
 ///
 /// Not everything that was read can be kept: somebody may be writing the record; or what was read seems older
@@ -330,7 +333,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<StoredRecords, StoreError>> + Send;
 
     /// Records that have to be looked up, as far as nobody is writing them: those that could not be kept, and
-    /// those that somebody else has put into the store as they see them. [`Step::Rechecked`] settles them.
+    /// those that somebody else has put into the store as they see them. [`Step::Rechecked`] settles them. Where there
+    /// are more than [`RECHECKED_AT_A_TIME`] it is enough to tell of so many.
     fn to_recheck(
         &self,
         table: Self::Table,

@@ -225,6 +225,26 @@ async fn a_record_somebody_is_writing_during_a_fill_is_brought_in_when_they_are_
     }
 }
 
+/// A poll looks so many up; the rest has its turn at once, unless there is no end of the same ones.
+#[tokio::test]
+async fn very_many_records_to_be_looked_up_do_not_wait_for_poll_after_poll() {
+    let mut world = crate::reconcile::large(1_200).await;
+    world.spec.pace = Duration::from_secs(3_600).into();
+    let mut mirror = world.filled().await;
+    while mirror.advance().await.expect("a poll and what is due").is_zero() {}
+    let ids: Vec<String> = world.truth().into_keys().collect();
+    for (is_new, skipped) in [(true, 0), (false, 0), (true, 1), (true, 0)] {
+        world.store.with(|m| m.recheck.extend(ids.iter().skip(skipped).cloned()));
+        mirror.nudge();
+        let pause = mirror.advance().await.expect("a poll");
+        assert_eq!(pause <= Duration::from_secs(1), is_new, "{pause:?}");
+        assert!(world.store.with(|m| m.recheck.is_empty()));
+    }
+    mirror.nudge();
+    let pause = mirror.advance().await.expect("a poll");
+    assert!(pause > Duration::from_secs(600), "{pause:?}");
+}
+
 #[tokio::test]
 async fn a_poll_that_fails_does_not_move_the_watermark() {
     use servicenow_sim::{Effect, Fault};

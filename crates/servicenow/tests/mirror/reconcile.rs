@@ -69,7 +69,7 @@ impl World {
 }
 
 /// A mirror of a table of so many plain records, in pages of 50.
-async fn large(records: usize) -> World {
+pub async fn large(records: usize) -> World {
     let world =
         World::new("cmn_cost_center", &["name", "sys_updated_on", "sys_mod_count"]).await.in_pages_of(50);
     let edit = world.sim.edit();
