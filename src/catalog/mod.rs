@@ -69,7 +69,7 @@ pub use progress::{
 };
 pub use request_stat::{Manners, add_request_stats, manners, past_calls, show_manners, show_page_size};
 pub use rows::{
-    Outlook, Recheck, Told, absent_among, ask_to_recheck, count_rows, follow_clock, forget_absent,
+    Outlook, RECHECKS, Recheck, Told, absent_among, ask_to_recheck, count_rows, follow_clock, forget_absent,
     forget_old_absent, gone_since, leave_to_recheck, next_recheck, note_not_undone, outlook, rechecked,
     remember_absent, settled, to_recheck,
 };

@@ -90,16 +90,16 @@ pub enum Told {
 }
 
 /// Records thought of at a time.
-const RECHECKS: i64 = 5_000;
+pub const RECHECKS: usize = 5_000;
 
-/// Records to be looked up now, each once; some of them if there are very many.
-pub fn to_recheck(relation: pg_sys::Oid) -> Vec<Recheck> {
+/// Records to be looked up now, each once, in the order of their keys behind one of them: [`RECHECKS`] of them at most.
+pub fn to_recheck(relation: pg_sys::Oid, after: &str) -> Vec<Recheck> {
     read(
         "SELECT sys_id, bool_and(gone AND mod_count IS NULL),
                 CASE WHEN bool_and(mod_count IS NOT NULL AND NOT gone) THEN max(updated_on) END, max(mod_count)
-         FROM servicenow.recheck WHERE foreign_table = $1 GROUP BY sys_id
-         HAVING bool_or(due IS NULL OR due <= clock_timestamp()) LIMIT $2",
-        &[relation.into(), RECHECKS.into()],
+         FROM servicenow.recheck WHERE foreign_table = $1 AND sys_id > $2 GROUP BY sys_id
+         HAVING bool_or(due IS NULL OR due <= clock_timestamp()) ORDER BY sys_id LIMIT $3",
+        &[relation.into(), after.into(), (RECHECKS as i64).into()],
         |rows| {
             rows.filter_map(|row| {
                 let version = || Some(Version { updated_on: Some(get(&row, 3)?), mod_count: Some(get(&row, 4)?) });

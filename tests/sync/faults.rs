@@ -317,6 +317,31 @@ async fn locks_held_for_long_delay_nothing_but_what_they_lock() {
     world.until_like_the_instance("incident", COLUMNS).await;
 }
 
+/// Thousands of rows that are being written do not keep the others from their turn, and have it themselves without waiting
+/// for poll after poll.
+#[tokio::test(flavor = "multi_thread")]
+async fn very_many_locked_rows_delay_no_other_and_are_settled_soon() {
+    let world = World::with(Dataset::Incidents(5_300), "").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    let locked = "SELECT sys_id FROM incident ORDER BY sys_id LIMIT 5200";
+    let free = "SELECT sys_id FROM incident ORDER BY sys_id OFFSET 5200";
+    let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+    for row in world.db.rows(free).await {
+        edit.update("incident", row.get(0), &[("short_description", "x")]).expect("it is there");
+    }
+    let holder = world.session().await;
+    holder.run(&format!("BEGIN; {locked} FOR UPDATE")).await;
+    let ask = "INSERT INTO servicenow.recheck (foreign_table, sys_id) SELECT 'incident'::regclass, sys_id FROM incident";
+    world.db.run(ask).await;
+    let is_settled =
+        format!("SELECT bool_and(short_description = 'x') FROM incident WHERE sys_id IN ({free})");
+    world.until(&is_settled).await;
+    holder.run("COMMIT").await;
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '1h')").await;
+    world.until("SELECT count(*) < 1000 FROM servicenow.recheck").await;
+}
+
 /// A file system that may be small, gone with the test.
 struct SmallDisk(std::path::PathBuf);
 

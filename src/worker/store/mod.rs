@@ -427,9 +427,24 @@ pub fn is_to_recheck(relation: pg_sys::Oid) -> bool {
     catalog::mirror(relation).is_some_and(|mirror| !to_recheck(&mirror).records.is_empty())
 }
 
-/// What has to be looked up of a table. Rows that have by now what the instance has told of need not be.
+/// What has to be looked up of a table. Where all that is thought of at a time is being written, what comes behind has its turn.
 fn to_recheck(mirror: &Mirror) -> ToRecheck {
-    let mut wanted = catalog::to_recheck(mirror.foreign_table);
+    let (mut after, mut is_more) = (String::new(), false);
+    loop {
+        let wanted = catalog::to_recheck(mirror.foreign_table, &after);
+        let next =
+            wanted.last().filter(|_| wanted.len() >= catalog::RECHECKS).map(|record| record.id.clone());
+        let found = to_recheck_among(mirror, wanted);
+        is_more |= found.is_more || next.is_some();
+        match next {
+            Some(next) if found.records.is_empty() => after = next,
+            _ => return ToRecheck { records: found.records, is_more },
+        }
+    }
+}
+
+/// What has to be looked up of these records. Rows that have by now what the instance has told of need not be.
+fn to_recheck_among(mirror: &Mirror, mut wanted: Vec<Recheck>) -> ToRecheck {
     let mut there = apply::versions(mirror, wanted.iter().map(|record| record.id.as_str()));
     let is_settled = |record: &Recheck| match (record.told, there.get(&record.id)) {
         (Some(Told::Gone), None) => true,
