@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use servicenow_sim::{Dataset, Effect, Fault};
+use servicenow_sim::{AclRule, Dataset, Effect, Fault};
 use tokio_postgres::error::SqlState;
 use world::World;
 use world::cluster::Cluster;
@@ -55,6 +55,7 @@ const FOLLOWING: &[&str] = &[
     "worker.polled.commit",
     "worker.polled.after",
     "worker.find.before",
+    "worker.find_in.before",
     "worker.rechecked.before",
     "worker.rechecked.commit",
     "worker.rechecked.after",
@@ -261,6 +262,35 @@ async fn what_was_refused_is_made_good_wherever_the_worker_is_killed() {
         dies(&mut world, place, before).await;
         world.sim.remove_fault(refused);
         converges(&world, place).await;
+    }
+}
+
+/// What may not be seen any more leaves, and is counted as hidden once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_hidden_is_remembered_wherever_the_worker_is_killed() {
+    let mut world = quick(", reconcile_interval '1s', scrub_interval '1s'").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    let ids = world.sim.edit().find("incident", "ORDERBYsys_id").expect("a query");
+    let places = ["worker.hidden.before", "worker.hidden.commit", "worker.hidden.after"];
+    for (hidden, place) in (1..).zip(places) {
+        let before = strikes(&world, place);
+        arm(&world, place).await;
+        world.sim.edit().clear_acls();
+        world.sim.edit().add_acl(AclRule::Rows {
+            table: "incident".to_owned(),
+            user: Some(world::INTEGRATION.to_owned()),
+            query: format!("sys_idNOT IN{}", ids[..hidden].join(",")),
+        });
+        dies(&mut world, place, before).await;
+        let shown = ids.len() - hidden;
+        world
+            .until(&format!(
+                "SELECT rows = {shown} AND rows_hidden = {hidden} AND rows_total = {} FROM servicenow.sync_status",
+                ids.len()
+            ))
+            .await;
+        assert_eq!(world.db.value::<i64>("SELECT count(*) FROM incident").await, shown as i64, "{place}");
     }
 }
 
