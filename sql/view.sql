@@ -33,8 +33,9 @@ SELECT s.srvname AS server,
             THEN greatest(0, t.rows_total - t.rows_filled) / r.rate * interval '1 second'
        END AS eta,
        t.last_change_at,
-       -- While events come a table is as it was when all of them had last been noted, but for what is still to be looked up.
-       CASE WHEN t.filled THEN clock_timestamp() - greatest(t.last_poll_at, least(e.complete_at, u.since)) END AS lag,
+       -- A table is as it was at the last poll or, while events come, when all of them had last been noted, but for what is still
+       -- to be looked up: as after a large transaction that was rolled back.
+       CASE WHEN t.filled THEN clock_timestamp() - least(greatest(t.last_poll_at, e.complete_at), u.since) END AS lag,
        t.last_poll_at,
        t.last_reconcile_at,
        coalesce(w.writes, 0) AS pending_writes,

@@ -31,6 +31,28 @@ async fn a_fill_shows_its_progress_like_a_command_of_postgres() {
         .await;
 }
 
+/// A poll brings what has changed, not what a transaction has left behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_behind_as_long_as_records_wait_to_be_looked_up() {
+    let world = World::new().await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    world.until("SELECT lag < interval '1 minute' FROM servicenow.sync_status").await;
+    world.stop_worker().await;
+    world
+        .db
+        .run(
+            "INSERT INTO servicenow.recheck (foreign_table, sys_id, since)
+             SELECT 'incident'::regclass, sys_id, clock_timestamp() - interval '10 minutes' FROM incident LIMIT 1",
+        )
+        .await;
+    let lag =
+        "SELECT lag BETWEEN interval '10 minutes' AND interval '11 minutes' FROM servicenow.sync_status";
+    assert!(world.db.value::<bool>(lag).await);
+    world.db.run("SELECT servicenow.start_worker()").await;
+    world.until("SELECT lag < interval '1 minute' FROM servicenow.sync_status").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_went_wrong_is_kept_with_how_often_and_until_when() {
     let world = World::new().await;
