@@ -3,6 +3,7 @@
 #   make demo                       the README's story on a throw-away cluster and a simulated ServiceNow
 #   make test                       everything CI runs
 #   make test-all                   the same, and the end-to-end tests on newer majors built from Debian's sources
+#   make soak [MINUTES=…]           many short sessions on a Postgres with assertions, built from Debian's sources
 #   make install [PG_CONFIG=…]      a release build into that Postgres
 #   make package [PG_CONFIG=…]      a Debian package of a release build, and an archive for PGXN, in target/package
 #   make try-package                the same, and installs the Debian package in a fresh Debian
@@ -30,6 +31,9 @@ LOADERS := 'dlt[postgres]==1.31.0' psycopg2-binary==2.9.13 requests==2.34.2
 CHECKED_MAJORS := 16 17 18
 # Majors whose source package Debian has in another suite, and what it takes to build them.
 NEWER_MAJORS := 17 18
+# The major that is built with assertions, and how many minutes it is kept busy.
+SOAK_MAJOR := 15
+MINUTES ?= 30
 NEWER_PACKAGES := bison dpkg-dev flex perl
 
 IS_ROOT := $(filter 0,$(shell id -u))
@@ -48,7 +52,7 @@ export PG_CONFIG CARGO_TARGET_DIR
 PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
 MDBOOK := $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 
-.PHONY: demo test test-all install package try-package book bench lint majors test-in-server install-debug packages orm-python browser pgrx
+.PHONY: demo test test-all soak install package try-package book bench lint majors test-in-server install-debug packages orm-python browser pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
@@ -112,6 +116,15 @@ test-pg%: packages pgrx
 	fi
 test-on: install-debug $(ORM_PYTHON)/ready browser
 	$(TEST_END_TO_END)
+
+# The end-to-end tests run on it, too: make test-on PG_CONFIG=…. Slow, and what goes wrong says so itself.
+CASSERT_PREFIX := /var/tmp/servicenow_fdw-postgres-$(SOAK_MAJOR)-cassert
+soak: packages pgrx
+	@$(MAKE) --no-print-directory packages PACKAGES="$(PACKAGES) $(NEWER_PACKAGES)"
+	.ci/build-postgres $(SOAK_MAJOR) $(CASSERT_PREFIX) --enable-cassert CFLAGS=-O1
+	@$(MAKE) --no-print-directory install-debug PG_CONFIG=$(CASSERT_PREFIX)/bin/pg_config
+	PG_CONFIG=$(CASSERT_PREFIX)/bin/pg_config SOAK_MINUTES=$(MINUTES) \
+	    cargo test -p tests --test soak -- --ignored --nocapture
 
 # SECTIONS chooses some of them, see bench/main.rs.
 bench: install $(BENCH_PYTHON)/ready
