@@ -164,6 +164,8 @@ pub unsafe fn next(node: *mut pg_sys::ForeignScanState) -> *mut pg_sys::TupleTab
         pg_sys::ExecStoreVirtualTuple(slot);
         let system =
             std::slice::from_raw_parts((*inner).tts_values.add((*state).places.len()), (*state).system);
+        // What a cursor stands on is asked for both, whether or not the scan is to give system columns.
+        (*slot).tts_tableOid = (*(*node).ss.ss_currentRelation).rd_id;
         (*slot).tts_tid = cursor::place((*(*state).query).planstate);
         if let Ok(all) = <[pg_sys::Datum; system::ALL.len()]>::try_from(system) {
             SystemColumns::from_values(all).put(slot);
