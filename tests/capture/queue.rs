@@ -52,6 +52,8 @@ async fn own_writes_are_not_asked_for() {
         .db
         .value::<String>("INSERT INTO incident (short_description) VALUES ('made here') RETURNING sys_id")
         .await;
+    // A worker that has read of the record's making, and not yet of its end, asks once it finds no row.
+    world.until("SELECT events >= 2 FROM servicenow.stat_capture").await;
     world.db.run("DELETE FROM incident WHERE short_description = 'made here'").await;
     world.until("SELECT events >= 3 FROM servicenow.stat_capture").await;
     world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
