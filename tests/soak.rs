@@ -55,7 +55,8 @@ fn open_files(pid: i32) -> usize {
 }
 
 fn files_below(directory: &Path) -> usize {
-    let entries = std::fs::read_dir(directory).map(|entries| entries.flatten().collect()).unwrap_or_default();
+    let entries: Vec<_> =
+        std::fs::read_dir(directory).map(|entries| entries.flatten().collect()).unwrap_or_default();
     entries.iter().map(|entry| if entry.path().is_dir() { files_below(&entry.path()) } else { 1 }).sum()
 }
 
