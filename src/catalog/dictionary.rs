@@ -26,6 +26,12 @@ pub(super) fn forget() {
     DEFINITIONS.with_borrow_mut(HashMap::clear);
 }
 
+/// Forgets what this session had read by a time (as Postgres counts, in microseconds): a server or login may have changed, which
+/// is not known. What the transaction itself has read it goes on with, as IMPORT does with what it comments columns with.
+pub(super) fn forget_before(time: i64) {
+    DEFINITIONS.with_borrow_mut(|own| own.retain(|_, (at, _)| i64::from(timestamp(*at)) >= time));
+}
+
 /// What the dictionary says about a table, as last read by the worker or by this session.
 pub fn definition(server: pg_sys::Oid, table: &TableName) -> Option<Rc<TableDef>> {
     let own = DEFINITIONS.with_borrow(|own| own.get(&(server, table.clone())).cloned());

@@ -190,8 +190,10 @@ thread_local! {
 /// Forgets what has changed; gives back whether anything has.
 pub fn forget_changed() -> bool {
     let changes = pg::catalog::take_changes();
-    if changes.servers {
+    if changes.servers_for_sure {
         dictionary::forget();
+    } else if changes.servers {
+        dictionary::forget_before(pg::xact::started());
     }
     if changes.servers || changes.all {
         SERVERS_CHANGED.set(true);

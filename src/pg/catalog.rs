@@ -379,8 +379,10 @@ pub struct Changes {
     pub all: bool,
     /// These relations have changed.
     pub relations: Vec<pg_sys::Oid>,
-    /// A server, mapping or wrapper has changed.
+    /// A server, mapping or wrapper may have changed.
     pub servers: bool,
+    /// That one has was told; else it is only that messages were lost.
+    pub servers_for_sure: bool,
     /// A role has changed.
     pub roles: bool,
 }
@@ -434,8 +436,13 @@ unsafe extern "C-unwind" fn on_relation(_argument: pg_sys::Datum, relation: pg_s
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn on_server(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
-    CHANGES.with(|changes| changes.borrow_mut().servers = true);
+unsafe extern "C-unwind" fn on_server(_argument: pg_sys::Datum, _cache: i32, hash: u32) {
+    CHANGES.with(|changes| {
+        let mut changes = changes.borrow_mut();
+        changes.servers = true;
+        // 0 stands for everything there is: this process was too far behind with messages.
+        changes.servers_for_sure |= hash != 0;
+    });
 }
 
 #[pg_guard]

@@ -261,3 +261,32 @@ async fn a_table_can_be_made_and_written_in_one_transaction() {
     world.db.run("BEGIN; CREATE SCHEMA s; ALTER FOREIGN TABLE incident SET SCHEMA s; DROP SCHEMA s CASCADE; COMMIT").await;
     nothing_is_left(&world).await;
 }
+
+/// A session that waits for an instance reads no messages of Postgres's; too far behind, it is told that anything may have changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_that_misses_messages_has_its_comments() {
+    let world = World::new().await;
+    let importer = world.session().await;
+    importer.run("SELECT count(*) FROM servicenow.sync_status").await;
+    world.sim.set(|s| s.latency_ms = 1_500);
+    let from = world.sim.requests().len();
+    let import = "IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident) FROM SERVER acme INTO public";
+    let import = tokio::spawn(async move { importer.run(import).await });
+    while world.sim.requests().len() < from + 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..4 {
+        world
+            .db
+            .run(
+                "DO $$ BEGIN FOR n IN 1..200 LOOP
+                     CREATE TEMP TABLE many (a int PRIMARY KEY, b text); DROP TABLE many;
+                 END LOOP; END $$",
+            )
+            .await;
+    }
+    world.sim.set(|s| s.latency_ms = 0);
+    import.await.expect("it is imported");
+    let comments = "SELECT count(col_description(attrelid, attnum)) > 50 FROM pg_attribute WHERE attrelid = 'incident'::regclass";
+    assert!(world.db.value::<bool>(comments).await);
+}
