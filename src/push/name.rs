@@ -23,6 +23,8 @@ use crate::error::{error, raise};
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 /// The most names a session remembers.
 const NAMES: usize = 10_000;
+/// The most records of one name, as the instance compares, among which the one that is meant is looked for.
+const NAMESAKES: u32 = 20;
 
 /// A record's name, as a login sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -156,12 +158,15 @@ fn look_up(connection: &Connection, field: &str, reference: &Reference, name: &s
     };
     let (table, query) = (reference.table.clone(), Query::all().and(term).order_by("sys_id"));
     let what = format!("look up \"{name}\" in table \"{table}\"");
-    let rows = connection.call(&what, false, |client| async move {
+    let (rows, total) = connection.call(&what, false, |client| async move {
         let layout = Arc::new(Layout::of_text(&[&display_field]));
         // The instance compares without regard to case and trailing blanks, so there may be inexact ones.
-        let list = List { table: &table, query: &query, layout: &layout, limit: 20, offset: 0, count: false };
-        client.list(list).await.map(|page| page.rows)
+        let (limit, table, query, layout) = (NAMESAKES, &table, &query, &layout);
+        let page = client.list(List { table, query, layout, limit, offset: 0, count: true }).await?;
+        Ok((page.rows, page.total))
     });
+    // Of those that were not shown, one more may be called just so.
+    let is_all = total.unwrap_or(rows.len() as u64) <= NAMESAKES.into();
     let exact: Vec<&str> =
         (0..rows.len()).filter(|&row| rows.text(row, 0) == name).map(|row| rows.id(row)).collect();
     let all: Vec<&str> = rows.ids().collect();
@@ -173,8 +178,8 @@ fn look_up(connection: &Connection, field: &str, reference: &Reference, name: &s
         )
     };
     match (exact.as_slice(), all.as_slice()) {
-        ([id], _) | ([], [id]) => (*id).to_owned(),
-        ([], []) => complain("no record"),
+        ([id], _) | ([], [id]) if is_all => (*id).to_owned(),
+        ([], []) if is_all => complain("no record"),
         _ => complain("several records"),
     }
 }

@@ -114,6 +114,24 @@ async fn a_name_that_no_record_has_is_refused() {
     assert!(world.writes().is_empty());
 }
 
+/// The instance compares without regard to case, and shows so many at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_of_more_records_than_are_looked_at_is_refused() {
+    let world = incidents().await;
+    let called = |n: u32, name: &str| {
+        let (sys_id, user) = (format!("{n:032x}"), format!("twin.{n}"));
+        let fields = [("sys_id", sys_id.as_str()), ("user_name", user.as_str()), ("name", name)];
+        world.sim.edit().insert("sys_user", &fields).expect("a user");
+    };
+    (1..20).for_each(|n| called(n, "twin person"));
+    (20..22).for_each(|n| called(n, "Twin Person"));
+    let error =
+        world.db.error(&format!("UPDATE incident SET assigned_to = 'Twin Person' WHERE {KNOWN}")).await;
+    assert_eq!(error.code().code(), "23514");
+    assert_eq!(error.detail(), Some("Table \"sys_user\" has several records of this name."));
+    assert!(world.writes().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_several_records_have_is_refused() {
     let world = incidents().await;

@@ -89,7 +89,8 @@ impl<T: Transport> Client<T> {
         while let Some(batch) = batches.pop() {
             let Ok(query) = query_for(batch) else { continue };
             let is_too_much = match self.list(List { query: &query, ..all }).await {
-                Ok(page) if page.total.is_some_and(|total| total > RECORDS.into()) => true,
+                // Where nothing is counted a full answer may not be all there is.
+                Ok(page) if page.total.unwrap_or(page.rows.len() as u64 + 1) > RECORDS.into() => true,
                 Ok(page) => {
                     (0..page.rows.len()).for_each(|row| found.push(&page.rows, row));
                     false
