@@ -45,6 +45,20 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
+    /// Status and headers as the HTTP library has them, with a body.
+    pub(super) fn with_body<B>(&self, body: B) -> hyper::Response<B> {
+        let mut response = hyper::Response::new(body);
+        *response.status_mut() =
+            hyper::StatusCode::from_u16(self.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+        for (name, value) in &self.headers {
+            let name = hyper::header::HeaderName::from_bytes(name.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, hyper::header::HeaderValue::from_str(value)) {
+                response.headers_mut().append(name, value);
+            }
+        }
+        response
+    }
+
     /// An answer of the control interface, without any of the instance's own headers.
     pub(crate) fn plain(response: Response) -> Self {
         let mut headers = response.headers;

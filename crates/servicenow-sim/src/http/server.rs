@@ -177,7 +177,7 @@ async fn answer(
             if reply.truncate.is_some() {
                 reset.store(true, Ordering::SeqCst);
             }
-            Ok(to_hyper(&reply))
+            Ok(reply.with_body(Outgoing::of(&reply)))
         }
         Outcome::Reset => {
             reset.store(true, Ordering::SeqCst);
@@ -188,17 +188,4 @@ async fn answer(
             Err(Reset)
         }
     }
-}
-
-fn to_hyper(reply: &Reply) -> hyper::Response<Outgoing> {
-    let mut response = hyper::Response::new(Outgoing::of(reply));
-    *response.status_mut() =
-        hyper::StatusCode::from_u16(reply.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
-    for (name, value) in &reply.headers {
-        let name = hyper::header::HeaderName::from_bytes(name.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, hyper::header::HeaderValue::from_str(value)) {
-            response.headers_mut().append(name, value);
-        }
-    }
-    response
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::exchange::Request;
-use super::pipeline::{self, Outcome, Reply};
+use super::pipeline::{self, Outcome};
 use crate::instance::Instance;
 
 /// A way to an instance that lies in the same process. It is treated like one that comes over a connection, but that
@@ -35,21 +35,8 @@ impl Wire {
                     let pieces = u32::try_from(reply.body.len() / piece.max(1)).unwrap_or(u32::MAX);
                     tokio::time::sleep(interval.saturating_mul(pieces)).await;
                 }
-                if reply.truncate.is_some() { Err(Reset) } else { Ok(to_http(reply)) }
+                if reply.truncate.is_some() { Err(Reset) } else { Ok(reply.with_body(reply.body.clone())) }
             }
         }
     }
-}
-
-fn to_http(reply: Reply) -> hyper::Response<Bytes> {
-    let mut response = hyper::Response::new(reply.body);
-    *response.status_mut() =
-        hyper::StatusCode::from_u16(reply.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
-    for (name, value) in &reply.headers {
-        let name = hyper::header::HeaderName::from_bytes(name.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, hyper::header::HeaderValue::from_str(value)) {
-            response.headers_mut().append(name, value);
-        }
-    }
-    response
 }
