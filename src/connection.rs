@@ -201,7 +201,20 @@ pub fn new_client(
         max_calls_per_hour: options.max_calls_per_hour,
         patience,
     };
-    Client::new(instance, transport)
+    let client = Client::new(instance, transport)?;
+    client.log_requests(setting::log_requests());
+    Ok(client)
+}
+
+/// What the worker does with a login of its own: it undoes writes, or exchanges a code.
+#[derive(Clone)]
+pub struct Errand {
+    /// The server.
+    pub server: pg_sys::Oid,
+    /// The server's name.
+    pub name: String,
+    /// Whose clones are gone when it is over.
+    pub client: HttpClient,
 }
 
 /// Writes what a client has sent into the server log, if it was to be kept.

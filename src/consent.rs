@@ -16,7 +16,7 @@ use servicenow::client::auth::consent::Consent;
 use servicenow::client::auth::{self, Credentials, Secret};
 use url::Url;
 
-use crate::connection::{HttpClient, WORKER, connection, new_client, trust};
+use crate::connection::{Errand, WORKER, connection, new_client, trust};
 use crate::error::{error, raise};
 use crate::login::{self, Login, PREFIX};
 use crate::option::ServerOptions;
@@ -48,12 +48,10 @@ struct Awaited {
 
 /// A consent that has been waited for.
 pub struct Claimed {
-    /// A client with the login that it is for.
-    pub client: HttpClient,
+    /// The exchange, with the login that it is for.
+    pub errand: Errand,
     /// What was sent along.
     pub consent: Consent,
-    /// The server's name.
-    pub server: String,
     /// Who logs in: a role's name, or PUBLIC.
     pub role: String,
 }
@@ -154,7 +152,8 @@ pub fn claim(state: &str) -> Result<Claimed, String> {
         let user = mapping.role.unwrap_or(pg_sys::InvalidOid);
         let trust = trust(&description, &options, user, &mapping);
         let client = new_client(&options, login, trust, WORKER).map_err(|e| e.to_string())?;
-        Ok(Claimed { client, consent: awaited.consent(state), server: description.name, role })
+        let errand = Errand { server, name: description.name, client };
+        Ok(Claimed { errand, consent: awaited.consent(state), role })
     };
     pg::xact::subtransaction(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|caught| Err(caught.message))
 }

@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::listener::DIRECTORY;
-use super::tasks::THREADS;
+use super::tasks::{THREADS, Tasks};
+use crate::connection::Errand;
 use crate::consent::{self, CALLBACK, Claimed};
 use crate::login::{self, Keeper};
 use crate::pg;
@@ -59,12 +60,12 @@ impl Logins {
     }
 
     /// Looks after whoever has come.
-    pub fn take_in(&mut self) {
+    pub fn take_in(&mut self, tasks: &mut Tasks) {
         self.exchanges.retain(|exchange| !exchange.is_finished());
         for _ in 0..TURN {
             let Ok(Arrival { state, code, answer }) = self.arrivals.try_recv() else { return };
             let claimed = pg::xact::transaction(|| consent::claim(state.reveal()));
-            let Claimed { client, consent, server, role } = match claimed {
+            let Claimed { errand, consent, role } = match claimed {
                 Ok(Ok(claimed)) => claimed,
                 Ok(Err(why)) => {
                     let _gone = answer.send(Err(why));
@@ -75,9 +76,11 @@ impl Logins {
                     continue;
                 }
             };
+            tasks.watch(errand.clone());
             let exchange = async move {
+                let Errand { client, name, .. } = errand;
                 let exchanged = client.exchange_code(code.reveal(), &consent).await;
-                let outcome = exchanged.map(|()| (server, role)).map_err(|e| e.to_string());
+                let outcome = exchanged.map(|()| (name, role)).map_err(|e| e.to_string());
                 let _gone = answer.send(outcome);
             };
             self.exchanges.extend(pg::io::spawn(exchange, THREADS).ok());

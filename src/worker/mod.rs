@@ -136,7 +136,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
     let (requests, mut inbox) = mpsc::channel(QUEUE);
     let mut tasks = Tasks::new(requests, bell.clone());
     let mailbox = Mailbox::open();
-    let mut recovery = Recovery::new(bell.clone());
+    let mut recovery = Recovery::new();
     recovery::tidy();
     let mut front = Front::default();
     let mut mailer = Mailer::default();
@@ -159,7 +159,7 @@ fn run() -> std::io::Result<(&'static str, End)> {
             catalog::keep_work_changed(); // settings decide what servers may do
         }
         front.follow_settings();
-        logins.take_in();
+        logins.take_in(&mut tasks);
         tasks.tell_trouble(front.trouble().as_deref());
         if pg::worker::database_is_wanted() {
             return Ok(("the database is to be dropped, renamed or copied", End::ForNow));
@@ -197,7 +197,8 @@ fn run() -> std::io::Result<(&'static str, End)> {
         }
         tasks.log_requests(setting::log_requests());
         mailer.look();
-        tasks.nudge(&recovery.look());
+        let concerned = recovery.look(&mut tasks);
+        tasks.nudge(&concerned);
         tasks.nudge(&store::capture::to_poll());
         if woken {
             serve(&tasks, &mut waits);

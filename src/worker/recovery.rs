@@ -25,14 +25,14 @@ use servicenow::value::{SysId, TableName};
 
 use self::others::{Committed, Kept, Record, record};
 use self::outlook::Outlooks;
-use super::tasks::THREADS;
+use super::tasks::{THREADS, Tasks};
 use crate::catalog::{self, Outlook};
-use crate::connection::{HttpClient, WORKER, new_client, trust};
+use crate::connection::{Errand, WORKER, new_client, trust};
 use crate::failpoint;
 use crate::login::{self, Login};
 use crate::option::ServerOptions;
 use crate::pg;
-use crate::pg::io::{AbortOnDrop, Bell};
+use crate::pg::io::AbortOnDrop;
 use crate::push::intent::{LEFT, UNFINISHED, directory, set_aside};
 
 /// The pause before an undoing that failed is tried again.
@@ -51,7 +51,6 @@ thread_local! {
 
 /// What is left behind, as far as it is not settled.
 pub struct Recovery {
-    bell: Bell,
     /// When the worker began: it has seen no crash since.
     began: SystemTime,
     /// By file.
@@ -101,14 +100,14 @@ enum State {
 }
 
 impl Recovery {
-    /// Nothing is known yet; the bell rings when an undoing has come to its end.
-    pub fn new(bell: Bell) -> Self {
+    /// Nothing is known yet.
+    pub fn new() -> Self {
         let (open, committed) = (HashMap::new(), Committed::default());
-        Self { bell, began: SystemTime::now(), open, committed, unreadable: HashSet::new() }
+        Self { began: SystemTime::now(), open, committed, unreadable: HashSet::new() }
     }
 
     /// Looks for what was left behind, and goes on with it. Gives back the tables with records that are to be looked at.
-    pub fn look(&mut self) -> Vec<pg_sys::Oid> {
+    pub fn look(&mut self, tasks: &mut Tasks) -> Vec<pg_sys::Oid> {
         let mut concerned = Vec::new();
         for path in files().unwrap_or_default() {
             if self.open.contains_key(&path) {
@@ -133,10 +132,10 @@ impl Recovery {
                 }
             }
         }
-        let (bell, committed) = (self.bell.clone(), self.committed.clone());
+        let committed = self.committed.clone();
         let in_doubt: HashSet<Record> = self.open.values().flat_map(Left::in_doubt).collect();
         self.open.retain(|path, left| {
-            if !left.undo(&bell, &committed) || left.is_of_use(&in_doubt) {
+            if !left.undo(tasks, &committed) || left.is_of_use(&in_doubt) {
                 return true;
             }
             failpoint::reach("recovery.undone");
@@ -352,10 +351,10 @@ impl Left {
     }
 
     /// Goes on undoing; gives back whether that is over, and no call can be alive.
-    fn undo(&mut self, bell: &Bell, committed: &Committed) -> bool {
+    fn undo(&mut self, tasks: &mut Tasks, committed: &Committed) -> bool {
         let mut is_over = self.calls_end.is_none_or(|end| end <= Instant::now());
         for undoing in &mut self.undoing {
-            undoing.go_on(bell, committed);
+            undoing.go_on(tasks, committed);
             match undoing.state {
                 State::Over => {}
                 State::Waiting(_) => is_over = false,
@@ -367,10 +366,10 @@ impl Left {
 }
 
 impl Undoing {
-    fn go_on(&mut self, bell: &Bell, committed: &Committed) {
+    fn go_on(&mut self, tasks: &mut Tasks, committed: &Committed) {
         let (outcome, calls, has_ended) = match &self.state {
             State::Due(at) | State::Waiting(at) if *at <= Instant::now() => {
-                return self.begin(bell, committed);
+                return self.begin(tasks, committed);
             }
             // In this order: what it leaves is there before it ends.
             State::Running { task, calls, outcome } => {
@@ -406,10 +405,10 @@ impl Undoing {
         }
     }
 
-    fn begin(&mut self, bell: &Bell, committed: &Committed) {
+    fn begin(&mut self, tasks: &mut Tasks, committed: &Committed) {
         let (server, role) = (self.writes[0].intent.server, self.writes[0].intent.role);
-        let client = match pg::xact::transaction(|| client(server.into(), role.into())) {
-            Ok(Ok(client)) => client,
+        let errand = match pg::xact::transaction(|| errand(server.into(), role.into())) {
+            Ok(Ok(errand)) => errand,
             Ok(Err(e)) => return self.postpone(&e),
             // Whoever has dropped the login does not want anything undone.
             Err(caught) if caught.sqlstate == Sql::ERRCODE_UNDEFINED_OBJECT => {
@@ -421,7 +420,9 @@ impl Undoing {
             }
             Err(caught) => return self.postpone(&caught.message),
         };
-        let (writes, outcome, bell) = (self.writes.clone(), Arc::new(Mutex::new(None)), bell.clone());
+        tasks.watch(errand.clone());
+        let client = errand.client;
+        let (writes, outcome, bell) = (self.writes.clone(), Arc::new(Mutex::new(None)), tasks.bell());
         let place = outcome.clone();
         let calls = match self.calls_end {
             Some(end) if Instant::now() < end => Calls::MayArrive,
@@ -484,14 +485,15 @@ fn tell(write: &OpenWrite, why: &str) {
     });
 }
 
-/// A client with the login of a role.
-fn client(server: pg_sys::Oid, role: pg_sys::Oid) -> Result<HttpClient, String> {
+/// The undoing of writes with the login of a role.
+fn errand(server: pg_sys::Oid, role: pg_sys::Oid) -> Result<Errand, String> {
     let description = pg::catalog::server(server);
     let options = ServerOptions::parse(&description.options).map_err(|e| e.to_string())?;
     let mapping = pg::catalog::user_mapping(role, server);
     let login = Login::of(server, &options, &mapping).map_err(|e| e.to_string())?;
     let trust = trust(&description, &options, role, &mapping);
-    new_client(&options, login, trust, WORKER).map_err(|e| e.to_string())
+    let client = new_client(&options, login, trust, WORKER).map_err(|e| e.to_string())?;
+    Ok(Errand { server, name: description.name, client })
 }
 
 /// How many writes to which foreign tables are under way or not settled, as sessions and worker have noted them.

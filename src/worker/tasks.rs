@@ -24,7 +24,7 @@ use super::store::{PgStore, Request, Table, note_failure};
 use crate::cache::ddl;
 use crate::capture::new_key;
 use crate::catalog::{self, Manners};
-use crate::connection::{HttpClient, WORKER, log_requests, new_client, sync_user, trust};
+use crate::connection::{Errand, HttpClient, WORKER, log_requests, new_client, sync_user, trust};
 use crate::failpoint;
 use crate::login::Login;
 use crate::option::{CaptureMode, ServerOptions};
@@ -42,6 +42,8 @@ pub struct Tasks {
     requests: mpsc::Sender<Request>,
     bell: Bell,
     servers: HashMap<pg_sys::Oid, Server>,
+    /// Under way, or not counted yet.
+    errands: Vec<Errand>,
     /// Calls that were made and not written down yet.
     uncounted: HashMap<pg_sys::Oid, Stats>,
 }
@@ -112,7 +114,7 @@ struct PlannedTable {
 impl Tasks {
     /// Nothing runs yet.
     pub fn new(requests: mpsc::Sender<Request>, bell: Bell) -> Self {
-        Self { requests, bell, servers: HashMap::new(), uncounted: HashMap::new() }
+        Self { requests, bell, servers: HashMap::new(), errands: Vec::new(), uncounted: HashMap::new() }
     }
 
     /// Starts what should run and does not, stops what should not and does.
@@ -173,11 +175,15 @@ impl Tasks {
     /// of theirs, which count towards the budget too.
     pub fn count(&mut self, letters: Vec<Letter>) {
         for letter in letters {
-            let server = pg_sys::Oid::from(letter.server);
-            if let Some(known) = self.servers.get(&server) {
-                known.client.note_calls_elsewhere(u32::try_from(letter.stats.calls()).unwrap_or(u32::MAX));
+            self.count_elsewhere(letter.server.into(), &letter.stats);
+        }
+        for errand in std::mem::take(&mut self.errands) {
+            let is_over = !errand.client.is_shared();
+            self.count_elsewhere(errand.server, &errand.client.take_stats());
+            log_requests(&errand.client, &errand.name);
+            if !is_over {
+                self.errands.push(errand);
             }
-            self.uncounted.entry(server).or_default().merge(&letter.stats);
         }
         for (oid, server) in &self.servers {
             self.uncounted.entry(*oid).or_default().merge(&server.client.take_stats());
@@ -195,12 +201,34 @@ impl Tasks {
         }
     }
 
+    /// Adds calls that no server's own client has made.
+    fn count_elsewhere(&mut self, server: pg_sys::Oid, stats: &Stats) {
+        if let Some(known) = self.servers.get(&server) {
+            known.client.note_calls_elsewhere(u32::try_from(stats.calls()).unwrap_or(u32::MAX));
+        }
+        self.uncounted.entry(server).or_default().merge(stats);
+    }
+
     /// Writes the requests that were made into the server log, if they are to be there.
     pub fn log_requests(&self, on: bool) {
         for server in self.servers.values() {
             server.client.log_requests(on);
             log_requests(&server.client, &server.name);
         }
+        for errand in &self.errands {
+            errand.client.log_requests(on);
+            log_requests(&errand.client, &errand.name);
+        }
+    }
+
+    /// Counts and logs the requests of an errand too.
+    pub fn watch(&mut self, errand: Errand) {
+        self.errands.push(errand);
+    }
+
+    /// What wakes the worker.
+    pub fn bell(&self) -> Bell {
+        self.bell.clone()
     }
 
     /// Whether anything that should run does not run any more.

@@ -1,5 +1,7 @@
 //! Settings and options of operation.
 
+use std::time::{Duration, Instant};
+
 use servicenow_sim::Dataset;
 use world::World;
 
@@ -55,6 +57,17 @@ async fn requests_are_logged_when_that_is_wanted_and_without_secrets() {
     for part in ["POST /oauth_token.do: status 200", "GET /api/now/table/incident: status 200"] {
         assert!(log.contains(&format!("request to server \"{name}\": {part}")), "{part}");
     }
+    // And what the worker does as the user.
+    let compensate = "ALTER FOREIGN TABLE incident OPTIONS (ADD on_rollback 'compensate')";
+    world.db.run(compensate).await;
+    world.db.run(&format!("BEGIN; {update}; ROLLBACK")).await;
+    let undone = format!("servicenow_fdw worker LOG:  request to server \"{name}\": PATCH /api/now/table/");
+    let began = Instant::now();
+    while !world.cluster.log().contains(&undone) {
+        assert!(began.elapsed() < Duration::from_secs(30), "the undoing of a write is not in the log");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let log = world.cluster.log();
     for secret in ["fdw-client-secret", "sysparm_query", "Bearer"] {
         assert!(
             !log.lines().any(|line| line.contains("request to server") && line.contains(secret)),

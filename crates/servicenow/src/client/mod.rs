@@ -246,6 +246,11 @@ impl<T: Transport> Client<T> {
         self.quota().left(now())
     }
 
+    /// Whether anybody else has a clone of it.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.inner) > 1
+    }
+
     /// What this client has counted since it was last asked, to be added to what is kept.
     pub fn take_stats(&self) -> Stats {
         self.inner.recorder.take()
