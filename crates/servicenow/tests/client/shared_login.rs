@@ -23,7 +23,7 @@ struct Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let _nothing_there = self.path.parent().map(std::fs::remove_dir_all);
+        let _nothing_there = self.path.ancestors().nth(2).map(std::fs::remove_dir_all);
     }
 }
 
