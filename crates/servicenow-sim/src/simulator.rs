@@ -132,6 +132,8 @@ impl Builder {
                 return Err(StartError::NotLoopback(address));
             }
         }
+        // For what scripts post, and for the tests' own clients, which come to be after this.
+        let _installed_before = rustls::crypto::ring::default_provider().install_default();
         let plan = self.plan;
         let built = tokio::task::spawn_blocking(move || dataset::build(plan))
             .await
