@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::Client;
 use super::table_api::{List, unstructured};
 use super::transport::{Response, Transport};
-use super::{Call, Client};
 use crate::error::{Error, Result};
 use crate::page::Layout;
 use crate::query::Query;
@@ -38,7 +38,7 @@ impl<T: Transport> Client<T> {
             pairs.push(("sysparm_query", &query_text));
         }
         let url = self.url(&format!("/api/now/stats/{table}"), &pairs)?;
-        match self.call(Call::get(url), counted).await {
+        match self.read(url, counted).await {
             Err(
                 Error::Refused { .. }
                 | Error::NoRecord(_)

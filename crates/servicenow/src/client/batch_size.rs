@@ -1,4 +1,4 @@
-//! How many writes to put into one batch: as many as the instance carries out in a few seconds, and no more than
+//! How many writes, or reads that go together, to put into one batch: as many as the instance carries out in a few seconds, and no more than
 //! its answers leave room for.
 //!
 //! An instance gives a batch 30 seconds and 10 MB of output, and returns unserviced what does not fit. We stay
@@ -63,6 +63,11 @@ impl Default for BatchSize {
 }
 
 impl BatchSize {
+    /// One that begins with so many.
+    pub(super) fn of(items: usize) -> Self {
+        Self { window: items.clamp(1, MOST), ..Self::default() }
+    }
+
     /// How many items to send at a time.
     pub(super) fn items(&self) -> usize {
         // Nothing known yet divides to infinity, which `as` makes the largest number.

@@ -9,7 +9,7 @@
 //! each one is told of in `journal`.
 //!
 //! Many writes at once ([`mod@write`]) go as batches (`batch`) whose size follows what the instance bears
-//! (`batch_size`); what becomes of each one is decided in `pending`.
+//! (`batch_size`); what becomes of each one is decided in `pending`. Reads that nobody waits for go in one, too (`together`).
 
 pub mod address;
 mod aggregate;
@@ -29,6 +29,7 @@ mod quota;
 pub mod retry;
 pub mod stats;
 pub mod table_api;
+mod together;
 mod traces;
 pub mod transport;
 pub mod write;
@@ -61,6 +62,7 @@ use limit::Outcome;
 use quota::Quota;
 use retry::{Effect, Patience, Policy, Urgency};
 use stats::{Recorder, Stats, endpoint};
+use together::Together;
 pub use traces::Traces;
 use transport::{Request, Response, Transport};
 
@@ -102,11 +104,13 @@ pub struct Client<T> {
     inner: Arc<Inner<T>>,
     /// Where it is told that writes leave.
     traces: Option<Arc<Traces>>,
+    /// Its reads wait a moment for others to go with.
+    gathers: bool,
 }
 
 impl<T> Clone for Client<T> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), traces: self.traces.clone() }
+        Self { inner: self.inner.clone(), traces: self.traces.clone(), gathers: self.gathers }
     }
 }
 
@@ -122,6 +126,7 @@ struct Inner<T> {
     journal: Journal,
     patience: Patience,
     batch_sizes: BatchSizes,
+    together: Together,
     keys: KeyBook,
     clock: Mutex<Option<(Instant, i64)>>,
 }
@@ -176,6 +181,7 @@ impl<T: Transport> Client<T> {
         };
         Ok(Self {
             traces: None,
+            gathers: false,
             inner: Arc::new(Inner {
                 url: instance.url,
                 login: Login::new(instance.credentials, token_url, instance.vault, instance.patience.urgency),
@@ -188,6 +194,7 @@ impl<T: Transport> Client<T> {
                 budget: instance.max_calls_per_hour.map(|calls| Mutex::new(Budget::new(calls, now()))),
                 patience: instance.patience,
                 batch_sizes: BatchSizes::default(),
+                together: Together::default(),
                 keys: KeyBook::default(),
                 clock: Mutex::default(),
             }),

@@ -60,14 +60,7 @@ pub enum Identity {
 impl<T: Transport> Client<T> {
     /// One page of records.
     pub async fn list(&self, list: List<'_>) -> Result<Page> {
-        self.call(Call::get(self.list_url(&list)?), |response| {
-            Ok(Page {
-                rows: decode_list(list.layout, &response.body)?,
-                total: response.header("x-total-count").and_then(|count| count.trim().parse().ok()),
-                served_at: served_at(response),
-            })
-        })
-        .await
+        self.read(self.list_url(&list)?, |response| decode_page(list.layout, response)).await
     }
 
     /// The address of a list call.
@@ -148,6 +141,15 @@ impl<T: Transport> Client<T> {
         let fields = layout.fields().join(",");
         self.url(&record_path(table, id), &shape(layout, &fields))
     }
+}
+
+/// The answer to a list call.
+pub(super) fn decode_page(layout: &Arc<Layout>, response: &Response) -> Result<Page> {
+    Ok(Page {
+        rows: decode_list(layout, &response.body)?,
+        total: response.header("x-total-count").and_then(|count| count.trim().parse().ok()),
+        served_at: served_at(response),
+    })
 }
 
 /// The failure of an answer that is not what its endpoint gives.

@@ -448,12 +448,12 @@ fn all_again(parcel: Vec<Pending>) -> Outcomes {
 }
 
 /// Whether a batch may have come to nothing because it was too large. A connection that breaks once says nothing.
-fn is_matter_of_size(error: &Error) -> bool {
+pub(super) fn is_matter_of_size(error: &Error) -> bool {
     matches!(error, Error::TimedOut { .. } | Error::CutShort(_) | Error::TooLarge { .. })
 }
 
 /// Whether a refusal of a whole batch says that there is no Batch API, or not for this user.
-fn is_absence(error: &Error) -> bool {
+pub(super) fn is_absence(error: &Error) -> bool {
     let is_no_resource = |words: &Words| words.message.contains("does not represent any resource");
     match error {
         Error::Refused { .. } | Error::NoRecord(_) | Error::Rejected { status: 404 | 405 | 501, .. } => true,

@@ -10,7 +10,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::try_join_all;
+use futures_util::future::{join, try_join_all};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -38,6 +38,8 @@ const PAGE: u32 = 1_000;
 /// Reads deletions of one server's tables.
 pub struct Deletes<T, S: Store> {
     client: Client<T>,
+    /// For lists, which may go together with those of others.
+    reader: Client<T>,
     store: Arc<S>,
     /// What each table mirrors.
     specs: HashMap<S::Table, Spec>,
@@ -50,7 +52,12 @@ where
 {
     /// A reader for these tables.
     pub fn new(client: Client<T>, store: Arc<S>, specs: HashMap<S::Table, Spec>) -> Self {
-        Self { client, store, specs, page_size: PageSize::new(PAGE) }
+        Self { reader: client.clone(), client, store, specs, page_size: PageSize::new(PAGE) }
+    }
+
+    /// Has its lists go together with those of others, or not.
+    fn go_along(&mut self, along: bool) {
+        self.reader = if along { self.client.gathering() } else { self.client.clone() };
     }
 
     /// Reads what was deleted since the last reading the store took note of, and drops what is gone.
@@ -69,7 +76,8 @@ where
             let (page, limit) = shrinking(&self.page_size, async |limit| {
                 let (query, offset) = tail.page(&Query::all(), limit)?;
                 let (table, query, layout) = (&table, &query, &layout);
-                self.client.list(List { table, query, layout, limit, offset, count: true }).await
+                let client = if tail.is_at_its_beginning() { &self.reader } else { &self.client };
+                client.list(List { table, query, layout, limit, offset, count: true }).await
             })
             .await?;
             served = served.or(page.served_at);
@@ -133,7 +141,7 @@ where
 /// Reads deletions, and what has moved, at a pace until the future is dropped; `nudge` ends a wait early, one after a failure
 /// if it is long.
 pub async fn run<T: Transport, S: Store>(
-    deletes: Deletes<T, S>,
+    mut deletes: Deletes<T, S>,
     mut moved: Moved<T, S>,
     mut pace: Pace,
     nudge: Arc<Notify>,
@@ -143,14 +151,20 @@ pub async fn run<T: Transport, S: Store>(
     let mut failures = 0;
     loop {
         let since = deletes.store.deletes_since().await;
-        let outcome = deletes.read().await;
-        if let (Ok(Some(since)), Ok(_)) = (since, &outcome) {
-            // What fails is read with the next ones; a store that is no more of use is told of by the tables' mirrors.
-            let _read_again = moved.read(since).await;
-        }
-        let rest = rest_after_reading(&mut failures, outcome.is_ok(), pace.now());
+        let moving = async {
+            if let Ok(Some(since)) = since {
+                // What fails is read with the next ones; a store that is no more of use is told of by the tables' mirrors.
+                let _read_again = moved.read(since).await;
+            }
+        };
+        let (outcome, ()) = join(deletes.read(), moving).await;
+        let next = pace.meeting_in().unwrap_or_else(|| pace.now());
+        let rest = rest_after_reading(&mut failures, outcome.is_ok(), next);
         // What the store could not note it is told again after the next reading.
         let _noted = deletes.store.note_deletes(outcome).await;
-        rest.take(&nudge, &mut pace).await;
+        let is_asked = rest.take(&nudge, &mut pace).await;
+        let in_no_hurry = pace.is_slowed() && !is_asked;
+        deletes.go_along(in_no_hurry);
+        moved.go_along(in_no_hurry);
     }
 }

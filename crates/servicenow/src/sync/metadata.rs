@@ -15,6 +15,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::future::join_all;
 use futures_util::stream::{StreamExt, iter};
 use tokio::sync::Notify;
 
@@ -69,6 +70,8 @@ pub trait MetadataStore: Store {
 /// Reads the metadata of one server's tables.
 pub struct Metadata<T, S: Store> {
     client: Client<T>,
+    /// For lists, which may go together with those of others.
+    reader: Client<T>,
     store: Arc<S>,
     specs: HashMap<S::Table, Spec>,
     /// The tables that columns refer to.
@@ -118,6 +121,7 @@ where
     /// A reader for these tables.
     pub fn new(client: Client<T>, store: Arc<S>, specs: &HashMap<S::Table, Spec>) -> Self {
         Self {
+            reader: client.clone(),
             client,
             store,
             specs: specs.clone(),
@@ -130,6 +134,11 @@ where
             telling: tokio::sync::Mutex::default(),
             chains: HashMap::new(),
         }
+    }
+
+    /// Has its lists go together with those of others, or not.
+    fn go_along(&mut self, along: bool) {
+        self.reader = if along { self.client.gathering() } else { self.client.clone() };
     }
 
     /// Reads what has changed since the last reading the store took note of.
@@ -162,16 +171,17 @@ where
     async fn definitions_changed(&self, since: Option<i64>) -> Result<(bool, Option<i64>), Stop> {
         let layout = Arc::new(Layout::of_text(&[]));
         let from = since.unwrap_or(i64::MAX / 4).saturating_sub(OVERLAP);
+        let time = date_time(from).unwrap_or_else(|| "9999-01-01 00:00:00".to_owned());
+        let term = Term::new("sys_updated_on", Op::Ge, &time).map_err(Error::from)?;
+        let (query, layout) = (&Query::all().and(term), &layout);
+        let reads = ["sys_choice", "sys_dictionary"].map(|name| async move {
+            let table = &TableName::new(name).expect("a valid name");
+            self.reader.list(List { table, query, layout, limit: 1, offset: 0, count: false }).await
+        });
         let mut served = None;
         let mut changed = false;
-        for name in ["sys_choice", "sys_dictionary"] {
-            let table = TableName::new(name).expect("a valid name");
-            let time = date_time(from).unwrap_or_else(|| "9999-01-01 00:00:00".to_owned());
-            let term = Term::new("sys_updated_on", Op::Ge, &time).map_err(Error::from)?;
-            let query = Query::all().and(term);
-            let list =
-                List { table: &table, query: &query, layout: &layout, limit: 1, offset: 0, count: false };
-            match self.client.list(list).await {
+        for read in join_all(reads).await {
+            match read {
                 Ok(page) => {
                     served = served.or(page.served_at);
                     changed |= !page.rows.is_empty();
@@ -274,7 +284,8 @@ where
     async fn read_changed(&self, table: &TableName, mut changes: Changes) -> Result<bool, Stop> {
         let (mut news, mut failure) = (News::default(), None);
         while !changes.is_over() {
-            let Some(page) = changes.next(&self.client).await? else { return Ok(false) };
+            let client = if changes.is_at_its_beginning() { &self.reader } else { &self.client };
+            let Some(page) = changes.next(client).await? else { return Ok(false) };
             news.changed.extend(page);
             if changes.is_over() || news.changed.len() >= NAMES_AT_A_TIME {
                 failure = failure.or(self.tell(table, std::mem::take(&mut news)).await.err());
@@ -295,7 +306,8 @@ where
             let listed = shrinking(&page_size, async |limit| {
                 let (query, offset) = tail.page(&Query::all(), limit)?;
                 let (table, query, layout) = (&table, &query, &layout);
-                self.client.list(List { table, query, layout, limit, offset, count: true }).await
+                let client = if tail.is_at_its_beginning() { &self.reader } else { &self.client };
+                client.list(List { table, query, layout, limit, offset, count: true }).await
             });
             let (page, limit) = match listed.await {
                 Ok(listed) => listed,
@@ -402,9 +414,11 @@ pub async fn run<T: Transport, S: MetadataStore>(
     let mut failures = 0;
     loop {
         let outcome = metadata.read().await;
-        let rest = rest_after_reading(&mut failures, outcome.is_ok(), pace.now());
+        let next = pace.meeting_in().unwrap_or_else(|| pace.now());
+        let rest = rest_after_reading(&mut failures, outcome.is_ok(), next);
         // What the store could not note it is told again after the next reading.
         let _noted = metadata.store.note_metadata(outcome).await;
-        rest.take(&nudge, &mut pace).await;
+        let is_asked = rest.take(&nudge, &mut pace).await;
+        metadata.go_along(pace.is_slowed() && !is_asked);
     }
 }

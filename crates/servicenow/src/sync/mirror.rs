@@ -64,9 +64,10 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
         let rest = match mirror.advance().await {
             Ok(pause) => {
                 failures = 0;
-                let most = match pause == mirror.spec.pace.now() {
-                    true => beat.next_in(pause, Instant::now().into_std(), chance()),
-                    false => pause,
+                let most = match (pause == mirror.spec.pace.now(), mirror.spec.pace.meeting_in()) {
+                    (false, _) => pause,
+                    (true, Some(meeting)) => meeting,
+                    (true, None) => beat.next_in(pause, Instant::now().into_std(), chance()),
                 };
                 Rest { least: Duration::ZERO, most }
             }
@@ -217,7 +218,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                     if !self.poll().await? {
                         return Ok(self.spec.pace.own().min(MASS_PAUSE));
                     }
-                    self.is_idle = false;
+                    (self.is_idle, self.is_asked) = (false, false);
                 }
                 self.keep_up_and_rest().await
             }
@@ -256,6 +257,11 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     pub(super) fn is_poll_due(&self) -> bool {
         let is_recent = |last: SystemTime| last.elapsed().is_ok_and(|since| since < self.spec.pace.now());
         self.is_idle || !self.last_poll.is_some_and(is_recent)
+    }
+
+    /// Whether nobody waits for what is read now, so that it can go with what others read.
+    pub(super) fn is_in_no_hurry(&self) -> bool {
+        self.spec.pace.is_slowed() && !self.is_asked
     }
 
     pub(super) async fn apply(&self, step: Step) -> Result<(), Stop> {

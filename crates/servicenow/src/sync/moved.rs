@@ -9,6 +9,8 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::mirror::Spec;
 use super::recheck::recheck;
 use super::store::{Origin, Step, Store, StoreError, StoredRecords};
@@ -37,6 +39,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(OVERLAP as u64 - 10);
 /// Reads which records have left the tables of one server.
 pub struct Moved<T, S: Store> {
     client: Client<T>,
+    /// For lists, which may go together with those of others.
+    reader: Client<T>,
     store: Arc<S>,
     /// What each table mirrors.
     specs: HashMap<S::Table, Spec>,
@@ -53,7 +57,20 @@ where
 {
     /// A reader for these tables.
     pub fn new(client: Client<T>, store: Arc<S>, specs: HashMap<S::Table, Spec>) -> Self {
-        Self { client, store, specs, roots: None, page_size: PageSize::new(PAGE), since: None }
+        Self {
+            reader: client.clone(),
+            client,
+            store,
+            specs,
+            roots: None,
+            page_size: PageSize::new(PAGE),
+            since: None,
+        }
+    }
+
+    /// Has its lists go together with those of others, or not.
+    pub(super) fn go_along(&mut self, along: bool) {
+        self.reader = if along { self.client.gathering() } else { self.client.clone() };
     }
 
     /// Reads what has changed in the topmost tables since the last reading, or since a second if there was none, and
@@ -64,8 +81,9 @@ where
             self.roots = Some(self.find_roots().await?);
         }
         let mut next = None;
-        for (root, tables) in self.roots.iter().flatten() {
-            match self.read_root(root, tables, since).await {
+        let roots = self.roots.iter().flatten().map(|(root, tables)| self.read_root(root, tables, since));
+        for read in join_all(roots).await {
+            match read {
                 Ok(served) => next = next.into_iter().chain(served).min(),
                 // It may not be seen: that is found by counting.
                 Err(Stop::Remote(Error::Refused { .. } | Error::NoTable(_))) => {}
@@ -108,7 +126,8 @@ where
             let (page, limit) = shrinking(&self.page_size, async |limit| {
                 let (query, offset) = tail.page(&Query::all(), limit)?;
                 let (table, query, layout) = (root, &query, &layout);
-                self.client.list(List { table, query, layout, limit, offset, count: true }).await
+                let client = if tail.is_at_its_beginning() { &self.reader } else { &self.client };
+                client.list(List { table, query, layout, limit, offset, count: true }).await
             })
             .await?;
             served = served.or(page.served_at);

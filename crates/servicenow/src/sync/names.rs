@@ -58,6 +58,11 @@ impl Changes {
         }
     }
 
+    /// Nothing has been read yet.
+    pub(super) fn is_at_its_beginning(&self) -> bool {
+        self.tail.is_at_its_beginning()
+    }
+
     /// Everything has been read.
     pub(super) fn is_over(&self) -> bool {
         self.is_over

@@ -4,7 +4,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::LONGEST_REFUSAL;
 
@@ -12,13 +12,21 @@ use super::LONGEST_REFUSAL;
 #[derive(Clone, Debug)]
 pub struct Pace {
     own: Duration,
-    slowed: Option<watch::Receiver<Option<Duration>>>,
+    slowed: Option<watch::Receiver<Option<Slow>>>,
 }
 
 /// Slows down what is polled of a server, as long as polling is only the backstop. When it is dropped everything is back
 /// at its own pace.
 #[derive(Debug)]
-pub struct Brake(watch::Sender<Option<Duration>>);
+pub struct Brake(watch::Sender<Option<Slow>>);
+
+/// A pace that is the same for all.
+#[derive(Clone, Copy, Debug)]
+struct Slow {
+    least: Duration,
+    /// One of the moments at which all tables are polled together.
+    meeting: Instant,
+}
 
 /// A pause between two pieces of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +73,13 @@ impl Brake {
 
     /// Has everything polled no more often than this, or at its own pace.
     pub fn set(&self, least: Option<Duration>) {
-        self.0.send_if_modified(|before| std::mem::replace(before, least) != least);
+        self.0.send_if_modified(|before| {
+            let is_new = before.map(|slow| slow.least) != least;
+            if is_new {
+                *before = least.map(|least| Slow { least, meeting: Instant::now() });
+            }
+            is_new
+        });
     }
 }
 
@@ -79,8 +93,25 @@ impl From<Duration> for Pace {
 impl Pace {
     /// The interval at the moment.
     pub fn now(&self) -> Duration {
-        let least = self.slowed.as_ref().and_then(|slowed| *slowed.borrow());
-        least.map_or(self.own, |least| least.max(self.own))
+        self.slow().map_or(self.own, |slow| slow.least.max(self.own))
+    }
+
+    /// Whether it is slowed down: then nobody waits for what a poll brings.
+    pub fn is_slowed(&self) -> bool {
+        self.slow().is_some()
+    }
+
+    /// While it is slowed down, how long it is until the next moment at which this is done together with everything else
+    /// that is slowed down: calls that are made at the same time can go in one.
+    pub fn meeting_in(&self) -> Option<Duration> {
+        let Slow { meeting, .. } = self.slow()?;
+        let interval = self.now().as_nanos().max(1);
+        let into = Instant::now().saturating_duration_since(meeting).as_nanos() % interval;
+        Some(Duration::from_nanos(u64::try_from(interval - into).unwrap_or(u64::MAX)))
+    }
+
+    fn slow(&self) -> Option<Slow> {
+        self.slowed.as_ref().and_then(|slowed| *slowed.borrow())
     }
 
     /// The interval if nothing slows it down.
@@ -125,6 +156,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_slowed_down_meets_however_long_each_takes() {
+        let brake = Brake::default();
+        let (quick, slow) = (brake.pace(Duration::from_secs(1)), brake.pace(Duration::from_secs(30)));
+        assert!(quick.meeting_in().is_none() && !quick.is_slowed());
+        brake.set(Some(Duration::from_secs(10)));
+        sleep(Duration::from_millis(3_500)).await;
+        // What is said once more changes nothing.
+        brake.set(Some(Duration::from_secs(10)));
+        assert_eq!(quick.meeting_in(), Some(Duration::from_millis(6_500)));
+        assert_eq!(slow.meeting_in(), Some(Duration::from_millis(26_500)));
+        sleep(Duration::from_millis(6_500)).await;
+        assert_eq!(quick.meeting_in(), Some(Duration::from_secs(10)), "the next one, not this one again");
+        brake.set(None);
+        assert!(quick.meeting_in().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_nudge_ends_a_rest_but_not_its_first_part() {
         let (nudge, mut pace) = (Notify::new(), Pace::from(Duration::from_secs(1)));
         for (least, nudged, took) in [(0, true, 0), (3, true, 3), (3, false, 10)] {
@@ -132,7 +180,7 @@ mod tests {
             if nudged {
                 nudge.notify_one();
             }
-            let began = tokio::time::Instant::now();
+            let began = Instant::now();
             assert_eq!(rest.take(&nudge, &mut pace).await, nudged);
             assert_eq!(began.elapsed().as_secs(), took);
         }

@@ -22,6 +22,9 @@ use crate::value::{SysId, date_time};
 /// How long to wait for the end of a mass update before it is read as if it were none.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
+/// Records of a table that are asked for together with those of others.
+const FEW: u32 = 20;
+
 /// Whether much of a table has changed at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mass {
@@ -200,16 +203,27 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         Ok(None)
     }
 
-    /// One page of a tail, asked for in smaller pieces as long as the instance cuts it short.
+    /// One page of a tail, asked for in smaller pieces as long as the instance cuts it short. If it is in no hurry, a few
+    /// records are asked for together with what other tables ask for: mostly that is all there is.
     async fn tail_page(
         &self,
         tail: &mut Tail,
         base: &Query,
         layout: &Arc<Layout>,
     ) -> Result<(Page, Progress), Stop> {
+        let table = &self.spec.table;
+        if self.is_in_no_hurry() && tail.is_at_its_beginning() {
+            let (query, offset) = tail.page(base, FEW)?;
+            let list = List { table, query: &query, layout, limit: FEW, offset, count: true };
+            if let Some(page) = self.client.list_together(list).await
+                && page.total.is_some_and(|total| total <= u64::from(FEW))
+            {
+                let progress = tail.advance(&SeenInTime::of(&page), FEW);
+                return Ok((page, progress));
+            }
+        }
         let (page, limit) = shrinking(&self.page_size, async |limit| {
             let (query, offset) = tail.page(base, limit)?;
-            let table = &self.spec.table;
             self.client.list(List { table, query: &query, layout, limit, offset, count: true }).await
         })
         .await?;

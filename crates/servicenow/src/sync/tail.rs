@@ -78,6 +78,11 @@ impl Tail {
         Ok((query.order_by("sys_id"), offset))
     }
 
+    /// Whether nothing has been read yet.
+    pub fn is_at_its_beginning(&self) -> bool {
+        matches!(self.place, Place::From(_)) && self.unread_below.is_none()
+    }
+
     /// Takes note of a page that was asked for with `limit`.
     pub fn advance(&mut self, seen: &SeenInTime, limit: u32) -> Progress {
         if let Some(unread) = self.unread_below {

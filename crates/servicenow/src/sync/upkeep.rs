@@ -162,6 +162,15 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         }
     }
 
+    /// What is due within this time is done now: before the next time that all tables are polled together.
+    fn ahead(&self) -> Duration {
+        let next = self.spec.pace.now();
+        match self.is_in_no_hurry() && next < self.spec.reconcile_interval / 2 {
+            true => next,
+            false => Duration::ZERO,
+        }
+    }
+
     /// One piece of what is to be done now; gives back whether there was one.
     async fn piece(&mut self) -> Result<bool, Stop> {
         if !self.underway.to_recheck.is_empty() {
@@ -171,7 +180,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             self.underway.to_recheck.truncate(from);
             return Ok(true);
         }
-        if self.underway.counting.is_some() || self.reconcile_due_in().is_zero() {
+        if self.underway.counting.is_some() || self.reconcile_due_in() <= self.ahead() {
             let mut counting = self.underway.counting.take().unwrap_or_else(|| Counting {
                 began: SystemTime::now(),
                 reconcile: Reconcile::new(self.spec.page_size, !self.refilled_for_counts),
@@ -205,7 +214,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             Question::Totals => {
                 let apart = self.newcomers(&mut counting.before).await?.len() as u64;
                 let query = older(self.spec.query.clone(), counting.before)?;
-                let remote = self.client.count(&self.spec.table, &query).await?;
+                let client = if self.is_in_no_hurry() { &self.client.gathering() } else { &self.client };
+                let remote = client.count(&self.spec.table, &query).await?;
                 let hidden = self.store.hidden(self.table).await?;
                 reconcile.totals(remote, self.stored_rows().await?.saturating_sub(apart), hidden);
             }

@@ -1,5 +1,5 @@
 //! The client against a simulated instance, over HTTP: logins, of one process and of several, answers, retries, load, budget,
-//! statistics, records, batches, dictionary, TLS, HTTP.
+//! statistics, records, batches, reads that go together, dictionary, TLS, HTTP.
 
 mod aggregate;
 mod answers;
@@ -19,6 +19,7 @@ mod retry;
 mod shared_login;
 mod stats;
 mod tls;
+mod together;
 mod transport;
 
 use std::sync::Arc;

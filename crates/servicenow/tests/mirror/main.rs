@@ -18,6 +18,7 @@ mod reconcile;
 mod restart;
 mod scope;
 mod scrub;
+mod together;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

@@ -47,10 +47,10 @@ const LONGEST_IDLE: Duration = Duration::from_secs(30);
 const GATHER: Duration = Duration::from_millis(10);
 /// Polls as the backstop of a queue are so much rarer: a queue loses nothing.
 const QUEUE_BACKSTOP: u32 = 60;
-/// And there are no more of them than one in so many looks into the queue, all tables together.
+/// And they are no more calls than one in so many looks into the queue, all tables together.
 const LOOKS_PER_BACKSTOP: u32 = 20;
-/// Polls as the backstop of a webhook are so much rarer: a request that fails is not repeated. And there is no more than
-/// one of them in the time between two polls, all tables together.
+/// Polls as the backstop of a webhook are so much rarer: a request that fails is not repeated. And they are no more than
+/// one call in the time between two polls, all tables together.
 const WEBHOOK_BACKSTOP: u32 = 6;
 /// However many tables there are, polls are no rarer than this because of that.
 const LONGEST_BACKSTOP: Duration = Duration::from_secs(600);
@@ -428,15 +428,15 @@ where
 
     /// The pace of polls while events come.
     fn backstop(&self) -> Duration {
-        let tables = u32::try_from(self.specs.len()).unwrap_or(u32::MAX);
+        let calls = u32::try_from(self.client.calls_together(self.specs.len())).unwrap_or(u32::MAX);
         let poll = self.setup.poll_interval;
         match self.setup.channel {
             Channel::Queue(_) => {
-                let by_tables = self.idle().saturating_mul(LOOKS_PER_BACKSTOP).saturating_mul(tables);
-                poll.saturating_mul(QUEUE_BACKSTOP).max(by_tables.min(LONGEST_BACKSTOP))
+                let by_calls = self.idle().saturating_mul(LOOKS_PER_BACKSTOP).saturating_mul(calls);
+                poll.saturating_mul(QUEUE_BACKSTOP).max(by_calls.min(LONGEST_BACKSTOP))
             }
             Channel::Webhook { .. } => {
-                poll.saturating_mul(WEBHOOK_BACKSTOP).max(poll.saturating_mul(tables).min(LONGEST_BACKSTOP))
+                poll.saturating_mul(WEBHOOK_BACKSTOP).max(poll.saturating_mul(calls).min(LONGEST_BACKSTOP))
             }
         }
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::hash::Hash;
 
+use futures_util::future::join;
+
 use super::{Capture, CaptureStore, Channel};
 use crate::capture::{Subscription, Way, is_queue};
 use crate::client::transport::Transport;
@@ -36,10 +38,22 @@ where
         let subscription = Subscription { id: self.setup.id.clone(), way };
         let tables = self.specs.values().map(|spec| &spec.table).filter(|table| !is_queue(table));
         let tables: BTreeSet<TableName> = tables.cloned().collect();
-        let mut found = self.client.inspect_rules(&subscription, &tables).await?;
+        // Both in one call, where there are two.
+        let client = match &subscription.way {
+            Way::Queue(_) => self.client.gathering(),
+            Way::Webhook { .. } => self.client.clone(),
+        };
+        let columns = async {
+            match &subscription.way {
+                Way::Queue(queue) => client.missing_columns(queue).await,
+                Way::Webhook { .. } => Ok(None),
+            }
+        };
+        let (found, missing) = join(client.inspect_rules(&subscription, &tables), columns).await;
+        let mut found = found?;
         self.fault = None;
         if let Way::Queue(queue) = &subscription.way {
-            self.look_after_queue(&queue.clone()).await?;
+            self.look_after_queue(queue, missing?.unwrap_or_default()).await;
         }
         if self.setup.installed && !found.is_blind {
             let is_new = |table: &TableName| !self.setup.rules.contains(table);
@@ -82,9 +96,8 @@ where
     }
 
     /// Makes the columns that a queue lacks if it was installed from here, or says so.
-    async fn look_after_queue(&mut self, queue: &TableName) -> Result<(), Stop> {
-        let missing = self.client.missing_columns(queue).await?.unwrap_or_default();
-        let Some(column) = missing.first() else { return Ok(()) };
+    async fn look_after_queue(&mut self, queue: &TableName, missing: Vec<&'static str>) {
+        let Some(column) = missing.first() else { return };
         let made = match self.setup.installed {
             true => {
                 self.client.complete_queue(&self.setup.id, queue).await.map_err(|failure| failure.to_string())
@@ -92,6 +105,5 @@ where
             false => Err(format!("queue table \"{queue}\" has no column \"{column}\"")),
         };
         self.fault = made.err();
-        Ok(())
     }
 }
