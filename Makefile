@@ -18,7 +18,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev pkg-config postgresql-15 \
             postgresql-server-dev-15 sudo
 # What the tests take that run mappers and a pooler, with an environment of its own for Python.
-ORM_PACKAGES := pgbouncer python3 python3-venv
+ORM_PACKAGES := pgbouncer python3 python3-venv ruby ruby-activerecord ruby-pg
 ORM_PYTHON := $(CARGO_TARGET_DIR)/orm-python
 MAPPERS := django==5.2.19 'psycopg[binary]==3.3.9' sqlalchemy==2.1.9
 # What the tests take that log in as people do.

@@ -2,4 +2,6 @@
 
 mod desk;
 mod python;
+mod ruby;
+mod script;
 mod sqlx;

@@ -1,9 +1,9 @@
 //! Mappers in Python: the code of their pages, with what users do besides.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::desk::{Desk, Through};
+use crate::script::{blocks, run};
 
 /// The interpreter that has the packages; `make orm-python` makes it.
 fn interpreter() -> PathBuf {
@@ -17,53 +17,28 @@ fn interpreter() -> PathBuf {
     python
 }
 
-/// The blocks of Python of a page, in their order.
-fn blocks(page: &str) -> Vec<&str> {
-    page.split("```python\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
-}
-
-/// Runs a script, with modules beside it; gives back what it has printed.
-fn run(desk: &Desk, through: &Through, script: &str, modules: &[(&str, &str)]) -> String {
-    let directory = std::env::temp_dir().join(format!("snfdw-python-{}-{}", std::process::id(), desk.role));
-    for (path, text) in modules.iter().chain(&[("main.py", script)]) {
-        let path = directory.join(path);
-        std::fs::create_dir_all(path.parent().expect("in a directory")).expect("a directory");
-        std::fs::write(path, text).expect("a file");
-    }
-    let output = Command::new(interpreter())
-        .args(["-W", "error::DeprecationWarning:__main__"])
-        .arg(directory.join("main.py"))
-        .env("PGHOST", &through.host)
-        .env("PGPORT", through.port.to_string())
-        .env("PGUSER", &desk.role)
-        .env("PGDATABASE", &desk.world.database)
-        .output()
-        .expect("Python");
-    std::fs::remove_dir_all(directory).expect("its own directory");
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}\n{err}");
-    assert!(out.contains("23514"), "the page shows a refusal: {out}");
-    let calls = desk.calls();
-    assert!(calls < 60, "hundreds of rows go in batches, not in {calls} calls");
-    out.into_owned()
+/// Runs a script, with modules beside it.
+fn python(desk: &Desk, through: &Through, script: &str, modules: &[(&str, &str)]) {
+    let warnings = ["-W", "error::DeprecationWarning:__main__"];
+    run(desk, through, &interpreter(), &warnings, &[&[("main.py", script)], modules].concat());
 }
 
 /// With what the page about poolers says, if there is one.
 async fn sqlalchemy(desk: &Desk, through: &Through) {
-    let page = blocks(include_str!("../../docs/sqlalchemy.md")).concat();
+    let page = blocks(include_str!("../../docs/sqlalchemy.md"), "python").concat();
     let script = format!("{page}{}", include_str!("sqlalchemy.py"));
     // Where the server is the environment says; the pages show an address.
     let mut script = script.replace("postgresql+psycopg://app@db.example.com/crm", "postgresql+psycopg://");
     if through.is_pooled() {
-        let pooled = blocks(include_str!("../../docs/poolers.md")).concat();
+        let pooled = blocks(include_str!("../../docs/poolers.md"), "python").concat();
         let (_, arguments) = pooled.split_once("connect_args").expect("what a pooler needs");
         script = script.replace("psycopg://\")", &format!("psycopg://\", connect_args{arguments}"));
     }
-    run(desk, through, &script, &[]);
+    python(desk, through, &script, &[]);
 }
 
 async fn django(desk: &Desk, through: &Through) {
-    let page = blocks(include_str!("../../docs/django.md"));
+    let page = blocks(include_str!("../../docs/django.md"), "python");
     let (models, rest) = page.split_first().expect("the models come first");
     let mut settings = include_str!("django_settings.py").to_owned();
     if through.is_pooled() {
@@ -72,7 +47,7 @@ async fn django(desk: &Desk, through: &Through) {
             settings.replace("\"ENGINE\"", "\"DISABLE_SERVER_SIDE_CURSORS\": True,\n            \"ENGINE\"");
     }
     let script = format!("{settings}{}{}", rest.concat(), include_str!("django.py"));
-    run(desk, through, &script, &[("crm/models.py", models), ("crm/__init__.py", "")]);
+    python(desk, through, &script, &[("crm/models.py", models), ("crm/__init__.py", "")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
