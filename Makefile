@@ -108,6 +108,11 @@ test-pg%: packages pgrx
 	@$(MAKE) --no-print-directory packages PACKAGES="$(PACKAGES) $(NEWER_PACKAGES)"
 	@prefix=/var/tmp/servicenow_fdw-postgres-$*; \
 	if .ci/build-postgres $* "$$prefix"; then \
+	    if .ci/can-upgrade $(PG_CONFIG) "$$prefix/bin/pg_config"; then \
+	        export OLD_PG_CONFIG=$(PG_CONFIG); \
+	    else \
+	        echo "NOT TESTED: pg_upgrade to Postgres $*, which fails without the extension, too"; \
+	    fi; \
 	    $(MAKE) --no-print-directory test-on PG_CONFIG="$$prefix/bin/pg_config"; \
 	elif [ $$? = 75 ]; then \
 	    echo "NOT TESTED: the source package of Postgres $* cannot be had; it was type-checked only"; \

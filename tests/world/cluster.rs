@@ -41,6 +41,18 @@ impl Cluster {
 
     /// A cluster of the test's own, with more settings.
     pub fn start(settings: &str) -> Cluster {
+        Self::start_of(bin_directory(NEW), &[], settings)
+    }
+
+    /// Two clusters of a test's own that pg_upgrade may take one to the other of: the first of the Postgres that
+    /// `OLD_PG_CONFIG` tells of, if it does.
+    pub fn before_and_after(settings: &str) -> [Cluster; 2] {
+        let old = if std::env::var_os(OLD).is_some() { OLD } else { NEW };
+        // Newer majors have checksums unless told otherwise, and both clusters have to have them.
+        [old, NEW].map(|which| Self::start_of(bin_directory(which), &["--data-checksums"], settings))
+    }
+
+    fn start_of(bin: PathBuf, options: &[&str], settings: &str) -> Cluster {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("snfdw-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(name);
@@ -48,7 +60,6 @@ impl Cluster {
         if let Some((uid, gid)) = other_user() {
             std::os::unix::fs::chown(&directory, Some(uid), Some(gid)).expect("root may do this");
         }
-        let bin = bin_directory();
         let data = directory.join("data");
         let mut initdb = as_user(&bin.join("initdb"));
         initdb.args([
@@ -58,7 +69,7 @@ impl Cluster {
             "--encoding=UTF8",
             "--locale=C.UTF-8",
         ]);
-        run(initdb.arg("-D").arg(&data));
+        run(initdb.args(options).arg("-D").arg(&data));
         let mut file = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).unwrap();
         writeln!(
             file,
@@ -179,8 +190,12 @@ pub fn signal(pid: u32, signal: &str) {
     run(Command::new("kill").arg(signal).arg(pid.to_string()));
 }
 
-fn bin_directory() -> PathBuf {
-    let pg_config = std::env::var("PG_CONFIG").unwrap_or_else(|_| "pg_config".to_owned());
+/// The variables that tell where Postgres is: the one that is tested, and one to upgrade from.
+const NEW: &str = "PG_CONFIG";
+const OLD: &str = "OLD_PG_CONFIG";
+
+fn bin_directory(variable: &str) -> PathBuf {
+    let pg_config = std::env::var(variable).unwrap_or_else(|_| "pg_config".to_owned());
     let output = Command::new(pg_config).arg("--bindir").output().expect("pg_config");
     PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
 }
