@@ -13,8 +13,8 @@ pub struct Fill {
     pub seconds: f64,
     /// The most memory the worker was seen with.
     pub memory: Memory,
-    /// The private memory it was seen with half of the time, in KiB: the longer a fill takes, the more often it is looked
-    /// at, and the higher is the highest.
+    /// The median of the private memory it was seen with in the second half of the time, in KiB: at first it has not taken
+    /// yet what it needs, and the longer a fill takes, the more often it is looked at, and the higher is the highest.
     pub usual: f64,
 }
 
@@ -48,7 +48,8 @@ async fn watch(bench: &Bench<'_>) -> (Memory, f64) {
         }
         let done = "SELECT bool_and(phase IN ('catchup', 'synced')) FROM servicenow.sync_table";
         if bench.db.value::<bool>(done).await {
-            return (highest, if seen.is_empty() { 0.0 } else { median(seen) });
+            let late = seen.split_off(seen.len() / 2);
+            return (highest, if late.is_empty() { 0.0 } else { median(late) });
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
