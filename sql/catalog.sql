@@ -148,6 +148,8 @@ CREATE TABLE servicenow.capture (
     signing_key     text NOT NULL,
     -- The remote tables that were given a rule.
     rules           text[] NOT NULL DEFAULT '{}',
+    -- Others may have one still, which is being taken away.
+    leaving         boolean NOT NULL DEFAULT false,
     state           text NOT NULL DEFAULT 'absent' CHECK (state IN ('absent', 'active', 'silent', 'failed')),
     reason          text,
     state_at        timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -148,7 +148,7 @@ async fn make(
 pub fn uninstall(name: &str) {
     let target = target(name);
     let id = target.stored.id.clone();
-    let given = &tables(target.server) | &target.stored.rules;
+    let given = &tables(target.server) | &target.stored.rules.given;
     let connection = connection(target.server, pg::session::current_user());
     let removed = connection.call("uninstall capture", false, move |client| async move {
         Ok(client.remove_subscription(&id, &given).await)

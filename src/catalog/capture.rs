@@ -9,7 +9,7 @@ use servicenow::capture::SubscriptionId;
 use servicenow::capture::event::{Event, Operation};
 use servicenow::client::auth::Secret;
 use servicenow::page::Version;
-use servicenow::sync::capture::{News, State};
+use servicenow::sync::capture::{News, Rules, State};
 use servicenow::value::TableName;
 
 use super::place::place;
@@ -33,8 +33,8 @@ pub struct Subscription {
     pub queue: Option<TableName>,
     /// What webhooks sign with.
     pub key: Secret,
-    /// The tables that were given rules.
-    pub rules: BTreeSet<TableName>,
+    /// Where it has rules.
+    pub rules: Rules,
 }
 
 /// The subscription of a server of this database; made at first use, out of what does not change, so that whoever was
@@ -84,29 +84,30 @@ pub const SHARED: &str = "another database reads the same queue";
 /// A server's subscription, if it has one.
 pub fn known_subscription(server: pg_sys::Oid) -> Option<Subscription> {
     read(
-        "SELECT installed AND place IS NOT DISTINCT FROM $2, installs, queue_table, signing_key, rules, subscription
+        "SELECT installed AND place IS NOT DISTINCT FROM $2, installs, queue_table, signing_key, rules, subscription, leaving
          FROM servicenow.capture WHERE server = $1",
         &[server.into(), place().ok().into()],
         |mut rows| {
             let row = rows.next()?;
-            let rules: Vec<String> = get(&row, 5).unwrap_or_default();
+            let given: Vec<String> = get(&row, 5).unwrap_or_default();
+            let given = given.into_iter().filter_map(|name| TableName::new(name).ok()).collect();
             Some(Subscription {
                 id: SubscriptionId::parse(&get::<String>(&row, 6)?)?,
                 installed: get(&row, 1).unwrap_or(false),
                 installs: get(&row, 2).unwrap_or_default(),
                 queue: get::<String>(&row, 3).and_then(|name| TableName::new(name).ok()),
                 key: Secret::new(get::<String>(&row, 4)?),
-                rules: rules.into_iter().filter_map(|name| TableName::new(name).ok()).collect(),
+                rules: Rules { given, leaving: get(&row, 7).unwrap_or(false) },
             })
         },
     )
 }
 
-/// The servers for which rules were made from here.
+/// The servers for which rules were made from here, or may still be there.
 pub fn servers_with_rules() -> Vec<pg_sys::Oid> {
     read(
         "SELECT c.server FROM servicenow.capture c JOIN pg_catalog.pg_foreign_server s ON s.oid = c.server
-         WHERE c.installed AND c.rules <> '{}' AND c.place IS NOT DISTINCT FROM $1",
+         WHERE c.installed AND (c.rules <> '{}' OR c.leaving) AND c.place IS NOT DISTINCT FROM $1",
         &[place().ok().into()],
         |rows| rows.filter_map(|row| get(&row, 1)).collect(),
     )
@@ -127,7 +128,7 @@ pub fn renew_subscription(server: pg_sys::Oid, salt: i32, key: &Secret, why: &st
     write_secret(
         key,
         "UPDATE servicenow.capture
-         SET salt = $2, subscription = $3, signing_key = servicenow._secret(), queue_table = NULL, rules = '{}',
+         SET salt = $2, subscription = $3, signing_key = servicenow._secret(), queue_table = NULL, rules = '{}', leaving = false,
              installs = installs + 1, installed = installed AND place IS NOT DISTINCT FROM $5, place = $5,
              state = 'absent', reason = $4, complete_at = NULL
          WHERE server = $1",
@@ -147,7 +148,7 @@ pub fn installed(
     write_secret(
         key,
         "UPDATE servicenow.capture
-         SET installed = $2, queue_table = $3, rules = $4, signing_key = servicenow._secret(), place = $5,
+         SET installed = $2, queue_table = $3, rules = $4, leaving = false, signing_key = servicenow._secret(), place = $5,
              installs = installs + 1, state = 'absent', reason = NULL, complete_at = NULL
          WHERE server = $1",
         &[
@@ -190,7 +191,7 @@ pub fn note_capture(server: pg_sys::Oid, news: &News) -> u64 {
          SET events = events + $2, coalesced = coalesced + $3, echoes = echoes + $4, refused = refused + $5,
              lag = coalesce($6, lag), complete_at = CASE WHEN $2 > 0 OR $7 IS NOT NULL THEN coalesce($7, complete_at) END,
              last_event_at = CASE WHEN $2 > 0 THEN clock_timestamp() ELSE last_event_at END,
-             queue_table = coalesce($8, queue_table), rules = coalesce($9, rules)
+             queue_table = coalesce($8, queue_table)
          WHERE server = $1",
         &[
             server.into(),
@@ -201,10 +202,17 @@ pub fn note_capture(server: pg_sys::Oid, news: &News) -> u64 {
             news.lag.map(|lag| lag.as_secs_f64()).into(),
             news.complete.map(timestamp).into(),
             news.queue.as_ref().map(TableName::as_str).into(),
-            news.rules.as_ref().map(names).into(),
         ],
     );
     news.complete.map_or(0, |complete| forget_suspects(server, complete))
+}
+
+/// Takes note of where a server's subscription has rules.
+pub fn note_rules(server: pg_sys::Oid, rules: &Rules) {
+    write(
+        "UPDATE servicenow.capture SET rules = $2, leaving = $3 WHERE server = $1",
+        &[server.into(), names(&rules.given).into(), rules.leaving.into()],
+    );
 }
 
 fn forget_suspects(server: pg_sys::Oid, before: SystemTime) -> u64 {

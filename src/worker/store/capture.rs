@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use servicenow::capture::event::{Event, Operation};
 use servicenow::page::Version;
-use servicenow::sync::capture::{CaptureStore, News, Noted};
+use servicenow::sync::capture::{CaptureStore, News, Noted, Rules};
 use servicenow::sync::store::StoreError;
 
 use super::{Done, PgStore, Table, Work, to_recheck};
@@ -35,6 +35,10 @@ impl CaptureStore for PgStore {
             Done::Missed(missed) => Ok(missed),
             _ => Err(StoreError::Stale),
         }
+    }
+
+    async fn note_rules(&self, rules: Rules) -> Result<(), StoreError> {
+        self.ask(None, Work::NoteRules(rules)).await.map(|_| ())
     }
 
     async fn renew_subscription(&self) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use pgrx::{PgSqlErrorCode as Sql, pg_sys};
 use servicenow::capture::event::{self, Event};
 use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
-use servicenow::sync::capture::{News, Noted};
+use servicenow::sync::capture::{News, Noted, Rules};
 use servicenow::sync::compare::{Comparison, Difference, Shown};
 use servicenow::sync::metadata::MetadataStore;
 use servicenow::sync::range::Range;
@@ -75,6 +75,7 @@ enum Work {
     NoteEvents(Vec<Event>),
     ToLookUp,
     NoteCapture(Box<News>),
+    NoteRules(Rules),
     RenewSubscription,
 }
 
@@ -116,6 +117,7 @@ impl Work {
             Work::NoteEvents(_) => "events",
             Work::ToLookUp => "to_look_up",
             Work::NoteCapture(_) => "capture",
+            Work::NoteRules(_) => "rules",
             Work::RenewSubscription => "renew_subscription",
         }
     }
@@ -386,6 +388,10 @@ fn execute(
         }
         (Work::ToLookUp, _) => Ok(Done::ToLookUp(capture::to_look_up(server))),
         (Work::NoteCapture(news), _) => Ok(Done::Missed(catalog::note_capture(server, news))),
+        (Work::NoteRules(rules), _) => {
+            catalog::note_rules(server, rules);
+            Ok(Done::Noted)
+        }
         (Work::RenewSubscription, _) => {
             catalog::renew_subscription(server, new_salt(), &new_key(), catalog::SHARED);
             catalog::keep_work_changed();

@@ -12,7 +12,8 @@ use servicenow::capture::event::Operation;
 use servicenow::capture::inbox::Inbox;
 use servicenow::capture::{Subscription, SubscriptionId, Way};
 use servicenow::client::auth::Secret;
-use servicenow::sync::capture::{Capture, Channel, Setup, run};
+use servicenow::sync::capture::{Capture, CaptureStore, Channel, Rules, Setup, run};
+use servicenow::sync::mirror::Spec;
 use servicenow::sync::pace::Brake;
 use servicenow::value::TableName;
 use servicenow_sim::{Effect, Fault};
@@ -115,8 +116,10 @@ impl Case {
         let queue = world.client.make_queue(&id).await.expect("a queue");
         let rules = Subscription { id: id.clone(), way: Way::Queue(queue.clone()) };
         world.client.make_rule(&rules, &world.spec.table).await.expect("a rule");
+        let given = BTreeSet::from([world.spec.table.clone()]);
+        world.store.note_rules(Rules { given, leaving: false }).await.expect("nobody stops it");
         let inbox = setting.is_webhook.then(Arc::<Inbox>::default);
-        let reader = reader(&world, &id, &queue, inbox.as_ref());
+        let reader = reader(&world, &id, &queue, inbox.as_ref(), [world.spec.clone()]);
         Case { world, id, queue, inbox, reader, gone: Vec::new() }
     }
 
@@ -226,7 +229,13 @@ impl Case {
     }
 
     fn begin_anew(&mut self) {
-        self.reader = reader(&self.world, &self.id, &self.queue, self.inbox.as_ref());
+        let specs = [self.world.spec.clone()];
+        self.reader = reader(&self.world, &self.id, &self.queue, self.inbox.as_ref(), specs);
+    }
+
+    /// The number of rules on the table.
+    fn rules(&self) -> usize {
+        self.world.sim.edit().find("sys_script", &format!("name={}", self.id.name())).expect("a query").len()
     }
 
     async fn ends(&mut self, setting: &Setting) {
@@ -262,6 +271,7 @@ fn reader(
     id: &SubscriptionId,
     queue: &TableName,
     inbox: Option<&Arc<Inbox>>,
+    specs: impl IntoIterator<Item = Spec>,
 ) -> Capture<Direct, Keeper> {
     let channel = match inbox {
         None => Channel::Queue(Some(queue.clone())),
@@ -276,10 +286,10 @@ fn reader(
         channel,
         // With a webhook that is only played nobody makes or changes rules.
         installed: inbox.is_none(),
-        rules: BTreeSet::from([world.spec.table.clone()]),
+        rules: world.store.rules(),
         poll_interval: Duration::from_secs(10),
     };
-    let specs = HashMap::from([((), world.spec.clone())]);
+    let specs = HashMap::from_iter(specs.into_iter().map(|spec| ((), spec)));
     Capture::new(world.client.clone(), world.store.clone(), specs, setup, Arc::<Brake>::default())
 }
 
@@ -292,6 +302,22 @@ fn events_in_any_order_and_number_and_readers_that_die_leave_the_store_like_the_
         }
         case.ends(&setting).await;
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_leaves_and_comes_back_has_a_rule_wherever_the_reader_was_interrupted() {
+    let mut case = Case::new(&Setting { is_webhook: false, may_lose: false }).await;
+    for polls in 1.. {
+        let mut without = reader(&case.world, &case.id, &case.queue, None, []);
+        let ended = at_most(without.look(), polls).await.is_some();
+        drop(without);
+        case.begin_anew();
+        case.reader.look().await.expect("nothing fails");
+        assert_eq!(case.rules(), 1, "interrupted at {polls}");
+        if ended {
+            break;
+        }
+    }
 }
 
 /// Looks into a queue are frequent after there was something in it, and rare while there is nothing.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use servicenow::capture::event::{Event, Operation};
 use servicenow::dictionary::TableDef;
 use servicenow::sync::Stop;
-use servicenow::sync::capture::{CaptureStore, News, Noted};
+use servicenow::sync::capture::{CaptureStore, News, Noted, Rules};
 use servicenow::sync::compare::{Difference, Shown};
 use servicenow::sync::memory::{Memory, MemoryStore};
 use servicenow::sync::metadata::MetadataStore;
@@ -35,6 +35,7 @@ pub struct Keeper {
     polls: AtomicUsize,
     told: Mutex<Told>,
     relabelled: Mutex<Vec<usize>>,
+    rules: Mutex<Rules>,
 }
 
 /// What the instance has told of.
@@ -50,6 +51,11 @@ impl Keeper {
     /// Looks at or changes the contents.
     pub fn with<R>(&self, f: impl FnOnce(&mut Memory) -> R) -> R {
         self.memory.with(f)
+    }
+
+    /// Where there are rules.
+    pub fn rules(&self) -> Rules {
+        self.rules.lock().expect("no panic").clone()
     }
 
     /// Where the mirror stands.
@@ -285,6 +291,13 @@ impl CaptureStore for Keeper {
     async fn note_capture(&self, _news: News) -> Result<u64, StoreError> {
         yield_now().await;
         Ok(0)
+    }
+
+    async fn note_rules(&self, rules: Rules) -> Result<(), StoreError> {
+        yield_now().await;
+        self.check()?;
+        *self.rules.lock().expect("no panic") = rules;
+        Ok(())
     }
 
     async fn renew_subscription(&self) -> Result<(), StoreError> {

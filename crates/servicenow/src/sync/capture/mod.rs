@@ -114,8 +114,15 @@ pub struct News {
     pub complete: Option<SystemTime>,
     /// The queue, if it was made or found just now.
     pub queue: Option<TableName>,
-    /// The tables that have rules of ours, if that has changed.
-    pub rules: Option<BTreeSet<TableName>>,
+}
+
+/// Where there are rules of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// On these tables, unless somebody has taken them away.
+    pub given: BTreeSet<TableName>,
+    /// There may be some on tables that are not of interest any more.
+    pub leaving: bool,
 }
 
 /// Where events are noted.
@@ -129,6 +136,9 @@ pub trait CaptureStore: Store {
     /// Takes note of news; gives back how many changes polls have found, before the last time that everything was
     /// noted, that no event had told of.
     fn note_capture(&self, news: News) -> impl Future<Output = Result<u64, StoreError>> + Send;
+
+    /// Takes note of where there are rules.
+    fn note_rules(&self, rules: Rules) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Somebody else reads the same queue: the subscription is to have another id.
     fn renew_subscription(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
@@ -159,8 +169,8 @@ pub struct Setup {
     pub channel: Channel,
     /// It was installed from here: what new tables need may be made.
     pub installed: bool,
-    /// The tables that were given rules.
-    pub rules: BTreeSet<TableName>,
+    /// Where there are rules, as the store knows.
+    pub rules: Rules,
     /// The time between two polls of a table.
     pub poll_interval: Duration,
 }
@@ -353,10 +363,10 @@ where
         let wanted = self.specs.values().map(|spec| &spec.table);
         let told: BTreeSet<TableName> =
             wanted.filter(|table| events.iter().any(|event| event.table == **table)).cloned().collect();
-        if !told.is_subset(&self.setup.rules) {
+        if !told.is_subset(&self.setup.rules.given) {
             // Whoever does not see rules knows of them by what they tell.
-            self.setup.rules.extend(told);
-            self.news.rules = Some(self.setup.rules.clone());
+            let given = &self.setup.rules.given | &told;
+            self.note_rules(Rules { given, ..self.setup.rules }).await?;
             self.inspected = None;
         }
         self.skipped = false;
@@ -412,8 +422,7 @@ where
         let is_due = self.told.is_none_or(|at| at.elapsed() >= NEWS_INTERVAL);
         // Others leave records to be looked up, too.
         self.waiting |= is_due;
-        let is_new = self.news.events > 0 || self.news.rules.is_some();
-        if is_due || is_new || before != self.news.state {
+        if is_due || self.news.events > 0 || before != self.news.state {
             let missed = self.store.note_capture(self.news.clone()).await?;
             let state = self.news.state.clone();
             self.news = News { state, ..nothing_new() };
@@ -494,7 +503,6 @@ fn nothing_new() -> News {
         lag: None,
         complete: None,
         queue: None,
-        rules: None,
     }
 }
 
@@ -509,7 +517,7 @@ where
             Ok(is_active) => {
                 failures = 0;
                 // What told of the last tables is gone.
-                if capture.specs.is_empty() && capture.setup.rules.is_empty() {
+                if capture.specs.is_empty() && capture.setup.rules == Rules::default() {
                     return;
                 }
                 if is_active { QUICK } else { (pause * 2).min(capture.idle()) }

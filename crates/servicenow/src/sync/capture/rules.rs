@@ -5,7 +5,7 @@ use std::hash::Hash;
 
 use futures_util::future::join;
 
-use super::{Capture, CaptureStore, Channel};
+use super::{Capture, CaptureStore, Channel, Rules};
 use crate::capture::{Subscription, Way, is_queue};
 use crate::client::transport::Transport;
 use crate::sync::Stop;
@@ -56,25 +56,32 @@ where
             self.look_after_queue(queue, missing?.unwrap_or_default()).await;
         }
         if self.setup.installed && !found.is_blind {
-            let is_new = |table: &TableName| !self.setup.rules.contains(table);
-            let (new, lost): (Vec<_>, Vec<_>) = found.missing.into_iter().partition(is_new);
+            let mut given = &self.setup.rules.given & &tables;
+            let mut leaving = !found.surplus.is_empty();
+            if leaving {
+                // Before they are taken away: a table that comes back meanwhile is new, also after a crash.
+                self.note_rules(Rules { given: given.clone(), leaving }).await?;
+            }
+            given.extend(tables.iter().filter(|table| !found.missing.contains(table)).cloned());
+            let (lost, new): (Vec<_>, Vec<_>) =
+                found.missing.into_iter().partition(|table| given.contains(table));
             found.missing = lost;
             for table in new {
                 match self.client.make_rule(&subscription, &table).await {
-                    Ok(()) => drop(self.setup.rules.insert(table)),
+                    Ok(()) => drop(given.insert(table)),
                     Err(failure) => self.fault = Some(failure.to_string()),
                 }
             }
+            leaving = false;
             for rule in &found.surplus {
                 // It tells of what nobody wants to know; the next look tries again.
-                let _tried_again = self.client.remove_rule(rule).await;
+                leaving |= self.client.remove_rule(rule).await.is_err();
             }
-            self.setup.rules.retain(|table| tables.contains(table));
-            self.news.rules = Some(self.setup.rules.clone());
+            self.note_rules(Rules { given, leaving }).await?;
         }
         if found.is_blind {
             found.missing =
-                tables.iter().filter(|table| !self.setup.rules.contains(*table)).cloned().collect();
+                tables.iter().filter(|table| !self.setup.rules.given.contains(*table)).cloned().collect();
         }
         if let Some(table) = found.missing.first().filter(|_| found.is_blind) {
             self.fault = Some(format!(
@@ -91,6 +98,15 @@ where
                     format!("field \"{field}\" of Business Rule \"{name}\" on table \"{table}\" was changed")
                 }
             });
+        }
+        Ok(())
+    }
+
+    /// Has the store know where there are rules.
+    pub(super) async fn note_rules(&mut self, rules: Rules) -> Result<(), Stop> {
+        if self.setup.rules != rules {
+            self.store.note_rules(rules.clone()).await?;
+            self.setup.rules = rules;
         }
         Ok(())
     }
