@@ -299,6 +299,28 @@ pub fn leave_events_to_recheck<'e>(relation: pg_sys::Oid, events: impl Iterator<
     }
 }
 
+/// Events tell that these records, which the cache does not have, were deleted: one that is waited for because of an event
+/// before that is looked up once more, and not waited for if it is not shown.
+pub fn may_be_gone(relation: pg_sys::Oid, events: &[&Event]) {
+    let (mut ids, mut times, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+    for event in events {
+        if let Some((updated_on, mod_count)) = event.version.updated_on.zip(event.version.mod_count) {
+            ids.push(event.id.as_str().to_owned());
+            times.push(updated_on);
+            counts.push(mod_count);
+        }
+    }
+    if !ids.is_empty() {
+        write(
+            "UPDATE servicenow.recheck r SET gone = true, due = NULL
+             FROM unnest($2::text[], $3::bigint[], $4::bigint[]) e (sys_id, updated_on, mod_count)
+             WHERE r.foreign_table = $1 AND r.sys_id = e.sys_id
+               AND r.updated_on <= e.updated_on AND r.mod_count <= e.mod_count",
+            &[relation.into(), ids.into(), times.into(), counts.into()],
+        );
+    }
+}
+
 /// Of these tables, those with records that have to be looked up.
 pub fn with_rechecks(server: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     read(

@@ -45,8 +45,8 @@ use crate::pg::session::AsOwner;
 
 pub use capture::{
     SHARED, SUSPECTS, Subscription, capture_is_off, installed, is_told_since_poll, known_subscription,
-    leave_events_to_recheck, note_capture, note_rules, renew_subscription, servers_with_rules, subscription,
-    suspect, trust, unplaced, with_rechecks,
+    leave_events_to_recheck, may_be_gone, note_capture, note_rules, renew_subscription, servers_with_rules,
+    subscription, suspect, trust, unplaced, with_rechecks,
 };
 pub use change_log::{LoggedChange, forget_changes_of, forget_old_changes, log_changes};
 pub use dictionary::{

@@ -38,6 +38,39 @@ async fn records_that_change_their_class_change_tables() {
     until_state(&world, "active").await;
 }
 
+/// Between two looks into the queue a record was made and deleted, the one told of before the other: it is not looked for
+/// any longer once it is known to be gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_told_to_be_gone_is_not_waited_for() {
+    let world = captured().await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    let id = "0123456789abcdef0123456789abcdef";
+    let from = world.sim.requests().len();
+    let tell = |operation: &str, count: &str| {
+        let told = [
+            ("u_table", "incident"),
+            ("u_record", id),
+            ("u_operation", operation),
+            ("u_mod_count", count),
+            ("u_updated_on", "2026-01-01 00:00:00"),
+        ];
+        world.sim.edit().insert(&queue, &told).expect("an event");
+    };
+    tell("update", "1");
+    world.until("SELECT count(*) = 1 AND min(looks) > 0 FROM servicenow.recheck").await;
+    // It is not known to be gone by what was before that.
+    tell("delete", "0");
+    world.until("SELECT events = 2 FROM servicenow.stat_capture").await;
+    assert!(world.db.value::<bool>("SELECT NOT bool_or(gone) FROM servicenow.recheck").await);
+    let before = looked_up(&world, from).len();
+    tell("delete", "1");
+    let began = std::time::Instant::now();
+    world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
+    let looks = looked_up(&world, from).len();
+    assert!(looks <= before + 2, "{looks} looks, {before} of them before, in {:?}", began.elapsed());
+    until_state(&world, "active").await;
+}
+
 /// A table of some records only: those that match come, those that match no more leave.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_enter_and_leave_the_query_of_a_table() {

@@ -63,8 +63,10 @@ pub fn note(server: pg_sys::Oid, events: &[Event]) -> u64 {
                     && event.table == mirror.table
                     && !there.contains_key(event.id.as_str())
             });
-            let gone: Vec<String> = gone.map(|event| event.id.as_str().to_owned()).collect();
-            catalog::remember_absent(work.foreign_table, &gone);
+            let gone: Vec<&Event> = gone.collect();
+            let ids: Vec<String> = gone.iter().map(|event| event.id.as_str().to_owned()).collect();
+            catalog::remember_absent(work.foreign_table, &ids);
+            catalog::may_be_gone(work.foreign_table, &gone);
         }
         let concerned: Vec<usize> = match &looked {
             Ok(Some((there, mirror))) => {
