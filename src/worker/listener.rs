@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -346,14 +346,19 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: &Arc<Sha
 
 async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, shared: Arc<Shared>) {
     let counter = shared.clone();
+    // The worker has counted a request whose body did not come to an end, or was too large: the connection breaks then.
+    let cut_off = Arc::new(AtomicBool::new(false));
+    let was_cut_off = cut_off.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let shared = shared.clone();
+        let (shared, cut_off) = (shared.clone(), cut_off.clone());
         async move {
             let answer = match timeout(LONGEST_ANSWER, hand_on(request)).await {
                 Ok(Some(answer)) => {
                     if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
                         shared.lost.fetch_add(1, Ordering::Relaxed);
                     }
+                    let cut_offs = [StatusCode::REQUEST_TIMEOUT, StatusCode::PAYLOAD_TOO_LARGE];
+                    cut_off.store(cut_offs.contains(&answer.status()), Ordering::Relaxed);
                     answer
                 }
                 Ok(None) => {
@@ -376,6 +381,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, 
     let mut conversation = pin!(conversation);
     match timeout(LONGEST_CONNECTION, conversation.as_mut()).await {
         Ok(Ok(())) => {}
+        Ok(Err(_)) if was_cut_off.load(Ordering::Relaxed) => {}
         // Its head makes no sense, or does not come.
         Ok(Err(e)) if e.is_parse() || e.is_timeout() || e.is_incomplete_message() => {
             counter.lost.fetch_add(1, Ordering::Relaxed);
