@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode as Sql, pg_sys};
-use servicenow::capture::install::{Failure, Inspection};
+use servicenow::capture::install::{Failure, Inspection, when};
 use servicenow::capture::queue::COLUMNS;
 use servicenow::capture::{self, Subscription, Way, is_queue, script};
 use servicenow::client::auth::Secret;
@@ -335,8 +335,14 @@ fn by_hand(target: &Target, tables: &BTreeSet<TableName>) -> String {
     let listed: Vec<&str> = tables.iter().map(TableName::as_str).collect();
     let example = tables.first().cloned().or_else(|| TableName::new("incident").ok());
     if let Some(table) = example {
+        let late: Vec<&str> =
+            tables.iter().filter(|table| when(table) == "async").map(TableName::as_str).collect();
+        let moment = match late.is_empty() {
+            true => "when after".to_owned(),
+            false => format!("when after (async on {})", late.join(", ")),
+        };
         steps.push(format!(
-            "Create a Business Rule with name \"{name}\" on each of the tables {}: advanced, when after, insert, update and delete, order 10000, no condition. \
+            "Create a Business Rule with name \"{name}\" on each of the tables {}: advanced, {moment}, insert, update and delete, order 10000, no condition. \
              This is the script for table \"{table}\":\n{}",
             if listed.is_empty() { "that are mirrored".to_owned() } else { listed.join(", ") },
             script::rule(&subscription, &table)

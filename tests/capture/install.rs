@@ -95,6 +95,7 @@ async fn it_can_be_installed_by_hand() {
         error.message().starts_with("could not create the queue table on server \"acme\": "),
         "{error:?}"
     );
+    assert!(error.hint().is_some_and(|hint| hint.contains("the role admin")), "{:?}", error.hint());
     let steps = error.detail().expect("the steps");
     let id = world.db.value::<String>("SELECT subscription FROM servicenow.stat_capture").await;
     let (name, queue) = (format!("servicenow_fdw {id}"), format!("u_servicenow_fdw_{id}"));

@@ -332,6 +332,9 @@ async fn a_burst_is_absorbed() {
     let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
     until(|| world.sim.edit().find(&queue, "").expect("a table").is_empty()).await;
     world.until(&format!("SELECT events = {} FROM servicenow.stat_capture", 60 * ids.len())).await;
+    let coalesced =
+        "SELECT capture_coalesced > 0 AND capture_coalesced < capture_events FROM servicenow.sync_status";
+    assert!(world.db.value::<bool>(coalesced).await, "many of one record were read at once");
     let looks = lists(&world, "incident", from).len();
     assert!(looks < 3 * ids.len(), "{looks} looks for {} changes", 60 * ids.len());
     let calls = world.sim.requests().into_iter().skip(from);

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use servicenow_sim::Simulator;
+use servicenow_sim::{Dataset, Simulator};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use world::World;
@@ -134,6 +134,57 @@ async fn changes_of_every_kind_arrive_at_once() {
     world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
     assert_eq!(looked_up(&world, from), Vec::<String>::new());
     world.until_like_the_instance("incident", COLUMNS).await;
+    assert_eq!(world.sim.script_errors(), Vec::<String>::new());
+}
+
+/// Whoever lacks the rights is told what to do by hand, without the key; then that is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_can_be_made_by_hand() {
+    let (cluster, address) = listening();
+    let world = World::on(cluster, Dataset::Small).await;
+    world.set_up(", capture 'webhook'").await;
+    world.db.run(INCIDENT).await;
+    world.db.run("CREATE FOREIGN TABLE x_acme_app_thing (sys_id text) SERVER acme").await;
+    world.sync("incident").await;
+    let error = world.db.error("SELECT servicenow.install_capture('acme')").await;
+    assert_eq!(error.code().code(), "42501");
+    assert!(error.message().starts_with("could not create"), "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("the role admin")), "{:?}", error.hint());
+    let (steps, name) = (error.detail().expect("the steps").to_owned(), name(&world).await);
+    let key = world.db.value::<String>("SELECT signing_key FROM servicenow.capture").await;
+    for part in [name.as_str(), &address, "incident, x_acme_app_thing", "after (async on x_acme_app_thing)"] {
+        assert!(steps.contains(part), "{part}\n{steps}");
+    }
+    assert!(!steps.contains(&key) && !steps.contains("u_sequence"), "{steps}");
+    until_state(&world, "silent").await;
+    for (table, when) in [("incident", "after"), ("x_acme_app_thing", "async")] {
+        let script = format!("SELECT servicenow.capture_script('{table}')");
+        let script = world.db.value::<String>(&script).await;
+        let hidden = script.replace(&key, "the key, see servicenow.capture_script()");
+        assert!(table != "incident" || steps.contains(hidden.trim()), "{steps}");
+        let on =
+            ["active", "advanced", "action_insert", "action_update", "action_delete"].map(|f| (f, "true"));
+        let rule = [
+            ("name", &*name),
+            ("collection", table),
+            ("when", when),
+            ("order", "10000"),
+            ("script", &script),
+        ];
+        let rule: Vec<_> = rule.into_iter().chain(on).collect();
+        world.sim.edit().insert("sys_script", &rule).expect("a rule");
+    }
+    let edit = world.sim.edit();
+    edit.update(
+        "incident",
+        &world.find("incident", "number=INC0012345"),
+        &[("short_description", "by hand")],
+    )
+    .expect("it is there");
+    edit.insert("x_acme_app_thing", &[]).expect("a record");
+    world.until("SELECT short_description = 'by hand' FROM incident WHERE number = 'INC0012345'").await;
+    world.until("SELECT events = 2 AND refused = 0 FROM servicenow.stat_capture").await;
+    until_state(&world, "active").await;
     assert_eq!(world.sim.script_errors(), Vec::<String>::new());
 }
 
