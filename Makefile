@@ -8,6 +8,7 @@
 #   make package [PG_CONFIG=…]      a Debian package of a release build, and an archive for PGXN, in target/package
 #   make try-package                the same, and installs the Debian package in a fresh Debian
 #   make book                       the documentation as a book, in target/book
+#   make freeze                     before a version is tagged: keeps its SQL, which later versions update from
 #   make bench [SECTIONS=…]         the README's figures, as ratios measured in one run
 
 PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
@@ -52,7 +53,7 @@ export PG_CONFIG CARGO_TARGET_DIR
 PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
 MDBOOK := $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 
-.PHONY: demo test test-all soak install package try-package book bench lint majors test-in-server install-debug packages orm-python browser pgrx
+.PHONY: demo test test-all soak install package try-package book freeze bench lint majors test-in-server install-debug packages orm-python browser pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
@@ -130,6 +131,12 @@ soak: packages pgrx
 	@$(MAKE) --no-print-directory install-debug PG_CONFIG=$(CASSERT_PREFIX)/bin/pg_config
 	PG_CONFIG=$(CASSERT_PREFIX)/bin/pg_config SOAK_MINUTES=$(MINUTES) \
 	    cargo test -p tests --test soak -- --ignored --nocapture
+
+# What has been released does not change any more: tests compare it with its sum, and update from it.
+freeze: install-debug
+	@! grep -q -e '--$(VERSION).sql$$' sql/released/SHA256SUMS || { echo "$(VERSION) is frozen already" >&2; exit 1; }
+	cp "$$($(PG_CONFIG) --sharedir)/extension/servicenow_fdw--$(VERSION).sql" sql/released/
+	cd sql/released && sha256sum *--$(VERSION).sql $(addprefix ../,$(notdir $(wildcard sql/*--*--$(VERSION).sql))) >> SHA256SUMS
 
 # SECTIONS chooses some of them, see bench/main.rs.
 bench: install $(BENCH_PYTHON)/ready

@@ -9,6 +9,7 @@ mod restore;
 mod setting;
 mod sink;
 mod standby;
+mod update;
 mod upgrade;
 
 const INCIDENT: &str = "CREATE FOREIGN TABLE incident (

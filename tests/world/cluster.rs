@@ -52,14 +52,26 @@ impl Cluster {
         [old, NEW].map(|which| Self::start_of(bin_directory(which), &["--data-checksums"], settings))
     }
 
-    fn start_of(bin: PathBuf, options: &[&str], settings: &str) -> Cluster {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("snfdw-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&directory).expect("a temporary directory");
-        if let Some((uid, gid)) = other_user() {
-            std::os::unix::fs::chown(&directory, Some(uid), Some(gid)).expect("root may do this");
+    /// A cluster of the test's own with an installation of Postgres of its own, whose files may be replaced.
+    pub fn with_its_installation(settings: &str) -> Cluster {
+        let directory = new_directory();
+        let installation = directory.join("installation");
+        for kind in ["--bindir", "--pkglibdir", "--sharedir"] {
+            // Its programs find the other directories where these are to each other.
+            let from = PathBuf::from(told(&pg_config(NEW), kind));
+            let to = installation.join(from.strip_prefix("/").expect("an absolute path"));
+            std::fs::create_dir_all(to.parent().expect("below another")).expect("a directory");
+            run(Command::new("cp").arg("-a").arg(from).arg(to));
         }
+        let bin = installation.join(bin_directory(NEW).strip_prefix("/").expect("an absolute path"));
+        Self::start_in(directory, bin, &[], settings)
+    }
+
+    fn start_of(bin: PathBuf, options: &[&str], settings: &str) -> Cluster {
+        Self::start_in(new_directory(), bin, options, settings)
+    }
+
+    fn start_in(directory: PathBuf, bin: PathBuf, options: &[&str], settings: &str) -> Cluster {
         let data = directory.join("data");
         let mut initdb = as_user(&bin.join("initdb"));
         initdb.args([
@@ -86,13 +98,7 @@ impl Cluster {
     /// A cluster of a copy of this one's data directory, which a program makes where its last argument says. It does not
     /// run yet.
     pub fn copied(&self, program: &Path, arguments: &[&str]) -> Cluster {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("snfdw-{}-copy-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&directory).expect("a temporary directory");
-        if let Some((uid, gid)) = other_user() {
-            std::os::unix::fs::chown(&directory, Some(uid), Some(gid)).expect("root may do this");
-        }
+        let directory = new_directory();
         let data = directory.join("data");
         run(as_user(program).args(arguments).arg(&data));
         let _not_in_a_backup = std::fs::remove_file(data.join("postmaster.pid"));
@@ -124,6 +130,11 @@ impl Cluster {
     /// The directory of its programs.
     pub fn bin(&self) -> &Path {
         &self.bin
+    }
+
+    /// A directory of its installation, as pg_config names it.
+    pub fn installed(&self, kind: &str) -> PathBuf {
+        PathBuf::from(told(&self.bin.join("pg_config"), kind))
     }
 
     /// The directory of its socket.
@@ -194,10 +205,30 @@ pub fn signal(pid: u32, signal: &str) {
 const NEW: &str = "PG_CONFIG";
 const OLD: &str = "OLD_PG_CONFIG";
 
+fn pg_config(variable: &str) -> PathBuf {
+    std::env::var_os(variable).map_or_else(|| PathBuf::from("pg_config"), PathBuf::from)
+}
+
 fn bin_directory(variable: &str) -> PathBuf {
-    let pg_config = std::env::var(variable).unwrap_or_else(|_| "pg_config".to_owned());
-    let output = Command::new(pg_config).arg("--bindir").output().expect("pg_config");
-    PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
+    PathBuf::from(told(&pg_config(variable), "--bindir"))
+}
+
+/// What a pg_config says.
+fn told(pg_config: &Path, what: &str) -> String {
+    let output = Command::new(pg_config).arg(what).output().expect("pg_config");
+    String::from_utf8(output.stdout).expect("a path").trim().to_owned()
+}
+
+/// A directory for a cluster, which belongs to the user whom it runs as.
+fn new_directory() -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("snfdw-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let directory = std::env::temp_dir().join(name);
+    std::fs::create_dir_all(&directory).expect("a temporary directory");
+    if let Some((uid, gid)) = other_user() {
+        std::os::unix::fs::chown(&directory, Some(uid), Some(gid)).expect("root may do this");
+    }
+    directory
 }
 
 /// User and group to run Postgres as, if this process is root.
