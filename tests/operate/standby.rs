@@ -6,7 +6,7 @@ use servicenow_sim::Dataset;
 use world::cluster::Cluster;
 use world::{PATIENCE, Session, World, connect};
 
-use crate::INCIDENT;
+use crate::{INCIDENT, blocks};
 
 const COLUMNS: &[&str] = &["number", "short_description", "state"];
 const WORKERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'servicenow_fdw%'";
@@ -132,12 +132,6 @@ async fn a_server_that_goes_back_to_before_a_write_catches_up_with_it() {
     assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("written"));
 }
 
-/// The blocks of SQL of the page about operations.
-fn blocks() -> Vec<&'static str> {
-    let page = include_str!("../../docs/operations.md");
-    page.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_is_replicated_to_a_database_without_the_extension() {
     let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("wal_level = logical")));
@@ -145,7 +139,7 @@ async fn a_cache_is_replicated_to_a_database_without_the_extension() {
     world.set_up("").await;
     world.db.run(INCIDENT).await;
     world.sync("incident").await;
-    let [_update, publish, define] = blocks()[..] else { panic!("three blocks") };
+    let [_update, publish, define, _pieces] = blocks()[..] else { panic!("four blocks") };
     world.db.run(publish).await;
     let definition = world.db.value::<String>(define).await;
     world.db.run("SELECT pg_create_logical_replication_slot('incidents', 'pgoutput')").await;
