@@ -1,7 +1,8 @@
 //! Logins of user mappings, and where it is kept how far they are: one file for each, which all processes of the server
 //! share ([`servicenow::client::auth::vault`]). In backends and in the worker.
 //!
-//! A file belongs to a version of a user mapping: whatever is altered begins anew, and what is rolled back goes on. Base
+//! A file belongs to a version of a user mapping: whatever is altered begins anew, and what is rolled back goes on. Beside
+//! them are files of accounts that may be locked, for all mappings of one. Base
 //! backups leave the files out, as they are called like temporary ones (see [`crate::push::intent`]). A refresh token that
 //! cannot be got again without a person is in a table too, for a standby that takes over ([`keep`]).
 
@@ -24,6 +25,10 @@ use crate::push::intent;
 pub const PREFIX: &str = "pgsql_tmp";
 /// Their directory, beside the notes of writes.
 pub const DIRECTORY: &str = "logins";
+/// What the names of files go on with that are of accounts, which several user mappings may be of.
+const ACCOUNT: &str = "account";
+/// How long it is remembered of an account that nobody tries that it was refused.
+const MEMORY: Duration = Duration::from_secs(90 * 86_400);
 /// Files of user mappings that are no more are left this long to transactions that are not over.
 const GRACE: Duration = Duration::from_secs(600);
 
@@ -36,6 +41,10 @@ pub struct Login {
     pub token_url: Option<Url>,
     /// What this version of the mapping is called.
     pub name: String,
+    /// The account that may be locked, as a digest: its refusals are counted whichever mapping they came by.
+    account: String,
+    /// The user mapping, and its version.
+    mapping: (String, String),
     /// The refresh token to begin with.
     spare: Option<Secret>,
     /// It is to be tried out, whatever others have.
@@ -49,10 +58,15 @@ impl Login {
         let token_address = token_url.as_ref().map_or("", Url::as_str);
         // A transaction may alter a mapping more than once: whose login it is counts too.
         let identity = credentials.identity();
+        let username = credentials.username().unwrap_or_default();
+        let account = [options.instance_url.as_str(), token_address, username];
         let whose = [options.instance_url.as_str(), token_address, &identity].map(Secret::new);
         let whose = &auth::digest(&whose)[..16];
         let name = format!("{}.{}.{}.{whose}", server.to_u32(), mapping.oid.to_u32(), mapping.version);
-        let mut login = Self { credentials, token_url, name, spare: None, is_trial: false };
+        let mapping =
+            (format!("{}.{}", server.to_u32(), mapping.oid.to_u32()), format!("{}.{whose}", mapping.version));
+        let account = auth::digest(&account.map(Secret::new))[..32].to_owned();
+        let mut login = Self { credentials, token_url, name, account, mapping, spare: None, is_trial: false };
         if login.needs_a_person() && !login.path().exists() {
             login.spare = catalog::kept_token(&login.name);
         }
@@ -73,7 +87,11 @@ impl Login {
         // Without it each process has a login of its own; whoever writes says what is wrong.
         let _none = intent::make_directory();
         let (path, spare) = (self.path(), self.spare.clone());
-        Vault::shared(VaultFile { path, syncs: pg::io::syncs_files(), spare })
+        let syncs = pg::io::syncs_files();
+        let account = directory().join(format!("{PREFIX}.{ACCOUNT}.{}", self.account));
+        let account = Vault::shared(VaultFile { path: account, syncs, spare: None });
+        let (mapping, version) = self.mapping.clone();
+        Vault::shared(VaultFile { path, syncs, spare }).of_account(account, mapping, version)
     }
 
     /// Its file.
@@ -149,7 +167,9 @@ pub fn tidy() {
         let Some(name) = name.strip_prefix(PREFIX).and_then(|name| name.strip_prefix('.')) else { continue };
         let of = name.split('.').take(4).collect::<Vec<_>>().join(".");
         let age = entry.metadata().and_then(|file| file.modified()).ok().and_then(|at| at.elapsed().ok());
-        if !is_current(&of) && age.is_some_and(|age| age > GRACE) {
+        let is_account = name.strip_prefix(ACCOUNT).is_some_and(|name| name.starts_with('.'));
+        let grace = if is_account { MEMORY } else { GRACE };
+        if !is_current(&of) && age.is_some_and(|age| age > grace) {
             let _tried_again_later = std::fs::remove_file(path);
         }
     }

@@ -373,3 +373,48 @@ async fn a_consent_in_a_browser_logs_everybody_in_for_as_long_as_the_refresh_tok
     shared.sim.clock().advance(Duration::from_secs(31));
     assert_eq!(call(&[shared.process(credentials())]).await, 1);
 }
+
+/// Instances lock accounts, whichever user mapping has tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_of_one_account_have_three_tries_together_and_an_altered_one_is_tried_at_once() {
+    for wrong in [basic("wrong"), password_grant("wrong")] {
+        let shared = Shared::new().await;
+        let mapping = |name: &str, version: &str, credentials: &Credentials| {
+            let clock = || {
+                let clock = shared.sim.clock().clone();
+                move || clock.now().into()
+            };
+            let path = |name: &str| shared.path.with_file_name(name);
+            let vault =
+                |path| Vault::shared(VaultFile { path, syncs: false, spare: None }).with_clock(clock());
+            let own = vault(path(&format!("{name}.{version}")));
+            let own = own.of_account(vault(path("account")), name.to_owned(), version.to_owned());
+            set_up(shared.sim.url(), credentials.clone(), |instance, _| {
+                instance.patience.attempts = 1;
+                instance.vault = own;
+            })
+            .expect("a client")
+        };
+        let refused = || {
+            let requests = shared.sim.requests();
+            requests.iter().filter(|request| request.status == 401).count()
+        };
+        let try_often = async |clients: &[HttpClient]| {
+            for _ in 0..4 {
+                assert_eq!(call(clients).await, 0);
+                shared.sim.clock().advance(Duration::from_secs(1_000));
+            }
+        };
+        try_often(&[mapping("a", "1", &wrong), mapping("b", "1", &wrong), mapping("c", "1", &wrong)]).await;
+        assert_eq!(refused(), 3);
+        // Somebody says of one that it is right now.
+        try_often(&[mapping("c", "2", &wrong), mapping("b", "1", &wrong), mapping("a", "1", &wrong)]).await;
+        assert_eq!(refused(), 6);
+        // Another password is tried at once, if nobody has said anything of the mapping, too.
+        let right = match &wrong {
+            Credentials::Basic { .. } => basic("itil-secret"),
+            _ => password_grant("itil-secret"),
+        };
+        assert_eq!(call(&[mapping("d", "1", &right)]).await, 1);
+    }
+}

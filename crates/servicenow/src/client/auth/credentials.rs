@@ -108,9 +108,17 @@ impl Credentials {
         }
     }
 
+    /// Whose account an instance may lock if they are refused too often.
+    pub fn username(&self) -> Option<&str> {
+        match self {
+            Credentials::Basic { username, .. } | Credentials::Password { username, .. } => Some(username),
+            _ => None,
+        }
+    }
+
     /// Whether an instance may lock the user's account if they are refused too often.
     pub(super) fn may_lock_an_account(&self) -> bool {
-        matches!(self, Credentials::Basic { .. } | Credentials::Password { .. })
+        self.username().is_some()
     }
 
     /// A digest of all secrets as they are now. What was refused with one may be accepted with another.

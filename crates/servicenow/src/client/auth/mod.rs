@@ -2,7 +2,8 @@
 //!
 //! - `secret`: text that must not be shown; `credentials`: the ways to log in
 //! - `grant`: token calls; [`consent`]: a user's consent in a browser
-//! - `state`: how far a login is and what comes next; [`vault`]: where that is kept, for any number of processes
+//! - `state`: how far a login is and what comes next; `tally`: what logins of one account have in common; [`vault`]: where
+//!   that is kept, for any number of processes
 //!
 //! [`Login`] puts them together. One of all who share a login makes a token call, and one of them finds out whether
 //! credentials are accepted; the others wait and share what came of it.
@@ -12,6 +13,7 @@ mod credentials;
 mod grant;
 mod secret;
 mod state;
+mod tally;
 pub mod vault;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +51,13 @@ pub(super) struct Pass {
     pub(super) name: HeaderName,
     pub(super) value: HeaderValue,
     /// It is not known yet whether these credentials are accepted: others wait to hear.
-    trial: Option<Locked>,
+    trial: Option<Trial>,
+}
+
+/// Nobody else tries the login meanwhile, nor its account.
+struct Trial {
+    login: Locked,
+    account: Option<Locked>,
 }
 
 impl Login {
@@ -99,8 +107,14 @@ impl Login {
         if locked.state().rests(self.vault.now(), &digest, self.most_tries()) {
             return Err(Error::Login);
         }
-        let trial = if locked.state().is_accepted() { None } else { Some(locked) };
-        Ok(Pass { name, value: value()?, trial })
+        if locked.state().is_accepted() {
+            return Ok(Pass { name, value: value()?, trial: None });
+        }
+        let account = self.account().await;
+        if is_blocked(account.as_ref(), &digest) {
+            return Err(Error::Login);
+        }
+        Ok(Pass { name, value: value()?, trial: Some(Trial { login: locked, account }) })
     }
 
     async fn token<T: Transport>(&self, transport: &T, rejected: Option<&Secret>) -> Result<Secret> {
@@ -120,19 +134,28 @@ impl Login {
         if locked.state().rests(self.vault.now(), &digest, self.most_tries()) {
             return living.ok_or(Error::Login);
         }
-        self.renew(transport, &mut locked).await.or_else(|e| {
+        let account = self.account().await;
+        let is_blocked = is_blocked(account.as_ref(), &digest);
+        if is_blocked && locked.state().refresh_token().is_none() {
+            return living.ok_or(Error::Login);
+        }
+        self.renew(transport, &mut locked, is_blocked).await.or_else(|e| {
             if matches!(e, Error::Login) {
-                self.is_doubtful.store(true, Ordering::Relaxed);
-                let now = self.vault.now();
-                let _known_here = locked.change(|state| state.refuse(now, digest, self.most_tries()));
+                self.refuse(locked, account.filter(|_| !is_blocked), digest);
             }
             living.ok_or(e)
         })
     }
 
-    /// Makes a token call; a second one with the credentials themselves if a refresh token is refused. Why it is refused
-    /// nobody tells: if the credentials are refused too, it may be the client that is not let in, and the token is kept.
-    async fn renew<T: Transport>(&self, transport: &T, locked: &mut Locked) -> Result<Secret> {
+    /// Makes a token call; a second one with the credentials themselves if a refresh token is refused, unless the account
+    /// is left alone. Why it is refused nobody tells: if the credentials are refused too, it may be the client that is not
+    /// let in, and the token is kept.
+    async fn renew<T: Transport>(
+        &self,
+        transport: &T,
+        locked: &mut Locked,
+        account_is_blocked: bool,
+    ) -> Result<Secret> {
         let ask = async |grant| grant::request(transport, &self.token_url, grant, self.vault.now()).await;
         let held = locked.state().refresh_token().cloned();
         let held = self.credentials.client().zip(held);
@@ -149,7 +172,7 @@ impl Login {
             (Credentials::AuthorizationCode { .. }, held) => held.is_some(),
             _ => false,
         };
-        if is_the_same {
+        if is_the_same || account_is_blocked {
             return Err(Error::Login);
         }
         let granted = ask(Grant::First(&self.credentials)).await?;
@@ -201,8 +224,11 @@ impl Login {
     /// The instance has carried out a call that came with a pass.
     pub(super) async fn accepted(&self, pass: &mut Pass) {
         match pass.trial.take() {
-            Some(mut locked) => {
-                let _known_here = locked.change(state::State::accept);
+            Some(Trial { mut login, account }) => {
+                let _known_here = login.change(state::State::accept);
+                if let Some(mut account) = account.filter(|account| !account.state().tally().is_clear()) {
+                    let _known_here = account.change(|state| state.tally_mut().clear());
+                }
             }
             None if self.is_doubtful.swap(false, Ordering::Relaxed) && self.has_token() => {
                 self.forgive().await;
@@ -214,13 +240,32 @@ impl Login {
     /// The instance does not accept the pass of a call, and another one would not help.
     pub(super) async fn refused(&self, pass: Pass) {
         let Ok(digest) = self.credentials.digest() else { return };
+        let Trial { login, account } = match pass.trial {
+            Some(trial) => trial,
+            None => {
+                let login = self.vault.known().await.lock().await;
+                Trial { login, account: self.account().await }
+            }
+        };
+        self.refuse(login, account, digest);
+    }
+
+    /// Notes a refusal. What was refused while the login rests was under way before, and counts once.
+    fn refuse(&self, mut login: Locked, account: Option<Locked>, digest: String) {
         self.is_doubtful.store(true, Ordering::Relaxed);
         let now = self.vault.now();
-        let mut locked = match pass.trial {
-            Some(locked) => locked,
-            None => self.vault.known().await.lock().await,
-        };
-        let _known_here = locked.change(|state| state.refuse(now, digest, self.most_tries()));
+        if let Some(mut account) = account.filter(|_| !login.state().rests(now, &digest, self.most_tries())) {
+            let _known_here = account.change(|state| state.tally_mut().refuse(digest.clone()));
+        }
+        let _known_here = login.change(|state| state.refuse(now, digest, self.most_tries()));
+    }
+
+    /// What is known of the account, if it may be locked.
+    async fn account(&self) -> Option<Locked> {
+        match self.credentials.may_lock_an_account() {
+            true => self.vault.account().await,
+            false => None,
+        }
     }
 
     /// The credentials were accepted elsewhere: whatever rests is tried again.
@@ -229,7 +274,10 @@ impl Login {
         known.look();
         if known.state().was_refused() {
             let _known_here = known.lock().await.change(state::State::accept);
+        } else {
+            drop(known);
         }
+        self.vault.forgive_account().await;
     }
 
     /// How often the credentials may be refused in a row.
@@ -241,6 +289,10 @@ impl Login {
     pub(super) fn has_token(&self) -> bool {
         self.credentials.client().is_some()
     }
+}
+
+fn is_blocked(account: Option<&Locked>, digest: &str) -> bool {
+    account.is_some_and(|account| account.state().tally().blocks(digest))
 }
 
 const BEARER: &str = "Bearer ";

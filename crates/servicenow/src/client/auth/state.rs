@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::grant::Granted;
 use super::secret::Secret;
+use super::tally::Tally;
 use crate::client::retry::Urgency;
 
 /// How long a refused login rests before the credentials are tried again, so that trying does not lock the
@@ -27,6 +28,9 @@ pub(super) struct State {
     /// The instance has accepted the credentials, and not refused them since.
     accepted: bool,
     refused: Option<Refused>,
+    /// In the vault of an account only.
+    #[serde(default, skip_serializing_if = "Tally::is_new")]
+    tally: Tally,
 }
 
 /// A token in use.
@@ -110,6 +114,16 @@ impl State {
     /// Whether there was a refusal since credentials were accepted.
     pub(super) fn was_refused(&self) -> bool {
         self.refused.is_some()
+    }
+
+    /// What is known of the account.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// The same, to be changed.
+    pub(super) fn tally_mut(&mut self) -> &mut Tally {
+        &mut self.tally
     }
 
     /// A token call was answered.

@@ -32,6 +32,7 @@ const UNFINISHED: &str = "new";
 pub struct Vault {
     held: Arc<Mutex<Held>>,
     file: Option<Arc<VaultFile>>,
+    tally: Option<Arc<Account>>,
     clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
 
@@ -46,9 +47,17 @@ pub struct VaultFile {
     pub spare: Option<Secret>,
 }
 
+/// An account that several logins may be of, and the one of them that this is.
+#[derive(Debug)]
+struct Account {
+    vault: Vault,
+    login: String,
+    version: String,
+}
+
 impl Default for Vault {
     fn default() -> Self {
-        Self { held: Arc::default(), file: None, clock: Arc::new(SystemTime::now) }
+        Self { held: Arc::default(), file: None, tally: None, clock: Arc::new(SystemTime::now) }
     }
 }
 
@@ -62,6 +71,13 @@ impl Vault {
     /// One that other processes share.
     pub fn shared(file: VaultFile) -> Self {
         Self { file: Some(Arc::new(file)), ..Self::default() }
+    }
+
+    /// The same for a login that is one of several of an account, whose refusals are counted together in a vault of
+    /// their own. Another version of the login is somebody's word that the account may be tried again.
+    #[must_use]
+    pub fn of_account(self, account: Vault, login: String, version: String) -> Self {
+        Self { tally: Some(Arc::new(Account { vault: account, login, version })), ..self }
     }
 
     /// The same with another clock.
@@ -78,6 +94,27 @@ impl Vault {
     /// The state as this process knows it, for itself while it is held.
     pub(super) async fn known(&self) -> Known {
         Known { held: self.held.clone().lock_owned().await, file: self.file.clone() }
+    }
+
+    /// What is known of the account, for everybody while it is held: after the login itself has been locked.
+    pub(super) async fn account(&self) -> Option<Locked> {
+        let account = self.tally.as_ref()?;
+        let mut locked = account.vault.known().await.lock().await;
+        if !locked.state().tally().has_met(&account.login, &account.version) {
+            let meet = |state: &mut State| state.tally_mut().meet(&account.login, &account.version);
+            let _known_here = locked.change(meet);
+        }
+        Some(locked)
+    }
+
+    /// The credentials of the account were accepted.
+    pub(super) async fn forgive_account(&self) {
+        let Some(account) = &self.tally else { return };
+        let mut known = account.vault.known().await;
+        known.look();
+        if !known.state().tally().is_clear() {
+            let _known_here = known.lock().await.change(|state| state.tally_mut().clear());
+        }
     }
 }
 
@@ -219,6 +256,12 @@ fn read_state(path: &Path) -> io::Result<State> {
     }
     let text = Secret::new(fs::read_to_string(path)?);
     Ok(serde_json::from_str(text.reveal())?)
+}
+
+/// Reads what is in a file of [`Vault::shared`], and gives back how it would be written again; none if it is not one.
+pub fn reread(text: &str) -> Option<Secret> {
+    let state: State = serde_json::from_str(text).ok()?;
+    Some(Secret::new(serde_json::to_string(&state).ok()?))
 }
 
 /// The refresh token in a file of [`Vault::shared`], if there is one.
