@@ -1,7 +1,7 @@
 //! Tables and their layouts: which slot of a row holds which column, inherited ones included (facts §7.1).
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::column::Column;
 use super::key_order;
@@ -48,8 +48,8 @@ pub(crate) struct Layout {
     pub(crate) slots: Vec<Slot>,
     /// The slot of each live column.
     pub(crate) index: HashMap<Arc<str>, u16>,
-    /// Live slots in the order in which a row prints them.
-    pub(crate) order: Vec<u16>,
+    /// Live slots in the order in which a row prints them, once somebody has asked.
+    order: OnceLock<Vec<u16>>,
     /// The slot shown for a reference to a row.
     display: Option<usize>,
 }
@@ -76,10 +76,17 @@ impl Layout {
         self.slots.push(Slot { column, owner, live: true });
     }
 
+    /// Live slots in the order in which a row prints them.
+    pub(crate) fn order(&self) -> &[u16] {
+        self.order.get_or_init(|| {
+            let mut order: Vec<u16> = self.index.values().copied().collect();
+            key_order::sort_keys(&mut order, |&s| self.slots[usize::from(s)].column.element.to_string());
+            order
+        })
+    }
+
     fn reorder(&mut self) {
-        let mut order: Vec<u16> = self.index.values().copied().collect();
-        key_order::sort_keys(&mut order, |&s| self.slots[usize::from(s)].column.element.to_string());
-        self.order = order;
+        self.order = OnceLock::new();
         // A child's own display column comes before its parent's, which was made earlier.
         let flagged =
             self.live().filter(|(_, s)| s.column.display).max_by_key(|(at, s)| (s.owner, usize::MAX - at));

@@ -78,7 +78,7 @@ impl Plan {
             Some(fields) => fields.to_vec(),
             None => {
                 let seen = &db.schema.table(table).layout;
-                seen.order.iter().map(|&s| seen.slots[usize::from(s)].column.element.to_string()).collect()
+                seen.order().iter().map(|&s| seen.slots[usize::from(s)].column.element.to_string()).collect()
             }
         };
         if style.fields.is_some() {
