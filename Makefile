@@ -4,6 +4,7 @@
 #   make test                       everything CI runs
 #   make test-all                   the same, and the end-to-end tests on newer majors built from Debian's sources
 #   make soak [MINUTES=…]           many short sessions on a Postgres with assertions, built from Debian's sources
+#   make deny [CHECKS=…]            licences, bans and sources of others' code; with CHECKS=advisories known holes, too
 #   make install [PG_CONFIG=…]      a release build into that Postgres
 #   make package [PG_CONFIG=…]      a Debian package of a release build, and an archive for PGXN, in target/package
 #   make try-package                the same, and installs the Debian package in a fresh Debian
@@ -15,6 +16,8 @@ PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 PGRX_VERSION := 0.18.1
 MDBOOK_VERSION := 0.4.52
+DENY_VERSION := 0.20.2
+CHECKS ?= licenses bans sources
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev pkg-config postgresql-15 \
             postgresql-server-dev-15 sudo
@@ -51,9 +54,10 @@ export PGRX_HOME = $(CARGO_TARGET_DIR)/pgrx
 export PG_CONFIG CARGO_TARGET_DIR
 
 PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
+DENY := $(CARGO_TARGET_DIR)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 MDBOOK := $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 
-.PHONY: demo test test-all soak install package try-package book freeze bench lint majors test-in-server install-debug packages orm-python browser pgrx
+.PHONY: demo test test-all soak install package try-package book freeze bench lint deny majors test-in-server install-debug packages orm-python browser pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
@@ -161,6 +165,14 @@ browser:
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+
+# Not with the others: it takes minutes to build. CHECKS=advisories fetches RustSec's database from GitHub.
+deny: $(DENY)
+	$(DENY) --locked --workspace check $(CHECKS)
+
+$(DENY):
+	@$(MAKE) --no-print-directory packages PACKAGES="build-essential"
+	cargo install cargo-deny --version $(DENY_VERSION) --locked --root $(CARGO_TARGET_DIR)/cargo-deny-$(DENY_VERSION)
 
 majors: $(CHECKED_MAJORS:%=check-pg%)
 check-pg%:
