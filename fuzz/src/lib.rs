@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ring::hmac;
 use servicenow::capture::webhook::{Gatekeeper, key};
+use servicenow::client::auth::vault::reread;
 use servicenow::page::{Column, Layout, Rows, decode_list, decode_record};
 use servicenow::push::codec::{self, HEADER};
 use servicenow::push::intent::open_writes;
@@ -21,8 +22,14 @@ use servicenow::value::{Kind, Show};
 pub type Target = fn(&[u8]);
 
 /// A target by name.
-pub const TARGETS: [(&str, Target); 5] =
-    [("page", page), ("query", query), ("value", value), ("webhook", webhook), ("intent", intent)];
+pub const TARGETS: [(&str, Target); 6] = [
+    ("page", page),
+    ("query", query),
+    ("value", value),
+    ("webhook", webhook),
+    ("intent", intent),
+    ("login", login),
+];
 
 const KINDS: [(&str, Kind); 10] = [
     ("short_description", Kind::Text),
@@ -146,4 +153,11 @@ fn intents(file: &[u8]) {
     assert_eq!(reread.notes, decoded.notes);
     assert!(!reread.torn);
     black_box(open_writes(decoded.notes));
+}
+
+/// Files of logins: what is read is written as what is read as the same again.
+pub fn login(bytes: &[u8]) {
+    let Some(written) = std::str::from_utf8(bytes).ok().and_then(reread) else { return };
+    let again = reread(written.reveal()).expect("it was written by us");
+    assert!(again == written);
 }

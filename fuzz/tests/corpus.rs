@@ -116,3 +116,8 @@ fn requests_to_the_listener_are_read_or_refused() {
 fn files_of_intents_are_read_or_refused() {
     try_out("intent");
 }
+
+#[test]
+fn files_of_logins_are_read_or_refused() {
+    try_out("login");
+}
