@@ -106,12 +106,24 @@ impl Range {
     /// A bound that cuts off about one of `parts` equal parts at the beginning, if identifiers are random hexadecimal
     /// digits. There is none where the range is too narrow for that, or lies elsewhere.
     pub fn part(&self, parts: u64) -> Option<SysId> {
-        let lower = self.lower.as_ref().map_or(0, |id| digits_of(id.as_str()));
+        self.first(self.width()? / u128::from(parts.max(2)))
+    }
+
+    /// How many identifiers of 32 hexadecimal digits lie in the range; `None` if it lies elsewhere.
+    pub fn width(&self) -> Option<u128> {
         let upper = self.upper.as_ref().map_or(u128::MAX, |id| digits_of(id.as_str()));
-        let width = upper.checked_sub(lower)? / u128::from(parts.max(2));
-        let bound = format!("{:032x}", lower.checked_add(width)?);
+        upper.checked_sub(self.first_digits())
+    }
+
+    /// A bound that cuts off a part of this width at the beginning, if the range is wider.
+    pub fn first(&self, width: u128) -> Option<SysId> {
+        let bound = format!("{:032x}", self.first_digits().checked_add(width)?);
         let bound = SysId::new(bound.trim_end_matches('0'));
         (width > 0 && self.is_cut_by(&bound)).then_some(bound)
+    }
+
+    fn first_digits(&self) -> u128 {
+        self.lower.as_ref().map_or(0, |id| digits_of(id.as_str()))
     }
 
     /// Whether a record comes before the range.
