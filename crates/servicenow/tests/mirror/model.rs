@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use servicenow::page::{Column, Layout};
 use servicenow::sync::metadata::Metadata;
 use servicenow::sync::mirror::Mirror;
+use servicenow::sync::moved::Moved;
 use servicenow::sync::store::Position;
 use servicenow::value::{Kind, Show};
 use servicenow_sim::{AclRule, Effect, Fault, Simulator};
@@ -57,6 +58,8 @@ enum Event {
     WorksAndCrashes(usize),
     ReadsDeletes,
     ReadsDeletesAndCrashes(usize),
+    ReadsMoved,
+    ReadsMovedAndCrashes(usize),
     ReadsMetadata,
     ReadsMetadataAndCrashes(usize),
     DoesAllAndCrashes(usize),
@@ -149,6 +152,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         5 => Just(Event::Works),
         4 => (0usize..60).prop_map(Event::WorksAndCrashes),
         3 => Just(Event::ReadsDeletes),
+        3 => Just(Event::ReadsMoved),
+        2 => (0usize..40).prop_map(Event::ReadsMovedAndCrashes),
         3 => Just(Event::ReadsMetadata),
         2 => (0usize..60).prop_map(Event::ReadsMetadataAndCrashes),
         2 => (0usize..120).prop_map(Event::DoesAllAndCrashes),
@@ -194,6 +199,7 @@ struct Case {
     world: World,
     mirror: Mirror<Direct, Keeper>,
     metadata: Metadata<Direct, Keeper>,
+    moved: Moved<Direct, Keeper>,
     /// Users that tasks are assigned to.
     users: Vec<String>,
     query: Option<&'static str>,
@@ -223,12 +229,13 @@ impl Case {
         show(&world, setting.shown);
         world.read_deletes().await;
         begun(&world, setting.ranges, false);
-        let (mirror, metadata) = (world.mirror(), world.metadata());
+        let (mirror, metadata, moved) = (world.mirror(), world.metadata(), world.moved());
         let users = (0..USERS).map(|_| user(&world)).collect();
         Case {
             world,
             mirror,
             metadata,
+            moved,
             users,
             query: setting.query,
             gone: Vec::new(),
@@ -370,6 +377,11 @@ impl Case {
                 }
                 self.restart();
             }
+            Event::ReadsMoved => self.read_moved(usize::MAX).await,
+            Event::ReadsMovedAndCrashes(polls) => {
+                self.read_moved(polls).await;
+                self.moved = self.world.moved();
+            }
             Event::ReadsMetadata => self.read_metadata(usize::MAX).await,
             Event::ReadsMetadataAndCrashes(polls) => {
                 self.read_metadata(polls).await;
@@ -424,6 +436,12 @@ impl Case {
         if let Some(Ok(read)) = at_most(self.metadata.read(), polls).await {
             self.world.store.with(|m| m.metadata = Some(read.watermark));
         }
+    }
+
+    /// Reads what has moved to other tables, from when deletions were last read.
+    async fn read_moved(&mut self, polls: usize) {
+        let since = self.world.store.with(|m| m.deletes).unwrap_or_default();
+        let _dropped = at_most(self.moved.read(since), polls).await;
     }
 
     async fn read_deletes(&mut self, polls: usize) {
