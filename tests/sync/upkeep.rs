@@ -88,6 +88,30 @@ async fn an_edit_without_a_trace_is_mended_by_the_next_round_of_reading_everythi
     assert_eq!(world.db.value::<String>(source).await, "reconcile");
 }
 
+/// What was noted before the clock was set back by an hour is not waited for until it shows that time again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_looked_up_is_when_the_clock_is_set_back() {
+    let world = quick("").await;
+    world.stop_worker().await;
+    let silent = world.sim.edit().without_workflow().without_auto_sys_fields();
+    let ids: Vec<String> = world.sim.edit().find("incident", "ORDERBYsys_id").expect("a query");
+    for (id, (at, due)) in ids.iter().zip([("1 hour", "NULL"), ("0 s", "now() + interval '1 hour'")]) {
+        silent.update("incident", id, &[("short_description", "silently")]).expect("it is there");
+        let asked = format!(
+            "INSERT INTO servicenow.recheck (foreign_table, sys_id, at, due)
+             VALUES ('incident'::regclass, '{id}', now() + interval '{at}', {due})"
+        );
+        world.db.run(&asked).await;
+    }
+    world.db.run("SELECT servicenow.start_worker()").await;
+    let shown = format!(
+        "SELECT bool_and(short_description = 'silently') FROM incident WHERE sys_id IN ('{}', '{}')",
+        ids[0], ids[1]
+    );
+    world.until(&shown).await;
+    world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
+}
+
 /// Whatever types columns have: what is stored is what is read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_of_every_type_is_verified_to_be_as_it_is() {
