@@ -312,9 +312,16 @@ async fn nothing_is_lost_when_the_whole_server_is_killed() {
             world.db.run("DROP FOREIGN TABLE incident").await;
         }
     }
-    for (round, place) in
-        ["worker.changed.commit", "worker.polled.commit", "worker.deletes.after"].iter().enumerate()
-    {
+    let places = [
+        "worker.changed.commit",
+        "worker.polled.commit",
+        "worker.deletes.after",
+        "worker.rechecked.commit",
+        "worker.describe.commit",
+        "worker.relabelled.commit",
+    ];
+    let (caller, _) = caller(&world);
+    for (round, place) in places.iter().enumerate() {
         let before = strikes(&world, place);
         arm(&world, &format!("{place}:sleep")).await;
         change(&world, round);
@@ -322,6 +329,9 @@ async fn nothing_is_lost_when_the_whole_server_is_killed() {
         server_dies(&mut world).await;
         pid_after_a_read(&world).await;
         converges(&world, place).await;
+        world
+            .until(&format!("SELECT bool_and(caller = 'round {round}') IS NOT FALSE FROM incident WHERE caller_id = '{caller}'"))
+            .await;
     }
 }
 
