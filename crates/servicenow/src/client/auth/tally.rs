@@ -14,10 +14,9 @@ const MOST_LOGINS: usize = 256;
 /// What is known of an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Tally {
-    /// Refusals since it was last accepted.
-    count: u32,
-    /// What was refused, as digests, the latest last.
-    digests: Vec<String>,
+    /// What was refused since the account was last accepted, as digests, and how often; the latest last. Each counts for
+    /// itself: who has a wrong password cannot take the tries of who has the right one.
+    refused: Vec<(String, u32)>,
     /// The logins that have tried or wanted to, and their versions.
     logins: BTreeMap<String, String>,
 }
@@ -25,7 +24,7 @@ pub(super) struct Tally {
 impl Tally {
     /// Whether secrets of this digest are to be left alone. Others are another matter: somebody has set them.
     pub(super) fn blocks(&self, digest: &str) -> bool {
-        self.count >= MOST_TRIES && self.digests.iter().any(|refused| refused == digest)
+        self.refused.iter().any(|(refused, count)| refused == digest && *count >= MOST_TRIES)
     }
 
     /// Whether this version of a login is known.
@@ -45,17 +44,16 @@ impl Tally {
 
     /// Secrets of this digest were refused.
     pub(super) fn refuse(&mut self, digest: String) {
-        self.count = self.count.saturating_add(1);
-        self.digests.retain(|refused| *refused != digest);
-        self.digests.push(digest);
-        let most = self.digests.len().saturating_sub(MOST_SECRETS);
-        self.digests.drain(..most);
+        let known = self.refused.iter().position(|(refused, _)| *refused == digest);
+        let count = known.map_or(0, |at| self.refused.remove(at).1);
+        self.refused.push((digest, count.saturating_add(1)));
+        let most = self.refused.len().saturating_sub(MOST_SECRETS);
+        self.refused.drain(..most);
     }
 
     /// The account was accepted, or is to be tried whatever was.
     pub(super) fn clear(&mut self) {
-        self.count = 0;
-        self.digests.clear();
+        self.refused.clear();
     }
 
     /// Whether there is nothing to write down.
@@ -65,7 +63,7 @@ impl Tally {
 
     /// Whether nothing was refused.
     pub(super) fn is_clear(&self) -> bool {
-        self.count == 0
+        self.refused.is_empty()
     }
 }
 
@@ -94,7 +92,14 @@ mod tests {
             tally.meet(&n.to_string(), "1");
             tally.refuse(n.to_string());
         }
-        assert!(tally.digests.len() <= MOST_SECRETS && tally.logins.len() <= MOST_LOGINS);
-        assert!(tally.blocks("999"));
+        assert!(tally.refused.len() <= MOST_SECRETS && tally.logins.len() <= MOST_LOGINS);
+    }
+
+    #[test]
+    fn wrong_secrets_do_not_take_the_tries_of_others() {
+        let mut tally = Tally::default();
+        (0..5).for_each(|_| tally.refuse("wrong".to_owned()));
+        tally.refuse("right, while the instance was in trouble".to_owned());
+        assert!(tally.blocks("wrong") && !tally.blocks("right, while the instance was in trouble"));
     }
 }
