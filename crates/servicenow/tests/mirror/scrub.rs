@@ -303,7 +303,7 @@ async fn a_table_without_times_is_kept_by_reading_it_piece_by_piece() {
 /// that are older than the watermark.
 #[tokio::test]
 async fn a_clone_is_found_by_counts_and_by_reading_everything() {
-    let world = World::of_tasks().await.in_pages_of(20).scrubbing();
+    let world = World::of_tasks().await.in_pages_of(20);
     let mut mirror = world.filled().await;
     poll(&mut mirror).await;
     let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
@@ -316,7 +316,9 @@ async fn a_clone_is_found_by_counts_and_by_reading_everything() {
     }
     poll(&mut mirror).await;
     world.reconcile().await;
+    // New and gone ones that make up for one another somewhere are not told apart by counts.
     assert_eq!(world.stored().len(), world.truth().len(), "new and gone ones are noticed");
+    let world = world.scrubbing();
     world.scrub().await;
     world.assert_alike();
 }
