@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::Bench;
 use crate::worker::{Memory, Worker};
-use crate::{Bench, median};
 
 /// What a fill was like.
 pub struct Fill {
@@ -13,9 +13,9 @@ pub struct Fill {
     pub seconds: f64,
     /// The most memory the worker was seen with.
     pub memory: Memory,
-    /// The median of the private memory it was seen with in the second half of the time, in KiB: at first it has not taken
-    /// yet what it needs, and the longer a fill takes, the more often it is looked at, and the higher is the highest.
-    pub usual: f64,
+    /// The private memory it was seen with in the second half of the time, in KiB: at first it has not taken yet what it
+    /// needs.
+    pub seen: Vec<f64>,
 }
 
 impl Fill {
@@ -30,15 +30,15 @@ pub async fn fill(bench: &Bench<'_>) -> Fill {
     let db = &bench.db;
     db.run("DROP FOREIGN TABLE IF EXISTS incident").await;
     db.run("IMPORT FOREIGN SCHEMA servicenow LIMIT TO (incident) FROM SERVER acme INTO public").await;
-    let (memory, usual) = watch(bench).await;
+    let (memory, seen) = watch(bench).await;
     let ended =
         "SELECT extract(epoch FROM fill_ended_at - fill_started_at)::float8, rows FROM servicenow.sync_table";
     let row = &db.rows(ended).await[0];
-    Fill { rows: row.get(1), seconds: row.get(0), memory, usual }
+    Fill { rows: row.get(1), seconds: row.get(0), memory, seen }
 }
 
-/// Waits for the end of the fill; gives back the worker's highest memory, and what is usual of it in private.
-async fn watch(bench: &Bench<'_>) -> (Memory, f64) {
+/// Waits for the end of the fill; gives back the worker's highest memory, and [`Fill::seen`].
+async fn watch(bench: &Bench<'_>) -> (Memory, Vec<f64>) {
     let (mut highest, mut seen) = (Memory::default(), Vec::new());
     loop {
         if let Some(worker) = Worker::find(bench).await {
@@ -48,8 +48,7 @@ async fn watch(bench: &Bench<'_>) -> (Memory, f64) {
         }
         let done = "SELECT bool_and(phase IN ('catchup', 'synced')) FROM servicenow.sync_table";
         if bench.db.value::<bool>(done).await {
-            let late = seen.split_off(seen.len() / 2);
-            return (highest, if late.is_empty() { 0.0 } else { median(late) });
+            return (highest, seen.split_off(seen.len() / 2));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
