@@ -13,7 +13,7 @@ use servicenow::sync::store::StoredRecords;
 use servicenow::value::{SysId, Value};
 
 use super::change::{ChangeLog, Op, Source, rows_as_json};
-use super::{MOD_COUNT, UPDATED_ON, VersionPart};
+use super::{MOD_COUNT, UPDATED_ON, VersionPart, as_text};
 use crate::catalog::{self, Mirror, MirrorColumn, get};
 use crate::error::{error, raise};
 use crate::pg;
@@ -515,11 +515,11 @@ pub fn to_value(scalar: &OwnedScalar) -> Value<'_> {
 pub fn differing(mirror: &Mirror, rows: &Rows) -> Vec<String> {
     let name = |column: &MirrorColumn| pgrx::spi::quote_identifier(&column.name);
     let (table, key) = (catalog::qualified(mirror.cache), name(&mirror.columns[mirror.key]));
+    let text = |of, column| as_text(mirror, of, column);
     let differs: Vec<String> = mirror
         .columns
         .iter()
-        .map(name)
-        .map(|column| format!("c.{column}::text IS DISTINCT FROM r.{column}::text"))
+        .map(|column| format!("{} IS DISTINCT FROM {}", text("c.", column), text("r.", column)))
         .collect();
     let sql = format!(
         "SELECT c.{key}::text FROM json_populate_recordset(NULL::{table}, $1::json) r JOIN {table} c USING ({key})

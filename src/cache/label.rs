@@ -11,6 +11,7 @@ use servicenow::page::Rows;
 use servicenow::sync::store::{Relabelling, Renamed};
 
 use super::apply::{self, Outcome, each_row, lock_free, misfit, to_scalar, to_value, versions};
+use super::as_text;
 use super::change::{ChangeLog, Op, Source};
 use crate::catalog::{self, Mirror, get, read};
 use crate::error::raise;
@@ -179,14 +180,13 @@ struct Rewriting<'r, F> {
 impl<F: Fn(&mut [Option<String>])> Rewriting<'_, F> {
     /// The query for keys and texts of the rows that hold one of `$1` in one of these columns.
     fn select(&self, by: &[usize]) -> String {
-        let name = |column: &usize| quote_identifier(&self.mirror.columns[*column].name);
+        let text = |column: &usize| as_text(self.mirror, "", &self.mirror.columns[*column]);
         let columns = self.written.iter().chain(self.seen);
-        let wanted: Vec<String> = columns.map(|column| format!("{}::text", name(column))).collect();
-        let holds: Vec<String> =
-            by.iter().map(|column| format!("{}::text = ANY ($1)", name(column))).collect();
+        let wanted: Vec<String> = columns.map(text).collect();
+        let holds: Vec<String> = by.iter().map(|column| format!("{} = ANY ($1)", text(column))).collect();
         format!(
-            "SELECT {}::text, {} FROM {} WHERE {}",
-            name(&self.mirror.key),
+            "SELECT {}, {} FROM {} WHERE {}",
+            text(&self.mirror.key),
             wanted.join(", "),
             catalog::qualified(self.mirror.cache),
             holds.join(" OR ")
@@ -311,17 +311,14 @@ pub fn index_references(mirror: &Mirror, relabelling: &Relabelling) -> bool {
 
 /// The rows that hold one of these texts in one of these columns (positions in the mirror).
 pub fn holders(mirror: &Mirror, texts: &[(usize, Vec<String>)]) -> Vec<String> {
-    let name = |column: usize| quote_identifier(&mirror.columns[column].name);
-    let holds: Vec<String> = texts
-        .iter()
-        .zip(1..)
-        .map(|((column, _), n)| format!("{}::text = ANY (${n})", name(*column)))
-        .collect();
+    let text = |column: usize| as_text(mirror, "", &mirror.columns[column]);
+    let holds: Vec<String> =
+        texts.iter().zip(1..).map(|((column, _), n)| format!("{} = ANY (${n})", text(*column))).collect();
     if holds.is_empty() {
         return Vec::new();
     }
     let table = catalog::qualified(mirror.cache);
-    let sql = format!("SELECT {}::text FROM {table} WHERE {}", name(mirror.key), holds.join(" OR "));
+    let sql = format!("SELECT {} FROM {table} WHERE {}", text(mirror.key), holds.join(" OR "));
     let args: Vec<_> = texts.iter().map(|(_, texts)| texts.clone().into()).collect();
     let mut found = Vec::new();
     each_row(&sql, &args, |row| found.extend(get::<String>(row, 1)));

@@ -6,7 +6,11 @@ pub mod ddl;
 pub mod label;
 pub mod type_map;
 
+use pgrx::spi::quote_identifier;
 use servicenow::value::{Kind, Show};
+
+use crate::catalog::{Mirror, MirrorColumn};
+use crate::pg;
 
 /// A part of a row's version, which every cache has a column for. It is the foreign table's own where that shows
 /// the field as it is: then a whole row is read as it is stored. Else it is one more column of the cache.
@@ -28,6 +32,17 @@ pub const MOD_COUNT: VersionPart =
     VersionPart { field: "sys_mod_count", kind: Kind::Integer, hidden_column: "_sn_mod_count" };
 /// Both.
 pub const VERSION: [VersionPart; 2] = [UPDATED_ON, MOD_COUNT];
+
+/// SQL for a column's value as text, or NULL; `of` is what stands before the column's name. Whoever owns a type may replace
+/// its casts to text by functions of theirs, and this is carried out with other rights: only types that came with Postgres
+/// are cast, what others are is left to their output functions.
+fn as_text(mirror: &Mirror, of: &str, column: &MirrorColumn) -> String {
+    let name = format!("{of}{}", quote_identifier(&column.name));
+    match pg::catalog::has_built_in_type(mirror.cache, &column.name) {
+        true => format!("{name}::pg_catalog.text"),
+        false => format!("CASE WHEN {name} IS NOT NULL THEN pg_catalog.format('%s', {name}) END"),
+    }
+}
 
 impl VersionPart {
     /// The first of these columns that shows the part as it is.

@@ -65,6 +65,14 @@ pub fn attribute_number(relation: pg_sys::Oid, name: &str) -> Option<i16> {
     (number != 0).then_some(number)
 }
 
+/// Whether a column's type came with Postgres: then nobody but a superuser has a say in its casts.
+pub fn has_built_in_type(relation: pg_sys::Oid, column: &str) -> bool {
+    let Some(number) = attribute_number(relation, column) else { return false };
+    // SAFETY: a syscache lookup that gives back InvalidOid for "no such column".
+    let type_oid = unsafe { pg_sys::get_atttype(relation, number) };
+    type_oid != pg_sys::InvalidOid && type_oid.to_u32() < pg_sys::FirstNormalObjectId
+}
+
 /// The longest identifier, in bytes.
 pub const NAME_LENGTH: usize = pg_sys::NAMEDATALEN as usize - 1;
 

@@ -80,6 +80,40 @@ async fn a_type_whose_values_run_a_users_code_is_refused() {
     assert_eq!(error.code().code(), "0A000", "{}", error.message());
 }
 
+/// Whoever owns an enum may have a function of theirs make text of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cast_of_a_users_is_not_carried_out_with_other_rights() {
+    let world = World::new().await;
+    let user = world.find("sys_user", "user_name=itil.user");
+    world.sim.edit().update_where("incident", "number=INC0012345", &[("caller_id", &user)]).expect("a query");
+    world
+        .db
+        .run(&format!(
+            "CREATE TABLE proof (who text);
+             CREATE TYPE caller AS ENUM ('{user}');
+             CREATE TYPE state AS ENUM ('1', '2', '3', '4', '5', '6', '7', '8');
+             CREATE FUNCTION told(caller) RETURNS text LANGUAGE plpgsql AS
+               $$ BEGIN INSERT INTO public.proof VALUES (current_user); RETURN 'x'; END $$;
+             CREATE FUNCTION told(state) RETURNS text LANGUAGE plpgsql AS
+               $$ BEGIN INSERT INTO public.proof VALUES (current_user); RETURN 'x'; END $$;
+             CREATE CAST (caller AS text) WITH FUNCTION told(caller);
+             CREATE CAST (state AS text) WITH FUNCTION told(state);
+             CREATE FOREIGN TABLE incident (sys_id text, caller_id text OPTIONS (show 'label'),
+                 caller caller OPTIONS (field 'caller_id'), state text OPTIONS (show 'label'), state_value state OPTIONS (field 'state'))
+             SERVER acme OPTIONS (\"table\" 'incident', query 'caller_id={user}')"
+        ))
+        .await;
+    world.sync("incident").await;
+    assert!(world.db.value::<i64>("SELECT count(*) FROM incident").await > 0);
+    world.sim.edit().update("sys_user", &user, &[("name", "Somebody Else")]).expect("a user");
+    world.until("SELECT bool_and(caller_id = 'Somebody Else') FROM incident").await;
+    let state = world.db.value::<String>("SELECT min(enum_out(state_value)::text) FROM incident").await;
+    world.sim.edit().relabel_choice("incident", "state", &state, "Another").expect("a choice");
+    world.until("SELECT bool_or(state = 'Another') FROM incident").await;
+    world.db.run("SELECT * FROM servicenow.verify('incident')").await;
+    assert_eq!(world.db.value::<Option<String>>("SELECT string_agg(who, ' ') FROM proof").await, None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn names_the_caches_need_for_themselves_are_refused() {
     let world = World::new().await;
