@@ -78,9 +78,8 @@ pub fn note(server: pg_sys::Oid, events: &[Event]) -> u64 {
             }
             // It is read again as a whole when it is repaired.
             Ok(None) => Vec::new(),
-            // Somebody has locked the cache: what it has is seen later.
-            Err(caught) if caught.is_conflict() => (0..events.len()).collect(),
-            Err(_) => Vec::new(),
+            // Somebody has locked the cache, or it cannot be read now: what it has is seen later.
+            Err(_) => (0..events.len()).collect(),
         };
         catalog::leave_events_to_recheck(work.foreign_table, concerned.iter().map(|i| &events[*i]));
         count_told(work.foreign_table, concerned.len());
