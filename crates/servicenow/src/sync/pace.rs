@@ -24,6 +24,8 @@ pub struct Brake(watch::Sender<Option<Slow>>);
 #[derive(Clone, Copy, Debug)]
 struct Slow {
     least: Duration,
+    /// What it was when those who wait were last told.
+    told: Duration,
     /// One of the moments at which all tables are polled together.
     meeting: Instant,
 }
@@ -71,16 +73,26 @@ impl Brake {
         Pace { own, slowed: Some(self.0.subscribe()) }
     }
 
-    /// Has everything polled no more often than this, or at its own pace.
+    /// Has everything polled no more often than this, or at its own pace. Whoever waits is woken if that makes much of a
+    /// difference; else all meet as they would have, and go on at the new pace from then on.
     pub fn set(&self, least: Option<Duration>) {
-        self.0.send_if_modified(|before| {
-            let is_new = before.map(|slow| slow.least) != least;
-            if is_new {
-                *before = least.map(|least| Slow { least, meeting: Instant::now() });
+        self.0.send_if_modified(|slow| match (slow, least) {
+            (Some(slow), Some(least)) if is_alike(slow.told, least) => {
+                slow.least = least;
+                false
             }
-            is_new
+            (None, None) => false,
+            (slow, least) => {
+                *slow = least.map(|least| Slow { least, told: least, meeting: Instant::now() });
+                true
+            }
         });
     }
+}
+
+/// Whether one is less than twice the other.
+fn is_alike(one: Duration, other: Duration) -> bool {
+    one == other || one.max(other) < one.min(other).saturating_mul(2)
 }
 
 impl From<Duration> for Pace {
@@ -170,6 +182,30 @@ mod tests {
         assert_eq!(quick.meeting_in(), Some(Duration::from_secs(10)), "the next one, not this one again");
         brake.set(None);
         assert!(quick.meeting_in().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pace_that_changes_little_wakes_nobody_and_keeps_the_meeting() {
+        let brake = Brake::default();
+        let mut pace = brake.pace(Duration::from_secs(1));
+        let is_woken = async |pace: &mut Pace| timeout(Duration::ZERO, pace.changed()).await.is_ok();
+        brake.set(Some(Duration::from_secs(10)));
+        assert!(is_woken(&mut pace).await);
+        sleep(Duration::from_secs(3)).await;
+        brake.set(Some(Duration::from_secs(12)));
+        assert!(!is_woken(&mut pace).await);
+        assert_eq!((pace.now(), pace.meeting_in()), (Duration::from_secs(12), Some(Duration::from_secs(9))));
+        // Many small steps are a large one.
+        brake.set(Some(Duration::from_secs(18)));
+        assert!(!is_woken(&mut pace).await);
+        brake.set(Some(Duration::from_secs(20)));
+        assert!(is_woken(&mut pace).await);
+        assert_eq!(pace.meeting_in(), Some(Duration::from_secs(20)));
+        brake.set(Some(Duration::from_secs(10)));
+        assert!(is_woken(&mut pace).await);
+        brake.set(None);
+        assert!(is_woken(&mut pace).await);
+        assert!(!pace.is_slowed());
     }
 
     #[tokio::test(start_paused = true)]
