@@ -104,8 +104,8 @@ pub struct Client<T> {
     inner: Arc<Inner<T>>,
     /// Where it is told that writes leave.
     traces: Option<Arc<Traces>>,
-    /// Its reads wait a moment for others to go with.
-    gathers: bool,
+    /// Its reads wait a moment for others to go with, and so long for the answer before they go alone.
+    gathers: Option<Duration>,
 }
 
 impl<T> Clone for Client<T> {
@@ -181,7 +181,7 @@ impl<T: Transport> Client<T> {
         };
         Ok(Self {
             traces: None,
-            gathers: false,
+            gathers: None,
             inner: Arc::new(Inner {
                 url: instance.url,
                 login: Login::new(instance.credentials, token_url, instance.vault, instance.patience.urgency),

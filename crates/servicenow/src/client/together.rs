@@ -11,10 +11,11 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use http::Method;
 use http::header::{HeaderMap, HeaderValue};
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use url::Url;
 
 use super::answer::interpret;
@@ -29,6 +30,8 @@ use crate::error::{Error, Result};
 
 /// How long the first one waits for others.
 const GATHER: Duration = Duration::from_millis(250);
+/// How long a read that nobody waits for waits for its answer before it goes alone: a call has ended by then.
+const PATIENCE: Duration = Duration::from_secs(40);
 /// Reads in the first batch, at most: they ask for little each.
 const START: usize = 100;
 
@@ -76,7 +79,13 @@ impl Together {
 impl<T: Transport> Client<T> {
     /// The same client, whose lists and counts wait a moment for others of the kind to go with: for what is in no hurry.
     pub fn gathering(&self) -> Self {
-        Self { gathers: true, ..self.clone() }
+        self.gathering_within(PATIENCE)
+    }
+
+    /// As [`Self::gathering`], for what something else waits for: a list or count that has no answer within this time goes
+    /// alone.
+    pub fn gathering_within(&self, patience: Duration) -> Self {
+        Self { gathers: Some(patience), ..self.clone() }
     }
 
     /// How many calls so many reads are that go together.
@@ -90,13 +99,13 @@ impl<T: Transport> Client<T> {
     /// As [`Client::list`], but only together with others; `None` if there were none or it came to nothing.
     pub(crate) async fn list_together(&self, list: List<'_>) -> Option<Page> {
         let url = self.list_url(&list).ok()?;
-        decode_page(list.layout, &self.ask_together(&url).await?).ok()
+        decode_page(list.layout, &self.ask_together(&url, PATIENCE).await?).ok()
     }
 
     /// Reads by a call of its own or, if this client gathers, with others.
     pub(super) async fn read<R>(&self, url: Url, decode: impl Fn(&Response) -> Result<R>) -> Result<R> {
-        if self.gathers
-            && let Some(response) = self.ask_together(&url).await
+        if let Some(patience) = self.gathers
+            && let Some(response) = self.ask_together(&url, patience).await
             && let Ok(result) = decode(&response)
         {
             return Ok(result);
@@ -105,7 +114,7 @@ impl<T: Transport> Client<T> {
     }
 
     /// The answer to a read that went with others; `None` if it has to go alone.
-    async fn ask_together(&self, url: &Url) -> Option<Response> {
+    async fn ask_together(&self, url: &Url, patience: Duration) -> Option<Response> {
         if !self.inner.batch_sizes.are_possible() {
             return None;
         }
@@ -117,7 +126,7 @@ impl<T: Transport> Client<T> {
             let client = self.clone();
             tokio::spawn(async move { client.send_together().await });
         }
-        answered.await.ok()
+        timeout(patience, answered).await.ok()?.ok()
     }
 
     async fn send_together(self) {
@@ -130,9 +139,10 @@ impl<T: Transport> Client<T> {
                 self.inner.together.size().answered(alone());
                 return;
             }
-            let part: Vec<Waiting> = waiting.drain(..items).collect();
-            match self.call_together(&part).await {
-                Ok(answered) => self.hand_out(part, answered),
+            let mut part: Vec<Waiting> = waiting.drain(..items).collect();
+            match self.call_together(&mut part).await {
+                Ok(Some(answered)) => self.hand_out(part, answered),
+                Ok(None) => {}
                 Err(e) if is_absence(&e) => return self.inner.batch_sizes.are_absent(),
                 Err(e) => {
                     if is_matter_of_size(&e) {
@@ -145,7 +155,8 @@ impl<T: Transport> Client<T> {
         }
     }
 
-    async fn call_together(&self, part: &[Waiting]) -> Result<Answered<Answer>> {
+    /// One call for all of these, given up once nobody waits for any of them.
+    async fn call_together(&self, part: &mut [Waiting]) -> Result<Option<Answered<Answer>>> {
         let items: Vec<Item<'_>> = part
             .iter()
             .map(|waiting| Item {
@@ -162,10 +173,16 @@ impl<T: Transport> Client<T> {
             body: Some(batch::encode(&items)),
             effect: Effect::Read,
         };
-        let decode = |response: &Response| batch::decode(response, part.len());
-        match self.call_unless(pending::<Infallible>(), call, decode).await? {
-            ControlFlow::Continue(answered) => Ok(answered),
-            ControlFlow::Break(never) => match never {},
+        let sent = part.len();
+        let decode = |response: &Response| batch::decode(response, sent);
+        let nobody_waits = join_all(part.iter_mut().map(|waiting| waiting.answer.closed()));
+        // What hangs would take its place from the calls that are made instead.
+        tokio::select! {
+            _ = nobody_waits => Ok(None),
+            answered = self.call_unless(pending::<Infallible>(), call, decode) => match answered? {
+                ControlFlow::Continue(answered) => Ok(Some(answered)),
+                ControlFlow::Break(never) => match never {},
+            },
         }
     }
 

@@ -25,7 +25,7 @@ use crate::direct::Direct;
 use crate::faults::all_effects;
 use crate::interrupt::at_most;
 use crate::keeper::Keeper;
-use crate::{INTEGRATION, TASK_FIELDS, World, client, fill, poll};
+use crate::{INTEGRATION, TASK_FIELDS, World, client, client_within, fill, poll};
 
 /// How long to go on with new cases.
 const BUDGET: Duration = Duration::from_secs(8);
@@ -351,4 +351,19 @@ async fn a_queue_is_looked_into_often_after_events_and_seldom_while_nothing_happ
     sleep(Duration::from_millis(1_500)).await;
     let quick = looks() - before;
     assert!(quick >= 3, "{quick} looks in 1.5 s");
+}
+
+/// The rules are looked at together with other things: where that takes long, events do not wait for it.
+#[tokio::test(start_paused = true)]
+async fn a_batch_api_that_does_not_answer_holds_no_event_up() {
+    let mut case = Case::new(&Setting { is_webhook: false, may_lose: false }).await;
+    case.world.client = client_within(&case.world.sim, INTEGRATION, 3, Duration::from_secs(30));
+    case.begin_anew();
+    case.world.sim.fault(Fault::new(Effect::Hang).path("/v1/batch"));
+    let id = case.pick("incident", 0).expect("a record");
+    case.world.sim.edit().update("incident", &id, &[("short_description", "told")]).expect("it is there");
+    let began = tokio::time::Instant::now();
+    case.reader.look().await.expect("only batches hang");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(case.world.sim.edit().find(case.queue.as_str(), "").expect("a query").len(), 0);
 }

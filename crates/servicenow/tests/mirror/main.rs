@@ -287,6 +287,11 @@ async fn poll(mirror: &mut Mirror<Direct, Keeper>) {
 
 /// A client of one of the instance's users that tries so often.
 fn client(sim: &Simulator, user: &str, attempts: u32) -> Client<Direct> {
+    client_within(sim, user, attempts, PATIENCE)
+}
+
+/// One that waits so long for an answer.
+fn client_within(sim: &Simulator, user: &str, attempts: u32, patience: Duration) -> Client<Direct> {
     let password = match user {
         INTEGRATION => "fdw-secret".to_owned(),
         other => format!("{}-secret", other.split('.').next().unwrap_or_default()),
@@ -300,5 +305,5 @@ fn client(sim: &Simulator, user: &str, attempts: u32) -> Client<Direct> {
         max_calls_per_hour: None,
         patience: Patience { attempts, longest_wait: Duration::from_secs(3), urgency: Urgency::Background },
     };
-    Client::new(instance, Direct::to(sim, PATIENCE)).expect("a client")
+    Client::new(instance, Direct::to(sim, patience)).expect("a client")
 }

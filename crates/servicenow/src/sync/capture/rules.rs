@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::Hash;
+use std::time::Duration;
 
 use futures_util::future::join;
 
@@ -10,6 +11,9 @@ use crate::capture::{Subscription, Way, is_queue};
 use crate::client::transport::Transport;
 use crate::sync::Stop;
 use crate::value::TableName;
+
+/// Events wait for a look at the rules: what could go with others goes alone after so long.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl<T: Transport, S: CaptureStore> Capture<T, S>
 where
@@ -40,7 +44,7 @@ where
         let tables: BTreeSet<TableName> = tables.cloned().collect();
         // Both in one call, where there are two.
         let client = match &subscription.way {
-            Way::Queue(_) => self.client.gathering(),
+            Way::Queue(_) => self.client.gathering_within(PATIENCE),
             Way::Webhook { .. } => self.client.clone(),
         };
         let columns = async {
