@@ -367,3 +367,25 @@ async fn a_batch_api_that_does_not_answer_holds_no_event_up() {
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(case.world.sim.edit().find(case.queue.as_str(), "").expect("a query").len(), 0);
 }
+
+/// A table may tell of changes before it was noted that its rule was made.
+#[tokio::test(start_paused = true)]
+async fn a_rule_made_from_here_is_not_taken_for_made_because_its_table_tells() {
+    let mut case = Case::new(&Setting { is_webhook: false, may_lose: false }).await;
+    case.world.store.note_rules(Rules::default()).await.expect("nobody stops it");
+    for rule in
+        case.world.sim.edit().find("sys_script", &format!("name={}", case.id.name())).expect("a query")
+    {
+        let id = case.pick("incident", 0).expect("a record");
+        case.world.sim.edit().update("incident", &id, &[("short_description", "told")]).expect("it is there");
+        case.world.sim.edit().delete("sys_script", &rule).expect("it is there");
+    }
+    // The look at the rules fails, the events are read.
+    case.world.sim.fault(Fault::new(Effect::Status { status: 503, html: false }).table("sys_script"));
+    case.begin_anew();
+    case.reader.look().await.expect("events come all the same");
+    case.world.sim.clear_faults();
+    case.begin_anew();
+    case.reader.look().await.expect("nothing fails");
+    assert_eq!(case.rules(), 1);
+}

@@ -363,8 +363,9 @@ where
         let wanted = self.specs.values().map(|spec| &spec.table);
         let told: BTreeSet<TableName> =
             wanted.filter(|table| events.iter().any(|event| event.table == **table)).cloned().collect();
-        if !told.is_subset(&self.setup.rules.given) {
-            // Whoever does not see rules knows of them by what they tell.
+        if !self.setup.installed && !told.is_subset(&self.setup.rules.given) {
+            // Whoever does not see rules knows of them by what they tell. Where they are made from here it is known, and
+            // one that is gone before that was noted is made again.
             let given = &self.setup.rules.given | &told;
             self.note_rules(Rules { given, ..self.setup.rules }).await?;
             self.inspected = None;
