@@ -194,6 +194,8 @@ pub struct Capture<T, S: Store> {
     /// Tables whose records could not be looked up: until when they are left alone, and how often in a row.
     resting: HashMap<S::Table, (Instant, u32)>,
     inspected: Option<Instant>,
+    /// This user did not see the rules.
+    is_blind: bool,
     /// What is wrong with the rules.
     fault: Option<String>,
     /// When changes were found that no event had told of, and how many.
@@ -233,6 +235,7 @@ where
             busy: HashSet::new(),
             resting: HashMap::new(),
             inspected: None,
+            is_blind: false,
             fault: None,
             missed: None,
             stale: None,
@@ -363,9 +366,9 @@ where
         let wanted = self.specs.values().map(|spec| &spec.table);
         let told: BTreeSet<TableName> =
             wanted.filter(|table| events.iter().any(|event| event.table == **table)).cloned().collect();
-        if !self.setup.installed && !told.is_subset(&self.setup.rules.given) {
-            // Whoever does not see rules knows of them by what they tell. Where they are made from here it is known, and
-            // one that is gone before that was noted is made again.
+        if (!self.setup.installed || self.is_blind) && !told.is_subset(&self.setup.rules.given) {
+            // Whoever does not see rules knows of them by what they tell. Where they are made from here, and seen, it is
+            // known, and one that is gone before that was noted is made again.
             let given = &self.setup.rules.given | &told;
             self.note_rules(Rules { given, ..self.setup.rules }).await?;
             self.inspected = None;

@@ -55,7 +55,7 @@ where
         };
         let (found, missing) = join(client.inspect_rules(&subscription, &tables), columns).await;
         let mut found = found?;
-        self.fault = None;
+        (self.fault, self.is_blind) = (None, found.is_blind);
         if let Way::Queue(queue) = &subscription.way {
             self.look_after_queue(queue, missing?.unwrap_or_default()).await;
         }
