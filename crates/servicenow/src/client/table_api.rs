@@ -2,9 +2,11 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Map, Value as Json};
+use tokio::time::Instant;
 
 use super::answer::served_at;
 use super::page_size::PageSize;
@@ -17,6 +19,8 @@ use crate::page::{Layout, Rows, decode_list, decode_record, describe_other};
 use crate::query::Query;
 use crate::value::{SysId, TableName};
 
+/// An instance ends what takes longer than this (facts of the platform: 60 s for the Table API, 30 s for a batch).
+const LONGEST_ANSWER: Duration = Duration::from_secs(60);
 /// Lists whose `sysparm_fields` would be longer than this many characters ask for whole records instead.
 const FIELDS_LIMIT: usize = 5_000;
 
@@ -44,7 +48,7 @@ pub struct Page {
     pub rows: Rows,
     /// How many records match, those the caller may not see included; `None` if not asked for or not told.
     pub total: Option<u64>,
-    /// The instance's clock when it answered, in seconds since 1970.
+    /// The instance's clock when it was asked, or somewhat before, in seconds since 1970.
     pub served_at: Option<i64>,
 }
 
@@ -60,7 +64,9 @@ pub enum Identity {
 impl<T: Transport> Client<T> {
     /// One page of records.
     pub async fn list(&self, list: List<'_>) -> Result<Page> {
-        self.read(self.list_url(&list)?, |response| decode_page(list.layout, response)).await
+        let began = Instant::now();
+        let page = self.read(self.list_url(&list)?, |response| decode_page(list.layout, response)).await?;
+        Ok(page.asked(began))
     }
 
     /// The address of a list call.
@@ -140,6 +146,15 @@ impl<T: Transport> Client<T> {
     fn record_url(&self, table: &TableName, id: Option<&SysId>, layout: &Layout) -> Result<url::Url> {
         let fields = layout.fields().join(",");
         self.url(&record_path(table, id), &shape(layout, &fields))
+    }
+}
+
+impl Page {
+    /// The same page, that was asked for then. An answer has its time when it is made, maybe long after the records were
+    /// looked for: what came in between is not in it.
+    pub(super) fn asked(self, began: Instant) -> Self {
+        let took = i64::try_from(began.elapsed().min(LONGEST_ANSWER).as_secs()).unwrap_or_default();
+        Self { served_at: self.served_at.map(|at| at - took), ..self }
     }
 }
 

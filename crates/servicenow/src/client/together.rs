@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use http::Method;
 use http::header::{HeaderMap, HeaderValue};
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
 use super::answer::interpret;
@@ -99,7 +99,8 @@ impl<T: Transport> Client<T> {
     /// As [`Client::list`], but only together with others; `None` if there were none or it came to nothing.
     pub(crate) async fn list_together(&self, list: List<'_>) -> Option<Page> {
         let url = self.list_url(&list).ok()?;
-        decode_page(list.layout, &self.ask_together(&url, PATIENCE).await?).ok()
+        let began = Instant::now();
+        Some(decode_page(list.layout, &self.ask_together(&url, PATIENCE).await?).ok()?.asked(began))
     }
 
     /// Reads by a call of its own or, if this client gathers, with others.
