@@ -31,7 +31,7 @@ const SECOND: i64 = 1_000_000;
 /// When a row that is there already is replaced.
 #[derive(Clone, Copy, Debug)]
 pub enum Replace<'r> {
-    /// If the new version is later.
+    /// If the new version is later, or may be.
     Later,
     /// If the new version is later or the same: columns may have been added, or the record edited without a
     /// trace in its version.
@@ -450,12 +450,17 @@ impl<'r> Rule<'r> {
     fn verdict(&self, id: &str, read: Version, stored: Version) -> Verdict {
         match read.order(stored) {
             Order::Later => Verdict::Replace,
-            Order::Same if self.same_too => Verdict::Replace,
+            Order::Same if self.same_too || !is_sure(read) || !is_sure(stored) => Verdict::Replace,
             Order::Same => Verdict::Keep,
             Order::Unclear if self.expected.get(id) == Some(&stored) => Verdict::Replace,
             Order::Unclear => Verdict::Unclear,
         }
     }
+}
+
+/// Whether two changes in one second have different versions: not where nobody sees how often a record was changed.
+fn is_sure(version: Version) -> bool {
+    version.mod_count.is_some()
 }
 
 /// The parts of the version that the mirror's own columns do not show, in the order of the writer's columns.

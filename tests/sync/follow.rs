@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use servicenow_sim::{Effect, Fault};
+use servicenow_sim::{AclRule, Effect, Fault};
 use world::World;
 
 use crate::{COLUMNS, INCIDENT, lists};
@@ -26,6 +26,26 @@ async fn a_record_changed_after_the_clock_was_set_back_is_kept_as_it_is_now() {
     world.sim.edit().update("incident", &id, &[("short_description", "after")]).expect("it is there");
     world.until("SELECT short_description = 'after' FROM incident WHERE number = 'INC0012345'").await;
     world.until("SELECT count(*) = 0 FROM servicenow.recheck").await;
+}
+
+/// Without the number of changes two of one second cannot be told apart by their versions.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_changes_of_one_second_are_followed_though_their_number_is_hidden() {
+    let world = World::new().await;
+    world.sim.edit().add_acl(AclRule::FieldRead {
+        table: "incident".to_owned(),
+        field: "sys_mod_count".to_owned(),
+        user: None,
+    });
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.clock().hold(true);
+    for text in ["the first", "the second"] {
+        world.sim.edit().update("incident", &id, &[("short_description", text)]).expect("it is there");
+        let shown = format!("SELECT short_description = '{text}' FROM incident WHERE number = 'INC0012345'");
+        world.until(&shown).await;
+    }
 }
 
 /// The new record counts its changes from nought.
@@ -160,6 +180,34 @@ async fn sync_polls_at_once_however_long_the_interval_is() {
     let text = "SELECT short_description FROM incident WHERE number = 'INC0012345'";
     assert_eq!(world.db.value::<String>(text).await, "changed");
     assert!(lists(&world, "incident", from).len() <= 2, "a poll, not a fill");
+}
+
+/// One table whose rows cannot be taken away keeps no other from losing what was deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_refuses_a_deletion_does_not_keep_others_from_theirs() {
+    let world = followed().await;
+    world.db.run("CREATE FOREIGN TABLE problem (sys_id text, number text) SERVER acme").await;
+    world.sync("problem").await;
+    world
+        .db
+        .run(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it stays'; END $$;
+             CREATE TRIGGER refuse BEFORE DELETE ON servicenow_cache.incident FOR EACH ROW EXECUTE FUNCTION refuse();
+             ALTER TABLE servicenow_cache.incident ENABLE ALWAYS TRIGGER refuse",
+        )
+        .await;
+    let before: i64 = world.db.value("SELECT count(*) FROM problem").await;
+    for table in ["incident", "problem"] {
+        let id = world.sim.edit().find(table, "ORDERBYsys_id").expect("a query").swap_remove(0);
+        world.sim.edit().delete(table, &id).expect("it is there");
+    }
+    world.until(&format!("SELECT count(*) = {before} - 1 FROM problem")).await;
+    let said =
+        "SELECT last_error LIKE '%it stays%' FROM servicenow.sync_status WHERE foreign_table = 'incident'::regclass";
+    world.until(said).await;
+    world
+        .until("SELECT last_error IS NULL FROM servicenow.sync_status WHERE foreign_table = 'problem'::regclass")
+        .await;
 }
 
 /// What a DBA's own index does not let in is said.

@@ -121,18 +121,20 @@ where
     }
 
     /// Looks records of a table up. If that fails or takes long, the table's mirror does it with its next poll: a table
-    /// that is slow or forbidden now does not keep others from losing what was deleted.
+    /// that is slow, forbidden or cannot be written now does not keep others from losing what was deleted.
     async fn look_up(&self, table: S::Table, stored: StoredRecords) -> Result<(), Stop> {
         let Some(spec) = self.specs.get(&table) else { return Ok(()) };
         let ids = stored.iter().map(|(id, _)| id.clone()).collect();
         let looking = recheck(&self.client, &*self.store, table, spec, stored, Origin::Poll);
         match timeout(LONGEST_LOOK, looking).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(Stop::Remote(_))) | Err(_) => match self.store.apply(table, Step::Doubted(ids)).await {
-                // Somebody changes the table: it is filled anew.
-                Ok(()) | Err(StoreError::Stale) => Ok(()),
-                Err(e) => Err(e.into()),
-            },
+            Ok(Err(Stop::Remote(_) | Stop::Store(StoreError::Failed(_)))) | Err(_) => {
+                match self.store.apply(table, Step::Doubted(ids)).await {
+                    // Somebody changes the table: it is filled anew.
+                    Ok(()) | Err(StoreError::Stale) => Ok(()),
+                    Err(e) => Err(e.into()),
+                }
+            }
             Ok(Err(stop)) => Err(stop),
         }
     }

@@ -175,11 +175,13 @@ where
         let Some(spec) = self.specs.get(&table).filter(|_| stored.len() <= MOST) else { return Ok(()) };
         let ids = stored.iter().map(|(id, _)| id.clone()).collect();
         match recheck(&self.client, &*self.store, table, spec, stored, Origin::Poll).await {
-            Err(Stop::Remote(_)) => match self.store.apply(table, Step::Doubted(ids)).await {
-                // Somebody changes the table: it is filled anew.
-                Ok(()) | Err(StoreError::Stale) => Ok(()),
-                Err(e) => Err(e.into()),
-            },
+            Err(Stop::Remote(_) | Stop::Store(StoreError::Failed(_))) => {
+                match self.store.apply(table, Step::Doubted(ids)).await {
+                    // Somebody changes the table: it is filled anew.
+                    Ok(()) | Err(StoreError::Stale) => Ok(()),
+                    Err(e) => Err(e.into()),
+                }
+            }
             // As above.
             Err(Stop::Store(StoreError::Stale)) => Ok(()),
             looked => looked,
