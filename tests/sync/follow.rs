@@ -202,11 +202,12 @@ async fn a_cache_that_refuses_a_deletion_does_not_keep_others_from_theirs() {
         world.sim.edit().delete(table, &id).expect("it is there");
     }
     world.until(&format!("SELECT count(*) = {before} - 1 FROM problem")).await;
-    let said =
-        "SELECT last_error LIKE '%it stays%' FROM servicenow.sync_status WHERE foreign_table = 'incident'::regclass";
+    let said = "SELECT last_error LIKE '%it stays%' FROM servicenow.sync_status WHERE foreign_table = 'incident'::regclass";
     world.until(said).await;
     world
-        .until("SELECT last_error IS NULL FROM servicenow.sync_status WHERE foreign_table = 'problem'::regclass")
+        .until(
+            "SELECT last_error IS NULL FROM servicenow.sync_status WHERE foreign_table = 'problem'::regclass",
+        )
         .await;
 }
 

@@ -51,6 +51,28 @@ impl Shared {
         .expect("a client")
     }
 
+    /// A process that uses a version of a user mapping, one of several of an account.
+    fn mapping(&self, name: &str, version: &str, credentials: &Credentials) -> HttpClient {
+        let clock = || {
+            let clock = self.sim.clock().clone();
+            move || clock.now().into()
+        };
+        let path = |name: &str| self.path.with_file_name(name);
+        let vault = |path| Vault::shared(VaultFile { path, syncs: false, spare: None }).with_clock(clock());
+        let own = vault(path(&format!("{name}.{version}")));
+        let own = own.of_account(vault(path("account")), name.to_owned(), version.to_owned());
+        set_up(self.sim.url(), credentials.clone(), |instance, _| {
+            instance.patience.attempts = 1;
+            instance.vault = own;
+        })
+        .expect("a client")
+    }
+
+    /// How many calls were not let in.
+    fn refused(&self) -> usize {
+        self.sim.requests().iter().filter(|request| request.status == 401).count()
+    }
+
     fn processes(&self, number: usize, credentials: &Credentials) -> Vec<HttpClient> {
         (0..number).map(|_| self.process(credentials.clone())).collect()
     }
@@ -379,26 +401,9 @@ async fn a_consent_in_a_browser_logs_everybody_in_for_as_long_as_the_refresh_tok
 async fn logins_of_one_account_have_three_tries_together_and_an_altered_one_is_tried_at_once() {
     for wrong in [basic("wrong"), password_grant("wrong")] {
         let shared = Shared::new().await;
-        let mapping = |name: &str, version: &str, credentials: &Credentials| {
-            let clock = || {
-                let clock = shared.sim.clock().clone();
-                move || clock.now().into()
-            };
-            let path = |name: &str| shared.path.with_file_name(name);
-            let vault =
-                |path| Vault::shared(VaultFile { path, syncs: false, spare: None }).with_clock(clock());
-            let own = vault(path(&format!("{name}.{version}")));
-            let own = own.of_account(vault(path("account")), name.to_owned(), version.to_owned());
-            set_up(shared.sim.url(), credentials.clone(), |instance, _| {
-                instance.patience.attempts = 1;
-                instance.vault = own;
-            })
-            .expect("a client")
-        };
-        let refused = || {
-            let requests = shared.sim.requests();
-            requests.iter().filter(|request| request.status == 401).count()
-        };
+        let mapping =
+            |name: &str, version: &str, credentials: &Credentials| shared.mapping(name, version, credentials);
+        let refused = || shared.refused();
         let try_often = async |clients: &[HttpClient]| {
             for _ in 0..4 {
                 assert_eq!(call(clients).await, 0);
@@ -417,4 +422,18 @@ async fn logins_of_one_account_have_three_tries_together_and_an_altered_one_is_t
         };
         assert_eq!(call(&[mapping("d", "1", &right)]).await, 1);
     }
+}
+
+/// Who has a token, or gets one by a refresh token, has not shown a password.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_accepted_gives_no_more_tries_of_a_password() {
+    let shared = Shared::new().await;
+    let (right, wrong) = (password_grant("itil-secret"), password_grant("wrong"));
+    assert_eq!(call(&[shared.mapping("a", "1", &right)]).await, 1);
+    for _ in 0..4 {
+        assert_eq!(call(&["b", "c"].map(|name| shared.mapping(name, "1", &wrong))).await, 0);
+        assert_eq!(call(&[shared.mapping("a", "1", &right)]).await, 1);
+        shared.sim.clock().advance(Duration::from_secs(1_000));
+    }
+    assert_eq!(shared.refused(), 3);
 }

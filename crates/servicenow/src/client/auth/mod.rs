@@ -139,30 +139,38 @@ impl Login {
         if is_blocked && locked.state().refresh_token().is_none() {
             return living.ok_or(Error::Login);
         }
-        self.renew(transport, &mut locked, is_blocked).await.or_else(|e| {
-            if matches!(e, Error::Login) {
-                self.refuse(locked, account.filter(|_| !is_blocked), digest);
+        match self.renew(transport, &mut locked, is_blocked).await {
+            Ok((token, by_credentials)) => {
+                if by_credentials {
+                    clear(account);
+                }
+                Ok(token)
             }
-            living.ok_or(e)
-        })
+            Err(e) => {
+                if matches!(e, Error::Login) {
+                    self.refuse(locked, account.filter(|_| !is_blocked), digest);
+                }
+                living.ok_or(e)
+            }
+        }
     }
 
     /// Makes a token call; a second one with the credentials themselves if a refresh token is refused, unless the account
     /// is left alone. Why it is refused nobody tells: if the credentials are refused too, it may be the client that is not
-    /// let in, and the token is kept.
+    /// let in, and the token is kept. Gives back, too, whether it was the credentials that were accepted.
     async fn renew<T: Transport>(
         &self,
         transport: &T,
         locked: &mut Locked,
         account_is_blocked: bool,
-    ) -> Result<Secret> {
+    ) -> Result<(Secret, bool)> {
         let ask = async |grant| grant::request(transport, &self.token_url, grant, self.vault.now()).await;
         let held = locked.state().refresh_token().cloned();
         let held = self.credentials.client().zip(held);
         let mut refused = false;
         if let Some((client, token)) = &held {
             match ask(Grant::Refresh(client, token)).await {
-                Ok(granted) => return Ok(self.keep(locked, granted, false)),
+                Ok(granted) => return Ok((self.keep(locked, granted, false), false)),
                 Err(Error::Login) => refused = true,
                 Err(e) => return Err(e),
             }
@@ -176,7 +184,7 @@ impl Login {
             return Err(Error::Login);
         }
         let granted = ask(Grant::First(&self.credentials)).await?;
-        Ok(self.keep(locked, granted, refused))
+        Ok((self.keep(locked, granted, refused), true))
     }
 
     fn keep(&self, locked: &mut Locked, granted: grant::Granted, refresh_token_is_dead: bool) -> Secret {
@@ -226,12 +234,11 @@ impl Login {
         match pass.trial.take() {
             Some(Trial { mut login, account }) => {
                 let _known_here = login.change(state::State::accept);
-                if let Some(mut account) = account.filter(|account| !account.state().tally().is_clear()) {
-                    let _known_here = account.change(|state| state.tally_mut().clear());
-                }
+                clear(account);
             }
+            // A token says nothing of the password.
             None if self.is_doubtful.swap(false, Ordering::Relaxed) && self.has_token() => {
-                self.forgive().await;
+                self.forgive_login().await;
             }
             None => {}
         }
@@ -270,14 +277,16 @@ impl Login {
 
     /// The credentials were accepted elsewhere: whatever rests is tried again.
     pub(super) async fn forgive(&self) {
+        self.forgive_login().await;
+        self.vault.forgive_account().await;
+    }
+
+    async fn forgive_login(&self) {
         let mut known = self.vault.known().await;
         known.look();
         if known.state().was_refused() {
             let _known_here = known.lock().await.change(state::State::accept);
-        } else {
-            drop(known);
         }
-        self.vault.forgive_account().await;
     }
 
     /// How often the credentials may be refused in a row.
@@ -288,6 +297,13 @@ impl Login {
     /// Whether another login could help after a 401.
     pub(super) fn has_token(&self) -> bool {
         self.credentials.client().is_some()
+    }
+}
+
+/// The password of an account was accepted.
+fn clear(account: Option<Locked>) {
+    if let Some(mut account) = account.filter(|account| !account.state().tally().is_clear()) {
+        let _known_here = account.change(|state| state.tally_mut().clear());
     }
 }
 
