@@ -40,6 +40,10 @@ struct Arrival {
     answer: oneshot::Sender<Outcome>,
 }
 
+/// Who has agreed and is told nothing may have allowed something all the same.
+const UNCLEAR: &str =
+    "It takes too long to tell here. If you did not mean to allow anything, revoke the token in ServiceNow";
+
 /// What the page says: which server, as which role; or why not.
 type Outcome = Result<(String, String), String>;
 
@@ -64,6 +68,9 @@ impl Logins {
         self.exchanges.retain(|exchange| !exchange.is_finished());
         for _ in 0..TURN {
             let Ok(Arrival { state, code, answer }) = self.arrivals.try_recv() else { return };
+            if answer.is_closed() {
+                continue; // the browser was told that it has taken too long
+            }
             let claimed = pg::xact::transaction(|| consent::claim(state.reveal()));
             let Claimed { errand, consent, role } = match claimed {
                 Ok(Ok(claimed)) => claimed,
@@ -158,16 +165,23 @@ async fn receive(State(desk): State<Desk>, Query(brought): Query<Brought>) -> Re
                     desk.bell.ring();
                     match timeout(PATIENCE, outcome).await {
                         Ok(Ok(outcome)) => outcome,
-                        _ => Err("it takes too long".to_owned()),
+                        _ => Err(UNCLEAR.to_owned()),
                     }
                 }
                 Err(_) => Err("too many log in at a time".to_owned()),
             }
         }
-        Brought { error: Some(error), .. } => Err(format!("ServiceNow says: {error}")),
+        // Anybody can send somebody here with a text of theirs.
+        Brought { error: Some(error), .. } if is_word(&error) => Err(format!("ServiceNow says: {error}")),
+        Brought { error: Some(_), .. } => Err("ServiceNow has refused it".to_owned()),
         _ => Err("there is no code".to_owned()),
     };
     page(&outcome)
+}
+
+/// Whether it may be a code of an error of OAuth (RFC 6749, 4.1.2.1).
+fn is_word(error: &str) -> bool {
+    error.len() <= 40 && error.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
 }
 
 /// The page that says what came of it.
@@ -181,6 +195,7 @@ pub fn page(outcome: &Outcome) -> Response {
                  to allow that, revoke the token in ServiceNow."
             ),
         ),
+        Err(why) if why == UNCLEAR => (StatusCode::GATEWAY_TIMEOUT, "Maybe logged in", format!("{why}.")),
         Err(why) => (
             StatusCode::BAD_REQUEST,
             "Not logged in",

@@ -158,7 +158,7 @@ async fn a_browser_that_brings_back_anything_else_is_told_what_is_wrong() {
         (format!("{callback}?state=1.x&code=x"), "the state is not known"),
         (format!("{callback}?state=../../x&code=x"), "the state is not known"),
         (format!("{callback}?state={database}.x"), "there is no code"),
-        (format!("{callback}?state={database}.x&error=%3Cscript%3E"), "&lt;script&gt;"),
+        (format!("{callback}?state={database}.x&error=%3Cscript%3E"), "ServiceNow has refused it"),
     ] {
         let answer = browser.get(&url).await;
         assert_eq!(answer.status(), 400, "{url}");
