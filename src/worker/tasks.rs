@@ -165,7 +165,7 @@ impl Tasks {
             }
             let store = Arc::new(PgStore::new(oid, self.requests.clone(), self.bell.clone()));
             if let Some(server) = self.servers.get_mut(&oid) {
-                server.reconcile(&store, plan)?;
+                server.reconcile(oid, &store, plan)?;
             }
         }
         Ok(())
@@ -306,7 +306,7 @@ impl Server {
         }
     }
 
-    fn reconcile(&mut self, store: &Arc<PgStore>, plan: Plan) -> std::io::Result<()> {
+    fn reconcile(&mut self, oid: pg_sys::Oid, store: &Arc<PgStore>, plan: Plan) -> std::io::Result<()> {
         let planned = plan.tables.iter().map(|planned| planned.table);
         let wanted: HashSet<Table> = planned.chain(plan.unclear.iter().copied()).collect();
         self.mirrors.retain(|table, mirror| wanted.contains(table) && !mirror.task.handle.is_finished());
@@ -357,7 +357,10 @@ impl Server {
                     {
                         Ok(reader) => self.capture = Some(reader),
                         Err(e) => {
-                            pg::worker::log(&format!("could not begin to take events in: {e}"));
+                            let why = format!("could not begin to take events in: {e}");
+                            pg::worker::log(&why);
+                            let is_off = || catalog::capture_is_off(oid, Some(&why));
+                            let _with_the_next_try = pg::xact::transaction(is_off);
                             catalog::keep_work_changed(); // tried again at the next tick
                         }
                     }
