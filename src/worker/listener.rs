@@ -4,11 +4,16 @@
 //! request on to the worker whose subscription is named last in its path, by a socket in the data directory. Only that one
 //! has the key: it decides what to believe. Nobody waits for the main thread.
 
+use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
+use std::future::poll_fn;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
@@ -26,7 +31,7 @@ use servicenow::capture::inbox::Inbox;
 use servicenow::capture::webhook::{BODY_LIMIT, Gatekeeper, Refusal, SIGNATURE_HEADER, TIME_HEADER};
 use servicenow::client::auth::Secret;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream, lookup_host};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream, lookup_host};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -79,7 +84,7 @@ struct Desk {
 impl Receiver {
     /// Begins to take in what is signed with a key.
     pub fn start(id: &SubscriptionId, key: &Secret, inbox: Arc<Inbox>) -> std::io::Result<Self> {
-        let invalid = || std::io::Error::new(std::io::ErrorKind::InvalidData, "the key is not base64");
+        let invalid = || std::io::Error::new(ErrorKind::InvalidData, "the key is not base64");
         let gatekeeper = Mutex::new(Gatekeeper::new(key).ok_or_else(invalid)?);
         std::fs::create_dir_all(DIRECTORY)?;
         let path = socket(id);
@@ -257,35 +262,20 @@ impl Front {
 
 async fn listen(Settings { address, certificate, .. }: Settings, shared: Arc<Shared>) {
     loop {
-        let trouble = match bind(&address, certificate.as_ref()).await {
-            Ok((listener, tls)) => {
-                // As long as this is held, another worker that finds the address in use knows by whom.
-                let _sign = sign();
-                *shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                serve(listener, tls, &shared).await;
-                None
-            }
-            // Another worker has it, and hands on what is for this one.
-            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && sign().is_none() => None,
-            Err(e) => Some(format!("could not listen on \"{address}\": {e}")),
-        };
+        let trouble = listen_now(&address, certificate.as_ref(), &shared).await.err();
+        let trouble = trouble.map(|e| format!("could not listen on \"{address}\": {e}"));
         *shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         sleep(PAUSE).await;
     }
 }
 
-/// Locks the file that says that a worker of this cluster listens; `None` if another one has it.
-fn sign() -> Option<std::fs::File> {
-    std::fs::create_dir_all(DIRECTORY).ok()?;
-    let file = std::fs::File::create(Path::new(DIRECTORY).join("listening")).ok()?;
-    file.try_lock().ok().map(|()| file)
-}
-
-async fn bind(
+/// Listens, unless another worker does, and hands on what is for this one.
+async fn listen_now(
     address: &str,
     certificate: Option<&(PathBuf, PathBuf)>,
-) -> std::io::Result<(TcpListener, Option<TlsAcceptor>)> {
-    let addresses: Vec<SocketAddr> = lookup_host(address).await?.collect();
+    shared: &Arc<Shared>,
+) -> std::io::Result<()> {
+    let addresses: BTreeSet<SocketAddr> = lookup_host(address).await?.collect();
     let tls = match certificate {
         Some((certificate, key)) => Some(acceptor(certificate, key).map_err(std::io::Error::other)?),
         None if addresses.iter().all(|address| address.ip().is_loopback()) => None,
@@ -294,7 +284,41 @@ async fn bind(
             return Err(std::io::Error::other(why));
         }
     };
-    Ok((TcpListener::bind(&*addresses).await?, tls))
+    // Before any address: of those that a name has two workers would each get some.
+    let Some(_sign) = sign()? else { return Ok(()) };
+    let listeners = bind(addresses).await?;
+    *shared.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    serve(listeners, tls, shared).await;
+    Ok(())
+}
+
+/// Locks the file that says that a worker of this cluster listens; `None` if another one has it.
+fn sign() -> std::io::Result<Option<File>> {
+    std::fs::create_dir_all(DIRECTORY)?;
+    let file = File::create(Path::new(DIRECTORY).join("listening"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
+}
+
+/// Every address, but for those of a family that this machine does not have.
+async fn bind(addresses: BTreeSet<SocketAddr>) -> std::io::Result<Vec<TcpListener>> {
+    let (mut listeners, mut lacking) = (Vec::new(), None);
+    for address in addresses {
+        match TcpListener::bind(address).await {
+            Ok(listener) => listeners.push(listener),
+            Err(e) if matches!(e.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported) => {
+                lacking = Some(e)
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    if listeners.is_empty() {
+        return Err(lacking.unwrap_or_else(|| ErrorKind::NotFound.into()));
+    }
+    Ok(listeners)
 }
 
 fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, String> {
@@ -312,13 +336,13 @@ fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, String> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: &Arc<Shared>) {
+async fn serve(listeners: Vec<TcpListener>, tls: Option<TlsAcceptor>, shared: &Arc<Shared>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     // Connections end with the listener.
     let mut open = tokio::task::JoinSet::new();
     loop {
         while open.try_join_next().is_some() {}
-        let stream = match listener.accept().await {
+        let stream = match accept(&listeners).await {
             Ok((stream, _)) => stream,
             // Out of file descriptors, or the client is gone already.
             Err(_) => {
@@ -342,6 +366,15 @@ async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: &Arc<Sha
             }
         });
     }
+}
+
+/// The next connection to any of them.
+async fn accept(listeners: &[TcpListener]) -> std::io::Result<(TcpStream, SocketAddr)> {
+    poll_fn(|cx| {
+        let mut ready = listeners.iter().map(|listener| listener.poll_accept(cx)).filter(Poll::is_ready);
+        ready.next().unwrap_or(Poll::Pending)
+    })
+    .await
 }
 
 async fn converse(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, shared: Arc<Shared>) {
