@@ -334,13 +334,17 @@ pub fn with_rechecks(server: pg_sys::Oid) -> Vec<pg_sys::Oid> {
 /// How long a table's poll may take to bring what events have told of, in seconds; then it is looked up after all.
 const PATIENCE: f64 = 60.0;
 
-/// Whether events have told since a followed table's last poll of changes that its next one brings.
-pub fn is_told_since_poll(relation: pg_sys::Oid) -> bool {
+/// Whether events have told since a followed table's last poll of changes that its next one brings, and nothing has waited
+/// too long: with changes that come all the time there is always something for the next one.
+pub fn is_left_to_poll(relation: pg_sys::Oid) -> bool {
     read(
         "SELECT EXISTS (
              SELECT FROM servicenow.recheck r JOIN servicenow.sync_table t USING (foreign_table)
              WHERE r.foreign_table = $1 AND r.updated_on IS NOT NULL AND NOT r.gone AND t.phase = 'synced'
-               AND r.at > greatest(t.last_poll_at, clock_timestamp() - $2 * interval '1 second'))",
+               AND r.at > greatest(t.last_poll_at, clock_timestamp() - $2 * interval '1 second'))
+             AND NOT EXISTS (
+                 SELECT FROM servicenow.recheck
+                 WHERE foreign_table = $1 AND since < clock_timestamp() - $2 * interval '1 second')",
         &[relation.into(), PATIENCE.into()],
         |mut rows| rows.next().and_then(|row| get(&row, 1)),
     )

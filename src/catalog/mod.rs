@@ -44,7 +44,7 @@ use crate::pg::expand::Template;
 use crate::pg::session::AsOwner;
 
 pub use capture::{
-    SHARED, SUSPECTS, Subscription, capture_is_off, installed, is_told_since_poll, known_subscription,
+    SHARED, SUSPECTS, Subscription, capture_is_off, installed, is_left_to_poll, known_subscription,
     leave_events_to_recheck, may_be_gone, note_capture, note_rules, renew_subscription, servers_with_rules,
     subscription, suspect, trust, unplaced, with_rechecks,
 };
@@ -69,9 +69,9 @@ pub use progress::{
 };
 pub use request_stat::{Manners, add_request_stats, manners, past_calls, show_manners, show_page_size};
 pub use rows::{
-    Outlook, RECHECKS, Recheck, Told, absent_among, ask_to_recheck, count_rows, follow_clock, forget_absent,
-    forget_old_absent, gone_since, leave_to_recheck, next_recheck, note_not_undone, outlook, rechecked,
-    remember_absent, settled, to_recheck,
+    Outlook, RECHECKS, Recheck, Told, Which, absent_among, ask_to_recheck, count_rows, follow_clock,
+    forget_absent, forget_old_absent, gone_since, leave_to_recheck, next_recheck, note_not_undone, outlook,
+    rechecked, remember_absent, settled, to_recheck,
 };
 pub use secret::written_secret;
 pub use token::{forget_tokens, keep_token, kept_token, mappings};

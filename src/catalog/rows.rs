@@ -92,14 +92,24 @@ pub enum Told {
 /// Records thought of at a time.
 pub const RECHECKS: usize = 5_000;
 
+/// Which records are to be looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Every one.
+    All,
+    /// Those that a poll does not bring: others than those of which nothing is told but a version.
+    Unpolled,
+}
+
 /// Records to be looked up now, each once, in the order of their keys behind one of them: [`RECHECKS`] of them at most.
-pub fn to_recheck(relation: pg_sys::Oid, after: &str) -> Vec<Recheck> {
+pub fn to_recheck(relation: pg_sys::Oid, which: Which, after: &str) -> Vec<Recheck> {
     read(
         "SELECT sys_id, bool_and(gone AND mod_count IS NULL),
                 CASE WHEN bool_and(mod_count IS NOT NULL AND NOT gone) THEN max(updated_on) END, max(mod_count)
          FROM servicenow.recheck WHERE foreign_table = $1 AND sys_id > $2 GROUP BY sys_id
-         HAVING bool_or(due IS NULL OR due <= clock_timestamp()) ORDER BY sys_id LIMIT $3",
-        &[relation.into(), after.into(), (RECHECKS as i64).into()],
+         HAVING bool_or(due IS NULL OR due <= clock_timestamp()) AND ($4 OR bool_or(mod_count IS NULL OR gone))
+         ORDER BY sys_id LIMIT $3",
+        &[relation.into(), after.into(), (RECHECKS as i64).into(), (which == Which::All).into()],
         |rows| {
             rows.filter_map(|row| {
                 let version = || Some(Version { updated_on: Some(get(&row, 3)?), mod_count: Some(get(&row, 4)?) });

@@ -422,3 +422,39 @@ async fn a_mass_update_is_polled() {
     assert!(one_by_one == 0 && all <= 10, "{one_by_one} of {all} calls look records up");
     world.until_like_the_instance("incident", COLUMNS).await;
 }
+
+/// What a poll does not bring is not left to it, however many changes it is to bring.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_among_very_many_changes_does_not_wait_for_a_poll() {
+    let world = captured().await;
+    let queue = world.db.value::<String>("SELECT queue_table FROM servicenow.stat_capture").await;
+    let edit = world.sim.edit().without_workflow();
+    let made = edit.insert("incident", &[("short_description", "one of many")]).expect("a record");
+    world.sync("incident").await;
+    let busy = world.sim.fault(Fault::new(Effect::Status { status: 503, html: true }).table(&queue));
+    for n in 0..1_200 {
+        let id = format!("{n:032x}");
+        let told = [
+            ("u_table", "incident"),
+            ("u_record", id.as_str()),
+            ("u_operation", "update"),
+            ("u_mod_count", "7"),
+            ("u_updated_on", "2030-01-01 00:00:00"),
+        ];
+        edit.insert(&queue, &told).expect("an event");
+    }
+    // Nothing but an event tells of the deletion.
+    let silent = [
+        Fault::new(Effect::Status { status: 503, html: true })
+            .table("incident")
+            .path("sys_updated_on(>|%3E)"),
+        Fault::new(Effect::Status { status: 503, html: true }).table("sys_audit_delete"),
+    ];
+    for fault in silent {
+        world.sim.fault(fault);
+    }
+    world.sim.edit().delete("incident", &made).expect("it is there");
+    world.sim.remove_fault(busy);
+    let gone = format!("SELECT NOT EXISTS (SELECT FROM incident WHERE sys_id = '{made}')");
+    tokio::time::timeout(Duration::from_secs(8), world.until(&gone)).await.expect("it does not wait");
+}

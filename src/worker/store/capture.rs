@@ -12,7 +12,7 @@ use servicenow::sync::store::StoreError;
 
 use super::{Done, PgStore, Table, Work, to_recheck};
 use crate::cache::apply;
-use crate::catalog;
+use crate::catalog::{self, Which};
 use crate::pg;
 
 impl CaptureStore for PgStore {
@@ -137,12 +137,16 @@ pub fn to_look_up(server: pg_sys::Oid) -> Noted<Table> {
     let works: Vec<_> = catalog::work().into_iter().filter(|work| work.server == server).collect();
     for relation in catalog::with_rechecks(server) {
         let Some(work) = works.iter().find(|work| work.foreign_table == relation) else { continue };
-        if is_mass(relation) && catalog::is_told_since_poll(relation) {
+        let which = match is_mass(relation) && catalog::is_left_to_poll(relation) {
+            true => Which::Unpolled,
+            false => Which::All,
+        };
+        if which == Which::Unpolled {
             ask_for_poll(relation);
             noted.waiting = true;
-            continue;
         }
-        let looked = pg::xact::subtransaction(|| catalog::mirror(relation).map(|mirror| to_recheck(&mirror)));
+        let looked =
+            pg::xact::subtransaction(|| catalog::mirror(relation).map(|mirror| to_recheck(&mirror, which)));
         match looked {
             Ok(Some(left)) => {
                 noted.waiting |= left.is_more;

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cache::apply;
 use crate::capture::{new_key, new_salt};
-use crate::catalog::{self, Mirror, Recheck, Told, timestamp, write};
+use crate::catalog::{self, Mirror, Recheck, Told, Which, timestamp, write};
 use crate::failpoint;
 use crate::pg;
 use crate::pg::io::Bell;
@@ -369,7 +369,7 @@ fn execute(
         }
         (Work::ToRecheck, Some(table)) => {
             let (mirror, _) = current_mirror(table)?;
-            Ok(Done::Records(to_recheck(&mirror).records))
+            Ok(Done::Records(to_recheck(&mirror, Which::All).records))
         }
         (Work::DeletesSince, _) => Ok(Done::Since(catalog::deletes_since(server))),
         (Work::MetadataSince, _) => Ok(Done::Since(catalog::metadata_since(server))),
@@ -430,14 +430,14 @@ struct ToRecheck {
 
 /// Whether anything has to be looked up of a table that can be now.
 pub fn is_to_recheck(relation: pg_sys::Oid) -> bool {
-    catalog::mirror(relation).is_some_and(|mirror| !to_recheck(&mirror).records.is_empty())
+    catalog::mirror(relation).is_some_and(|mirror| !to_recheck(&mirror, Which::All).records.is_empty())
 }
 
 /// What has to be looked up of a table. Where all that is thought of at a time is being written, what comes behind has its turn.
-fn to_recheck(mirror: &Mirror) -> ToRecheck {
+fn to_recheck(mirror: &Mirror, which: Which) -> ToRecheck {
     let (mut after, mut is_more) = (String::new(), false);
     loop {
-        let wanted = catalog::to_recheck(mirror.foreign_table, &after);
+        let wanted = catalog::to_recheck(mirror.foreign_table, which, &after);
         let next =
             wanted.last().filter(|_| wanted.len() >= catalog::RECHECKS).map(|record| record.id.clone());
         let found = to_recheck_among(mirror, wanted);
