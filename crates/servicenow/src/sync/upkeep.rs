@@ -41,6 +41,8 @@ pub(super) struct Underway {
     /// Found to differ and not looked up yet, in the store's versions.
     to_recheck: StoredRecords,
     failures: u32,
+    /// Counts were what failed last: re-reading goes first until they do not any more.
+    counts_fail: bool,
     /// Something has failed, and not everything that was due has been done since.
     has_failed: bool,
     /// After a failure: when to go on.
@@ -180,20 +182,32 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             self.underway.to_recheck.truncate(from);
             return Ok(true);
         }
-        if self.underway.counting.is_some() || self.reconcile_due_in() <= self.ahead() {
-            let mut counting = self.underway.counting.take().unwrap_or_else(|| Counting {
-                began: SystemTime::now(),
-                reconcile: Reconcile::new(self.spec.page_size, !self.refilled_for_counts),
-                before: None,
-                sweeping: None,
-                shown: Vec::new(),
-            });
-            let ended = self.count(&mut counting).await;
-            if !matches!(ended, Ok(true)) && matches!(self.position, Position::Following { .. }) {
-                self.underway.counting = Some(counting);
-            }
-            return ended.map(|_| true);
+        let count_is_due = self.underway.counting.is_some() || self.reconcile_due_in() <= self.ahead();
+        let comes_first = count_is_due && !self.underway.counts_fail;
+        Ok(comes_first && self.count_on().await?
+            || self.reread_on().await?
+            || count_is_due && !comes_first && self.count_on().await?)
+    }
+
+    /// One piece of a comparison of counts.
+    async fn count_on(&mut self) -> Result<bool, Stop> {
+        let mut counting = self.underway.counting.take().unwrap_or_else(|| Counting {
+            began: SystemTime::now(),
+            reconcile: Reconcile::new(self.spec.page_size, !self.refilled_for_counts),
+            before: None,
+            sweeping: None,
+            shown: Vec::new(),
+        });
+        let ended = self.count(&mut counting).await;
+        self.underway.counts_fail = ended.is_err();
+        if !matches!(ended, Ok(true)) && matches!(self.position, Position::Following { .. }) {
+            self.underway.counting = Some(counting);
         }
+        ended.map(|_| true)
+    }
+
+    /// One piece of a full re-reading, if one is due.
+    async fn reread_on(&mut self) -> Result<bool, Stop> {
         let mut rereading = match self.underway.rereading.take() {
             Some(rereading) => rereading,
             None => self.rereading().await?,

@@ -299,6 +299,18 @@ async fn a_table_without_times_is_kept_by_reading_it_piece_by_piece() {
     world.assert_alike();
 }
 
+#[tokio::test]
+async fn everything_is_read_again_though_counts_always_fail() {
+    let world = World::of_tasks().await.in_pages_of(20).scrubbing();
+    world.filled().await;
+    let edit = world.sim.edit().without_workflow().without_auto_sys_fields();
+    edit.update_where("task", "active=true", &[("short_description", "without a trace")]).expect("a query");
+    world.sim.fault(Fault::new(Effect::Status { status: 500, html: false }).path("/stats/"));
+    world.store.with(|m| m.upkeep.reconciled = None);
+    world.scrub().await;
+    world.assert_alike();
+}
+
 /// Another instance was cloned over this one: the same records are older there, others are gone, and others again are there
 /// that are older than the watermark.
 #[tokio::test]
