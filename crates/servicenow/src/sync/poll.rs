@@ -28,12 +28,21 @@ const FEW: u32 = 20;
 /// Whether much of a table has changed at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mass {
-    /// It has not, or it is to be read like any change.
+    /// It has not.
     No,
+    /// It does all the time: it is read like any change.
+    Endless,
     /// It has, some of it just now.
     GoingOn,
     /// It has.
     Over,
+}
+
+impl Mass {
+    /// Whether the table is read again as a whole, now or when it is over.
+    fn is_waited_for(self) -> bool {
+        matches!(self, Mass::GoingOn | Mass::Over)
+    }
 }
 
 impl<T: Transport, S: Store> Mirror<T, S> {
@@ -49,6 +58,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let since = watermark - OVERLAP;
         let (mut tail, mut matching) = (Tail::new("sys_updated_on", since), HashSet::new());
         let mut first_served: Option<i64> = None;
+        let mut is_endless = false;
         loop {
             let (page, progress) = self.tail_page(&mut tail, &self.spec.query, &self.spec.layout).await?;
             let mass = match first_served {
@@ -63,9 +73,10 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 self.doubt_where_it_was(&page.rows).await?;
                 self.apply(Step::Changed(page.rows)).await?;
             }
-            if mass != Mass::No {
+            if mass.is_waited_for() {
                 return self.meet(mass).await;
             }
+            is_endless |= mass == Mass::Endless;
             if progress == Progress::Done {
                 break;
             }
@@ -84,7 +95,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         self.apply(Step::Polled { watermark: next, at, is_well }).await?;
         self.last_poll = Some(at);
         self.position = Position::Following { watermark: next };
-        (self.mass_since, self.just_filled) = (None, false);
+        // What has been waited for once is not waited for again while it goes on.
+        self.mass_since = self.mass_since.filter(|_| is_endless);
+        self.just_filled = false;
         Ok(true)
     }
 
@@ -151,7 +164,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         Ok(match is_many(just_now, size) {
             false => Mass::Over,
             true if waited < LONGEST_WAIT => Mass::GoingOn,
-            true => Mass::No,
+            true => Mass::Endless,
         })
     }
 
@@ -190,7 +203,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         for pages in 0.. {
             let (page, progress) = self.tail_page(&mut tail, &all, &layout).await?;
             let mass = if pages == 0 { self.mass_of(&all, since, &page, at).await? } else { Mass::No };
-            if mass != Mass::No {
+            if mass.is_waited_for() {
                 return Ok(Some(mass));
             }
             others.extend(page.rows.ids().map(SysId::new).filter(|id| !matching.contains(id)));

@@ -312,6 +312,27 @@ async fn a_mass_update_is_read_like_a_fill() {
     assert!((now - 30..=now).contains(&watermark(mirror.position())));
 }
 
+/// A small table of which much changes all the time is followed, after it has been waited for once.
+#[tokio::test(start_paused = true)]
+async fn what_changes_all_the_time_is_not_waited_for_again_and_again() {
+    let world = World::new("cmn_cost_center", &["name"]).await.in_pages_of(50);
+    for n in 0..1_500 {
+        world.sim.edit().insert("cmn_cost_center", &[("name", &n.to_string())]).expect("a record");
+    }
+    world.sim.clock().advance(Duration::from_secs(300));
+    let mut mirror = world.filled().await;
+    poll(&mut mirror).await;
+    for (round, pause) in [160, 160, 10, 10].into_iter().enumerate() {
+        let name = format!("round {round}");
+        world.sim.edit().update_where("cmn_cost_center", "", &[("name", &name)]).expect("a query");
+        poll(&mut mirror).await;
+        if round > 1 {
+            world.assert_alike();
+        }
+        tokio::time::sleep(Duration::from_secs(pause)).await;
+    }
+}
+
 /// Also where most of what changed does not match, and never did.
 #[tokio::test]
 async fn a_mass_update_of_other_records_is_not_read_along_their_time() {
