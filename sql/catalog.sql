@@ -88,6 +88,8 @@ CREATE TABLE servicenow.recheck (
     mod_count       bigint,
     -- The instance has told that it is gone: no row is enough, too. With a version: that, and that it was written.
     gone            boolean NOT NULL DEFAULT false,
+    -- The instance has told of it without saying its version: one look may have been too early, another one settles it.
+    twice           boolean NOT NULL DEFAULT false,
     -- A look that began before does not settle it.
     at              timestamptz NOT NULL DEFAULT clock_timestamp(),
     -- When it was first asked for.

@@ -283,17 +283,20 @@ pub fn leave_events_to_recheck<'e>(relation: pg_sys::Oid, events: impl Iterator<
             [relation.into(), ids.into(), times.into(), counts.into(), gone.into()];
         // A look that is under way may be too early for what is told now, even if the same was told before.
         write(
-            "UPDATE servicenow.recheck r SET at = clock_timestamp(), looks = 0, due = NULL
+            "UPDATE servicenow.recheck r
+             SET at = clock_timestamp(), looks = 0, due = NULL, twice = r.mod_count IS NULL AND NOT r.gone
              FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[]) e (sys_id, updated_on, mod_count, gone)
              WHERE r.foreign_table = $1 AND r.sys_id = e.sys_id AND r.gone = e.gone
                AND (r.updated_on, r.mod_count) IS NOT DISTINCT FROM (e.updated_on, e.mod_count)",
             &told,
         );
         write(
-            "INSERT INTO servicenow.recheck (foreign_table, sys_id, updated_on, mod_count, gone)
-             SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[])
-             EXCEPT SELECT foreign_table, sys_id, updated_on, mod_count, gone FROM servicenow.recheck
-             WHERE foreign_table = $1 AND sys_id = ANY ($2)",
+            "INSERT INTO servicenow.recheck (foreign_table, sys_id, updated_on, mod_count, gone, twice)
+             SELECT $1, *, mod_count IS NULL AND NOT gone FROM (
+                 SELECT * FROM unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[])
+                 EXCEPT SELECT sys_id, updated_on, mod_count, gone FROM servicenow.recheck
+                 WHERE foreign_table = $1 AND sys_id = ANY ($2)
+             ) e (sys_id, updated_on, mod_count, gone)",
             &told,
         );
     }

@@ -148,6 +148,8 @@ pub fn settled(relation: pg_sys::Oid, ids: Vec<&str>) {
 const DELAY: f64 = 60.0;
 /// The pause before the second look in seconds; the next ones are four times as long each.
 const FIRST_PAUSE: f64 = 0.25;
+/// The pause before the second look where nothing shows whether the first was too early, in seconds.
+const SECOND_LOOK: f64 = 5.0;
 
 /// Records have been looked up, at a moment: with these versions, or not found. What was asked for after that stays; and
 /// for a while what the instance has told of and did not show.
@@ -178,15 +180,17 @@ pub fn rechecked(relation: pg_sys::Oid, looked_up: &[(&str, Option<Version>)], a
             "DELETE FROM servicenow.recheck r
              USING unnest($4::text[], $5::boolean[], $6::bigint[], $7::bigint[]) l (sys_id, shown, updated_on, mod_count)
              WHERE r.foreign_table = $1 AND r.sys_id = l.sys_id AND r.at <= $2
-               AND ({TOLD_AND_SHOWN} OR r.at < $2 - $3 * interval '1 second')"
+               AND (NOT r.twice AND {TOLD_AND_SHOWN} OR r.at < $2 - $3 * interval '1 second')"
         ),
         &looked,
     );
     write(
         "UPDATE servicenow.recheck r
-         SET looks = looks + 1, due = clock_timestamp() + $3 * power(4, least(looks, 5)) * interval '1 second'
+         SET looks = looks + 1, twice = false,
+             due = clock_timestamp()
+                 + CASE WHEN twice THEN $5 ELSE $3 * power(4, least(looks, 5)) END * interval '1 second'
          WHERE r.foreign_table = $1 AND r.sys_id = ANY ($4) AND r.at <= $2",
-        &[relation.into(), timestamp(at).into(), FIRST_PAUSE.into(), all.into()],
+        &[relation.into(), timestamp(at).into(), FIRST_PAUSE.into(), all.into(), SECOND_LOOK.into()],
     );
 }
 

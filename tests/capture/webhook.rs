@@ -219,6 +219,23 @@ async fn events_that_come_before_their_changes_are_not_lost() {
     world.until_like_the_instance("incident", COLUMNS).await;
 }
 
+/// Nor are those that say no version, so that no look at the record shows whether it was too early.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_without_a_version_that_come_before_their_changes_are_not_lost() {
+    let (cluster, _) = listening();
+    let world = world_on(cluster, "webhook").await;
+    world.db.run("ALTER SERVER acme OPTIONS (SET poll_interval '120 s')").await;
+    let world = capture_incidents(world).await;
+    let id = world.find("incident", "number=INC0012345");
+    world.sim.set(|s| (s.commit_delay_ms, s.posts_before_commit) = (1_500, true));
+    let edit = world.sim.edit().without_auto_sys_fields();
+    edit.update("incident", &id, &[("short_description", "no version")]).expect("it is there");
+    world
+        .until(&format!("SELECT short_description = 'no version' FROM incident WHERE sys_id = '{id}'"))
+        .await;
+    world.until("SELECT NOT EXISTS (SELECT FROM servicenow.recheck)").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_from_a_rule_is_refused_and_counted() {
     let (cluster, address) = listening();
