@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -56,6 +56,8 @@ const CONNECTIONS: usize = 256;
 const HEAD_LIMIT: usize = 16 << 10;
 /// The largest answer of a worker, in bytes.
 const ANSWER_LIMIT: usize = 64 << 10;
+/// Of a body that is too large so much is read, in bytes.
+const MOST_READ: usize = 1 << 20;
 /// How long a request may take to come, and a connection may be without one.
 const LONGEST_REQUEST: Duration = Duration::from_secs(10);
 /// How long a connection may take more requests, whatever it does.
@@ -139,7 +141,7 @@ async fn admit(desk: &Desk, request: Request) -> StatusCode {
     if body.size_hint().lower() > BODY_LIMIT as u64 {
         return StatusCode::PAYLOAD_TOO_LARGE;
     }
-    let Ok(body) = to_bytes(body, BODY_LIMIT).await else { return StatusCode::PAYLOAD_TOO_LARGE };
+    let Some(body) = read(body).await else { return StatusCode::PAYLOAD_TOO_LARGE };
     let [time, signature] = [TIME_HEADER, SIGNATURE_HEADER].map(|name| header(&head.headers, name));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let now = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
@@ -157,6 +159,23 @@ async fn admit(desk: &Desk, request: Request) -> StatusCode {
         Err(Refusal::Replayed) => StatusCode::CONFLICT,
         Err(Refusal::Malformed) => StatusCode::BAD_REQUEST,
     }
+}
+
+/// A body, unless it is too large. What is too much is read all the same, up to a bound: a connection that ends with a part
+/// unread may take the answer along.
+async fn read(mut body: axum::body::Body) -> Option<Vec<u8>> {
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let Ok(data) = frame.ok()?.into_data() else { continue };
+        length += data.len();
+        if length > MOST_READ {
+            return None;
+        }
+        if length <= BODY_LIMIT {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    (length <= BODY_LIMIT).then_some(bytes)
 }
 
 fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
