@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 use servicenow::client::address::Trust;
@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::capture;
 use super::mailbox::Letter;
-use super::store::{PgStore, Request, Table, note_failure};
+use super::store::{BUSY_LIMIT, PgStore, Request, Table, note_failure};
 use crate::cache::ddl;
 use crate::capture::new_key;
 use crate::catalog::{self, Manners};
@@ -57,6 +57,8 @@ struct Server {
     trust: Trust,
     client: HttpClient,
     mirrors: HashMap<Table, MirrorTask>,
+    /// Tables whose mirrors cannot be started for now: since when, and whether that was said.
+    held_up: HashMap<Table, (Instant, bool)>,
     /// What was last said of how it is called.
     shown: Option<Manners>,
     /// The readers of deletions and of metadata, and the tables they were started for.
@@ -143,6 +145,7 @@ impl Tasks {
                             trust: plan.trust.clone(),
                             client,
                             mirrors,
+                            held_up: HashMap::new(),
                             shown: None,
                             readers: None,
                             capture: None,
@@ -322,6 +325,7 @@ impl Server {
                 self.mirrors.insert(table, MirrorTask { task, shown: page_size.current(), page_size });
             }
         }
+        self.tell_held_up(&plan.unclear);
         let is_current = |(tables, tasks): &(HashSet<Table>, [Task; 2])| {
             *tables == wanted && !tasks.iter().any(|task| task.handle.is_finished())
         };
@@ -368,6 +372,21 @@ impl Server {
             }
         }
         Ok(())
+    }
+}
+
+impl Server {
+    /// Says of tables that nothing runs for them because somebody is in the way, if that takes long.
+    fn tell_held_up(&mut self, unclear: &HashSet<Table>) {
+        let is_held_up = |table: &Table| unclear.contains(table) && !self.mirrors.contains_key(table);
+        self.held_up.retain(|table, _| is_held_up(table));
+        for table in unclear.iter().filter(|table| is_held_up(table)) {
+            let (since, is_said) = self.held_up.entry(*table).or_insert_with(|| (Instant::now(), false));
+            if !*is_said && since.elapsed() > BUSY_LIMIT {
+                let why = "somebody holds a lock on the foreign table or its cache";
+                *is_said = pg::xact::transaction(|| note_failure(table.relation, why)).is_ok();
+            }
+        }
     }
 }
 

@@ -263,6 +263,18 @@ async fn a_lock_on_a_whole_cache_is_said_and_nothing_is_lost() {
     world.until("SELECT last_error IS NULL FROM servicenow.sync_status").await;
 }
 
+/// Also if nothing could begin to follow the table since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_keeps_a_table_from_being_followed_is_said() {
+    let world = followed().await;
+    let other = world.session().await;
+    other.run("BEGIN; LOCK TABLE servicenow_cache.incident").await;
+    world.db.run("ALTER SERVER acme OPTIONS (ADD max_concurrency '2')").await;
+    world.until("SELECT last_error LIKE '%holds a lock%' FROM servicenow.sync_status").await;
+    other.run("COMMIT").await;
+    world.until("SELECT last_error IS NULL FROM servicenow.sync_status").await;
+}
+
 /// A record that somebody here has locked is not in the cache yet as it is over there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wait_includes_records_that_are_locked() {

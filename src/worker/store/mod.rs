@@ -38,7 +38,7 @@ mod step;
 /// The pause before a request is repeated that met somebody's lock.
 const BUSY_PAUSE: Duration = Duration::from_millis(200);
 /// How long to go on with that before it is said. What then fails is tried again as a whole.
-const BUSY_LIMIT: Duration = Duration::from_secs(10);
+pub const BUSY_LIMIT: Duration = Duration::from_secs(10);
 
 /// A table as its mirror knows it: what was mirrored when the mirror began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
