@@ -146,17 +146,20 @@ struct Call {
     headers: HeaderMap,
     body: Option<Bytes>,
     effect: Effect,
+    /// If it is not let in others are made in its place, which say whether that is a matter of the login.
+    has_substitutes: bool,
 }
 
 impl Call {
     /// A read.
     fn get(url: Url) -> Self {
-        Self { method: Method::GET, url, headers: HeaderMap::new(), body: None, effect: Effect::Read }
+        let (method, headers) = (Method::GET, HeaderMap::new());
+        Self { method, url, headers, body: None, effect: Effect::Read, has_substitutes: false }
     }
 
     /// A write.
     fn write(method: Method, url: Url, body: Option<Bytes>, effect: Effect) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body, effect }
+        Self { method, url, headers: HeaderMap::new(), body, effect, has_substitutes: false }
     }
 }
 
@@ -322,7 +325,7 @@ impl<T: Transport> Client<T> {
                     rejected = Some(pass.value);
                     continue;
                 }
-                Err((e @ Error::Unauthorized(_), Some(pass))) => {
+                Err((e @ Error::Unauthorized(_), Some(pass))) if !call.has_substitutes => {
                     self.inner.login.refused(pass).await;
                     e
                 }

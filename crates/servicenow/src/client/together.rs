@@ -82,6 +82,11 @@ impl<T: Transport> Client<T> {
         self.gathering_within(PATIENCE)
     }
 
+    /// The same client, which gathers if nobody waits, or the plain one.
+    pub fn gathering_if(&self, nobody_waits: bool) -> Self {
+        if nobody_waits { self.gathering() } else { Self { gathers: None, ..self.clone() } }
+    }
+
     /// As [`Self::gathering`], for what something else waits for: a list or count that has no answer within this time goes
     /// alone.
     pub fn gathering_within(&self, patience: Duration) -> Self {
@@ -144,7 +149,10 @@ impl<T: Transport> Client<T> {
             match self.call_together(&mut part).await {
                 Ok(Some(answered)) => self.hand_out(part, answered),
                 Ok(None) => {}
-                Err(e) if is_absence(&e) => return self.inner.batch_sizes.are_absent(),
+                // An instance may want another login for this interface than for the others.
+                Err(e) if is_absence(&e) || matches!(e, Error::Unauthorized(_)) => {
+                    return self.inner.batch_sizes.are_absent();
+                }
                 Err(e) => {
                     if is_matter_of_size(&e) {
                         self.inner.together.size().failed(items);
@@ -173,6 +181,7 @@ impl<T: Transport> Client<T> {
             headers: HeaderMap::from_iter([(OUTPUT_HEADER, HeaderValue::from(OUTPUT_LIMIT))]),
             body: Some(batch::encode(&items)),
             effect: Effect::Read,
+            has_substitutes: true,
         };
         let sent = part.len();
         let decode = |response: &Response| batch::decode(response, sent);

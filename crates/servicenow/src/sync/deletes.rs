@@ -57,7 +57,7 @@ where
 
     /// Has its lists go together with those of others, or not.
     fn go_along(&mut self, along: bool) {
-        self.reader = if along { self.client.gathering() } else { self.client.clone() };
+        self.reader = self.client.gathering_if(along);
     }
 
     /// Reads what was deleted since the last reading the store took note of, and drops what is gone.

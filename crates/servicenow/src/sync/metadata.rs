@@ -138,7 +138,7 @@ where
 
     /// Has its lists go together with those of others, or not.
     fn go_along(&mut self, along: bool) {
-        self.reader = if along { self.client.gathering() } else { self.client.clone() };
+        self.reader = self.client.gathering_if(along);
     }
 
     /// Reads what has changed since the last reading the store took note of.

@@ -70,7 +70,7 @@ where
 
     /// Has its lists go together with those of others, or not.
     pub(super) fn go_along(&mut self, along: bool) {
-        self.reader = if along { self.client.gathering() } else { self.client.clone() };
+        self.reader = self.client.gathering_if(along);
     }
 
     /// Reads what has changed in the topmost tables since the last reading, or since a second if there was none, and

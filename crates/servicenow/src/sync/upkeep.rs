@@ -228,7 +228,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             Question::Totals => {
                 let apart = self.newcomers(&mut counting.before).await?.len() as u64;
                 let query = older(self.spec.query.clone(), counting.before)?;
-                let client = if self.is_in_no_hurry() { &self.client.gathering() } else { &self.client };
+                let client = self.client.gathering_if(self.is_in_no_hurry());
                 let remote = client.count(&self.spec.table, &query).await?;
                 let hidden = self.store.hidden(self.table).await?;
                 reconcile.totals(remote, self.stored_rows().await?.saturating_sub(apart), hidden);

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use servicenow::Error;
+use servicenow::client::auth::{Credentials, OauthClient, Secret};
 use servicenow::query::Query;
 use servicenow_sim::{Effect, Fault, Simulator};
 
-use crate::{HttpClient, client, instance, page, table};
+use crate::{HttpClient, client, instance, login, page, set_up, table};
 
 const TABLES: [&str; 4] = ["incident", "problem", "change_request", "sys_user"];
 
@@ -103,6 +104,24 @@ async fn a_batch_that_fails_leaves_everything_to_calls_of_their_own() {
         sim.remove_fault(fault);
     }
     assert!(are_alike(&client(&sim)).await);
+}
+
+/// An instance may have a policy for this interface alone.
+#[tokio::test]
+async fn a_batch_that_is_not_let_in_says_nothing_of_the_login() {
+    let sim = instance().await;
+    sim.fault(Fault::new(Effect::Status { status: 401, html: false }).path("/v1/batch"));
+    let with_token = Credentials::ClientCredentials {
+        client: OauthClient::new("fdw-client", Secret::new("fdw-client-secret")),
+    };
+    for credentials in [login("fdw.integration"), with_token] {
+        let client =
+            set_up(sim.url(), credentials, |instance, _| instance.patience.attempts = 1).expect("a client");
+        for _ in 0..4 {
+            assert!(are_alike(&client).await);
+        }
+        assert_eq!(client.calls_together(50), 50);
+    }
 }
 
 /// Whoever came first, and is gone before the others have their answers, does not take these along.
