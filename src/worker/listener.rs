@@ -455,7 +455,7 @@ async fn hand_on(request: hyper::Request<Incoming>) -> Option<Response> {
             Some(socket) => ask(&socket, request).await,
             None => None,
         };
-        let nobody = || login::page(&Err(Unknown::State.reason().to_owned()));
+        let nobody = || login::page(&login::Outcome::NotLoggedIn(Unknown::State.reason().to_owned()));
         return Some(answer.map_or_else(nobody, |page| page.map(axum::body::Body::from)));
     }
     let id = SubscriptionId::parse(request.uri().path().rsplit('/').next()?)?;

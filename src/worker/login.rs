@@ -40,12 +40,16 @@ struct Arrival {
     answer: oneshot::Sender<Outcome>,
 }
 
-/// Who has agreed and is told nothing may have allowed something all the same.
-const UNCLEAR: &str =
-    "It takes too long to tell here. If you did not mean to allow anything, revoke the token in ServiceNow";
-
-/// What the page says: which server, as which role; or why not.
-type Outcome = Result<(String, String), String>;
+/// What the page says.
+pub enum Outcome {
+    /// On which server, as which role.
+    LoggedIn { server: String, role: String },
+    /// Why not.
+    NotLoggedIn(String),
+    /// It has taken too long to wait for, and may come to a good end yet: whoever has agreed must not be told that nothing
+    /// was allowed.
+    Unclear,
+}
 
 /// The worker's part in logins.
 pub struct Logins {
@@ -75,11 +79,11 @@ impl Logins {
             let Claimed { errand, consent, role } = match claimed {
                 Ok(Ok(claimed)) => claimed,
                 Ok(Err(why)) => {
-                    let _gone = answer.send(Err(why));
+                    let _gone = answer.send(Outcome::NotLoggedIn(why));
                     continue;
                 }
                 Err(caught) => {
-                    let _gone = answer.send(Err(caught.message));
+                    let _gone = answer.send(Outcome::NotLoggedIn(caught.message));
                     continue;
                 }
             };
@@ -87,8 +91,10 @@ impl Logins {
             let exchange = async move {
                 let Errand { client, name, .. } = errand;
                 let exchanged = client.exchange_code(code.reveal(), &consent).await;
-                let outcome = exchanged.map(|()| (name, role)).map_err(|e| e.to_string());
-                let _gone = answer.send(outcome);
+                let _gone = answer.send(match exchanged {
+                    Ok(()) => Outcome::LoggedIn { server: name, role },
+                    Err(e) => Outcome::NotLoggedIn(e.to_string()),
+                });
             };
             self.exchanges.extend(pg::io::spawn(exchange, THREADS).ok());
         }
@@ -165,16 +171,18 @@ async fn receive(State(desk): State<Desk>, Query(brought): Query<Brought>) -> Re
                     desk.bell.ring();
                     match timeout(PATIENCE, outcome).await {
                         Ok(Ok(outcome)) => outcome,
-                        _ => Err(UNCLEAR.to_owned()),
+                        _ => Outcome::Unclear,
                     }
                 }
-                Err(_) => Err("too many log in at a time".to_owned()),
+                Err(_) => Outcome::NotLoggedIn("too many log in at a time".to_owned()),
             }
         }
         // Anybody can send somebody here with a text of theirs.
-        Brought { error: Some(error), .. } if is_word(&error) => Err(format!("ServiceNow says: {error}")),
-        Brought { error: Some(_), .. } => Err("ServiceNow has refused it".to_owned()),
-        _ => Err("there is no code".to_owned()),
+        Brought { error: Some(error), .. } if is_word(&error) => {
+            Outcome::NotLoggedIn(format!("ServiceNow says: {error}"))
+        }
+        Brought { error: Some(_), .. } => Outcome::NotLoggedIn("ServiceNow has refused it".to_owned()),
+        _ => Outcome::NotLoggedIn("there is no code".to_owned()),
     };
     page(&outcome)
 }
@@ -187,7 +195,7 @@ fn is_word(error: &str) -> bool {
 /// The page that says what came of it.
 pub fn page(outcome: &Outcome) -> Response {
     let (status, title, text) = match outcome {
-        Ok((server, role)) => (
+        Outcome::LoggedIn { server, role } => (
             StatusCode::OK,
             "Logged in",
             format!(
@@ -195,8 +203,12 @@ pub fn page(outcome: &Outcome) -> Response {
                  to allow that, revoke the token in ServiceNow."
             ),
         ),
-        Err(why) if why == UNCLEAR => (StatusCode::GATEWAY_TIMEOUT, "Maybe logged in", format!("{why}.")),
-        Err(why) => (
+        Outcome::Unclear => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "Maybe logged in",
+            "It takes too long to tell here. If you did not mean to allow anything, revoke the token in ServiceNow.".to_owned(),
+        ),
+        Outcome::NotLoggedIn(why) => (
             StatusCode::BAD_REQUEST,
             "Not logged in",
             format!("{why}. Begin again with servicenow.authorize_url() in PostgreSQL."),

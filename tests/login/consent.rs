@@ -138,6 +138,26 @@ async fn the_listener_takes_a_browser_in_and_everybody_is_logged_in() {
     assert_eq!(written_by(&world).await, "itil.user");
 }
 
+/// Who has agreed must not be told that nothing came of it while something may.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exchange_that_takes_long_is_not_said_to_have_failed() {
+    let (_, address) = cluster();
+    let world = world().await;
+    register(&world, &format!("http://{address}/oauth/callback"));
+    world.db.run(&format!("{MAPPING}{CLIENT})")).await;
+    let browser = Browser::new();
+    let back = browser.log_in(&world.db.value::<String>(AUTHORIZE).await, "itil.user", "Allow").await;
+    world.sim.set(|s| s.latency_ms = 16_000);
+    let answer = browser.get(back.as_str()).await;
+    assert_eq!(answer.status(), 504);
+    let page = answer.text().await.expect("a page");
+    assert!(page.contains("Maybe logged in") && page.contains("revoke the token"), "{page}");
+    world.sim.set(|s| s.latency_ms = 0);
+    world.sync("incident").await;
+    assert_eq!(written_by(&world).await, "itil.user");
+    assert_eq!(token_calls(&world), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_that_brings_back_anything_else_is_told_what_is_wrong() {
     let (_, address) = cluster();
