@@ -119,6 +119,12 @@ pub fn lock_exclusively(relation: pg_sys::Oid) {
     unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE) };
 }
 
+/// Takes a lock on a relation until the end of the transaction, if it can be had at once.
+pub fn try_lock(relation: pg_sys::Oid, lock: u32) -> bool {
+    // SAFETY: takes an OID of anything; the lock goes with the transaction.
+    unsafe { pg_sys::ConditionalLockRelationOid(relation, lock as pg_sys::LOCKMODE) }
+}
+
 /// Whether there is a database of this OID.
 pub fn database_exists(database: pg_sys::Oid) -> bool {
     // SAFETY: a syscache lookup, inside a transaction; gives back NULL if there is none.

@@ -1,6 +1,6 @@
 //! The store behind the mirrors: requests from Tokio threads, carried out by the main thread.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use pgrx::{PgSqlErrorCode as Sql, pg_sys};
@@ -26,7 +26,7 @@ use crate::pg;
 use crate::pg::io::Bell;
 use crate::pg::xact::Caught;
 use crate::worker::recovery;
-use step::current_mirror;
+use step::{current_cache, current_mirror};
 
 pub use step::note_failure;
 
@@ -353,14 +353,14 @@ fn execute(
         (Work::Apply(step), Some(table)) => step::apply(table, step, careful).map(|()| Done::Applied),
         (Work::Relabel(relabelling, position), Some(table)) => step::relabel(table, relabelling, *position),
         (Work::Compare(shown), Some(table)) => {
-            let (mirror, _) = current_mirror(table)?;
+            let (mirror, _) = current_cache(table)?;
             let range = Range::spanning(shown.iter().map(|shown| &shown.range));
             let mut comparison = Comparison::new(shown.clone());
             apply::each_version(&mirror, &range, |id, version| comparison.stored(id, version));
             Ok(Done::Compared(comparison.finish()))
         }
         (Work::CountByPrefix(range, length), Some(table)) => {
-            let (mirror, _) = current_mirror(table)?;
+            let (mirror, _) = current_cache(table)?;
             Ok(Done::Counted(apply::count_by_prefix(&mirror, range, *length)))
         }
         (Work::Hidden, Some(table)) => {
@@ -368,7 +368,7 @@ fn execute(
             Ok(Done::Hidden(catalog::hidden(table.relation)))
         }
         (Work::ToRecheck, Some(table)) => {
-            let (mirror, _) = current_mirror(table)?;
+            let (mirror, _) = current_cache(table)?;
             Ok(Done::Records(to_recheck(&mirror, Which::All).records))
         }
         (Work::DeletesSince, _) => Ok(Done::Since(catalog::deletes_since(server))),
@@ -398,7 +398,7 @@ fn execute(
             Ok(Done::Noted)
         }
         (Work::FindIn(ids), Some(table)) => {
-            let (mirror, _) = current_mirror(table)?;
+            let (mirror, _) = current_cache(table)?;
             let there = apply::versions(&mirror, ids.iter().map(SysId::as_str));
             Ok(Done::Records(there.into_iter().map(|(id, version)| (SysId::new(id), version)).collect()))
         }
@@ -430,7 +430,10 @@ struct ToRecheck {
 
 /// Whether anything has to be looked up of a table that can be now.
 pub fn is_to_recheck(relation: pg_sys::Oid) -> bool {
-    catalog::mirror(relation).is_some_and(|mirror| !to_recheck(&mirror, Which::All).records.is_empty())
+    catalog::mirror(relation).is_some_and(|mirror| {
+        pg::catalog::try_lock(mirror.cache, pg_sys::RowExclusiveLock)
+            && !to_recheck(&mirror, Which::All).records.is_empty()
+    })
 }
 
 /// What has to be looked up of a table. Where all that is thought of at a time is being written, what comes behind has its turn.
@@ -486,10 +489,12 @@ fn find(server: pg_sys::Oid, ids: &[SysId]) -> Found<Table> {
     let mut found = Found { records: Vec::new(), complete: true };
     for work in catalog::work().into_iter().filter(|work| work.server == server) {
         let looked = pg::xact::subtransaction(|| {
-            let mirror = catalog::mirror(work.foreign_table)?;
-            Some(apply::versions(&mirror, ids.iter().map(SysId::as_str)))
+            let Some(mirror) = catalog::mirror(work.foreign_table) else { return Some(HashMap::new()) };
+            let is_free = pg::catalog::try_lock(mirror.cache, pg_sys::AccessShareLock);
+            is_free.then(|| apply::versions(&mirror, ids.iter().map(SysId::as_str)))
         });
         match looked {
+            Ok(None) => found.complete = false,
             Ok(Some(there)) if !there.is_empty() => {
                 let table = Table { relation: work.foreign_table, generation: work.generation };
                 found.records.push((table, there.into_iter().map(|(id, v)| (SysId::new(id), v)).collect()));

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use pgrx::{Spi, pg_sys};
+use pgrx::{PgSqlErrorCode as Sql, Spi, pg_sys};
 use servicenow::page::{Rows, Version};
 use servicenow::sync::Stop;
 use servicenow::sync::store::{Origin, Relabelling, Step, StoreError};
@@ -15,19 +15,20 @@ use crate::cache::apply::{CacheWriter, Outcome, Replace};
 use crate::cache::change::Source;
 use crate::cache::label;
 use crate::catalog::{self, Failure, Mirror, timestamp, write};
-use crate::error::{Doing, report};
+use crate::error::{Doing, error, raise, report};
 use crate::failpoint;
 use crate::pg;
 use crate::pg::table::Triggers;
 
 /// The mirror a request is about, its row of `sync_table` locked, and whether it was filled; refused if what is
-/// mirrored has changed since the request was made.
+/// mirrored has changed since the request was made. Nobody's lock is waited for, which would keep the requests of
+/// all other tables waiting: an ERROR that is a conflict has this one made again a little later.
 pub fn current_mirror(table: Table) -> Result<(Rc<Mirror>, bool), StoreError> {
     let filled = {
         let _owner = pg::session::AsOwner::begin();
         Spi::connect_mut(|client| {
             let sql = "SELECT filled FROM servicenow.sync_table WHERE foreign_table = $1 AND generation = $2
-                       FOR NO KEY UPDATE";
+                       FOR NO KEY UPDATE NOWAIT";
             let args = [table.relation.into(), table.generation.into()];
             let mut rows = client.update(sql, None, &args).expect("a valid use of SPI");
             rows.next().and_then(|row| catalog::get(&row, 1))
@@ -38,9 +39,23 @@ pub fn current_mirror(table: Table) -> Result<(Rc<Mirror>, bool), StoreError> {
     if mirror.generation == table.generation { Ok((mirror, filled)) } else { Err(StoreError::Stale) }
 }
 
+/// As [`current_mirror`], its cache locked for writing.
+pub fn current_cache(table: Table) -> Result<(Rc<Mirror>, bool), StoreError> {
+    let (mirror, filled) = current_mirror(table)?;
+    if !pg::catalog::try_lock(mirror.cache, pg_sys::RowExclusiveLock) {
+        let name = catalog::qualified(mirror.cache);
+        raise(error(Sql::ERRCODE_LOCK_NOT_AVAILABLE, format!("could not obtain lock on relation {name}")));
+    }
+    Ok((mirror, filled))
+}
+
 /// Carries out a step.
 pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError> {
-    let (mirror, filled) = current_mirror(table)?;
+    if let Step::Failed(stop) = step {
+        failed(&current_mirror(table)?.0, stop);
+        return Ok(());
+    }
+    let (mirror, filled) = current_cache(table)?;
     let relation = table.relation;
     // Changes are logged from the first fill on.
     let from = |source| filled.then_some(source);
@@ -180,8 +195,8 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             let found = label::holders(&mirror, texts);
             catalog::leave_to_recheck(relation, &found);
         }
-        // In pieces, by `relabel`.
-        Step::Relabelled(_) => {}
+        // In pieces, by `relabel`, and above.
+        Step::Relabelled(_) | Step::Failed(_) => {}
         Step::Reread { columns, rows } => {
             catalog::announce_names();
             let outcome = label::put_columns(&mirror, columns, rows, from(Source::Poll));
@@ -216,7 +231,6 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
                 ));
             }
         }
-        Step::Failed(stop) => failed(&mirror, stop),
     }
     Ok(())
 }
@@ -228,7 +242,7 @@ pub fn relabel(
     relabelling: &Relabelling,
     position: Option<i64>,
 ) -> Result<super::Done, StoreError> {
-    let (mirror, filled) = current_mirror(table)?;
+    let (mirror, filled) = current_cache(table)?;
     catalog::announce_names();
     if position.is_none() {
         // From here on pages are looked at that were asked for before; the rows they have brought by now will be met.
