@@ -20,7 +20,7 @@ use super::pace::Pace;
 use super::recheck::recheck;
 use super::store::{DeletesRead, Origin, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
-use super::tail::{SeenInTime, Tail};
+use super::tail::Tail;
 use super::{OVERLAP, Stop, local_seconds, rest_after_reading};
 use crate::client::Client;
 use crate::client::page_size::PageSize;
@@ -28,7 +28,7 @@ use crate::client::table_api::{List, shrinking};
 use crate::client::transport::Transport;
 use crate::page::Layout;
 use crate::query::Query;
-use crate::value::{SysId, TableName, decode_seconds};
+use crate::value::{SysId, TableName};
 
 /// How long a table may take to show what it has left; then that is up to its own mirror, and the others go on.
 const LONGEST_LOOK: Duration = Duration::from_secs(10);
@@ -84,11 +84,7 @@ where
             let rows = &page.rows;
             let ids = (0..rows.len()).map(|row| SysId::new(rows.get(row, "documentkey")));
             all &= self.check(ids.filter(|id| !id.as_str().is_empty()).collect()).await?;
-            let last = rows.len().checked_sub(1).and_then(|row| {
-                Some((decode_seconds(rows.get(row, "sys_created_on"))?, SysId::new(rows.id(row))))
-            });
-            let seen = SeenInTime { rows: rows.len(), last, total: page.total };
-            if tail.advance(&seen, limit) == Progress::Done {
+            if tail.advance(&page, limit) == Progress::Done {
                 break;
             }
         }

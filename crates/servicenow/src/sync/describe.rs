@@ -20,6 +20,25 @@ pub(super) struct Traits {
     pub(super) has_created_on: bool,
 }
 
+/// What a poll of a table can go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trace {
+    /// When a record was changed.
+    Changes,
+    /// When it was added: records of journals and audits are never changed.
+    Arrivals,
+}
+
+impl Trace {
+    /// The field that says it.
+    pub(super) fn field(self) -> &'static str {
+        match self {
+            Trace::Changes => "sys_updated_on",
+            Trace::Arrivals => "sys_created_on",
+        }
+    }
+}
+
 impl Traits {
     /// Makes sure that the table has every field that columns and conditions name, as far as the table itself
     /// tells: of a dot-walk the first. Fields of columns that were there once may be gone.
@@ -32,6 +51,15 @@ impl Traits {
         }
         let has = |field| def.field(field).is_some();
         Ok(Self { has_updated_on: has("sys_updated_on"), has_created_on: has("sys_created_on") })
+    }
+
+    /// What a poll goes by; `None` if nothing tells what is new.
+    pub(super) fn trace(self) -> Option<Trace> {
+        match (self.has_updated_on, self.has_created_on) {
+            (true, _) => Some(Trace::Changes),
+            (false, true) => Some(Trace::Arrivals),
+            (false, false) => None,
+        }
     }
 }
 

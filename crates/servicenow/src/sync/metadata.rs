@@ -26,7 +26,7 @@ use super::reference::{Reference, references};
 use super::referrers::Referrers;
 use super::store::{MetadataRead, Store, StoreError};
 use super::sweep::Progress;
-use super::tail::{SeenInTime, Tail};
+use super::tail::Tail;
 use super::{OVERLAP, Stop, local_seconds, rest_after_reading};
 use crate::client::Client;
 use crate::client::page_size::PageSize;
@@ -36,7 +36,7 @@ use crate::dictionary::{self, TableDef};
 use crate::error::Error;
 use crate::page::Layout;
 use crate::query::{Op, Query, Term};
-use crate::value::{Show, SysId, TableName, date_time, decode_seconds};
+use crate::value::{Show, SysId, TableName, date_time};
 
 /// The time between two readings of the dictionary although nothing has told of a change: removed entries leave no
 /// trace, and not everybody may see when others change.
@@ -322,11 +322,7 @@ where
                 class.push(record);
                 gathered += 1;
             }
-            let last = rows.len().checked_sub(1).and_then(|row| {
-                Some((decode_seconds(rows.get(row, "sys_created_on"))?, SysId::new(rows.id(row))))
-            });
-            let seen = SeenInTime { rows: rows.len(), last, total: page.total };
-            let is_over = tail.advance(&seen, limit) == Progress::Done;
+            let is_over = tail.advance(&page, limit) == Progress::Done;
             if is_over || gathered >= NAMES_AT_A_TIME {
                 failure = failure.or(self.tell_gone(std::mem::take(&mut deleted)).await.err());
                 gathered = 0;

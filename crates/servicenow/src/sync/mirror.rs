@@ -19,6 +19,7 @@ use crate::client::table_api::{List, Page};
 use crate::client::transport::Transport;
 use crate::client::{Client, chance};
 use crate::dictionary::TableDef;
+use crate::error::Error;
 use crate::page::Layout;
 use crate::query::Query;
 use crate::value::TableName;
@@ -190,7 +191,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// done between polls. Gives back how long to wait before the one after it. After an error the caller may call
     /// again; nothing is lost.
     pub async fn advance(&mut self) -> Result<Duration, Stop> {
-        let Traits { has_updated_on, .. } = match self.traits {
+        let traits = match self.traits {
             Some(traits) => traits,
             None => *self.traits.insert(self.describe().await?),
         };
@@ -205,7 +206,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 let watermark = since;
                 self.apply(Step::Complete { watermark }).await?;
                 self.position = Position::Following { watermark };
-                if !has_updated_on {
+                if traits.trace().is_none() {
                     // There is nothing to poll by: the fill itself is the poll, and the comparison.
                     self.apply(Step::Reconciled { at }).await?;
                     self.upkeep.reconciled = Some(at);
@@ -213,12 +214,25 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 }
                 Ok(Duration::ZERO)
             }
-            Position::Following { .. } if has_updated_on => {
+            Position::Following { .. } if traits.trace().is_some() => {
+                if self.is_asked && !traits.has_updated_on && self.is_small().await? {
+                    // A change leaves no trace, and all is read as quickly as what is new.
+                    self.is_asked = false;
+                    self.begin(true).await?;
+                    return Ok(Duration::ZERO);
+                }
                 if self.is_poll_due() {
-                    if !self.poll().await? {
-                        return Ok(self.spec.pace.own().min(MASS_PAUSE));
+                    match self.poll().await {
+                        Ok(true) => (self.is_idle, self.is_asked) = (false, false),
+                        Ok(false) => return Ok(self.spec.pace.own().min(MASS_PAUSE)),
+                        // Whoever may not ask by time may still count and read everything.
+                        Err(stop @ Stop::Remote(Error::Refused { .. })) => {
+                            self.recheck_what_is_unsettled().await?;
+                            self.keep_up_and_rest().await?;
+                            return Err(stop);
+                        }
+                        Err(stop) => return Err(stop),
                     }
-                    (self.is_idle, self.is_asked) = (false, false);
                 }
                 self.keep_up_and_rest().await
             }

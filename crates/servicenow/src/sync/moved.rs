@@ -15,7 +15,7 @@ use super::mirror::Spec;
 use super::recheck::recheck;
 use super::store::{Origin, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
-use super::tail::{SeenInTime, Tail};
+use super::tail::Tail;
 use super::{OVERLAP, Stop};
 use crate::client::Client;
 use crate::client::page_size::PageSize;
@@ -132,7 +132,7 @@ where
             .await?;
             served = served.or(page.served_at);
             self.compare(&page.rows, tables, served, &mut left).await?;
-            if tail.advance(&SeenInTime::of(&page), limit) == Progress::Done {
+            if tail.advance(&page, limit) == Progress::Done {
                 break;
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::OVERLAP;
 use super::sweep::Progress;
-use super::tail::{SeenInTime, Tail};
+use super::tail::Tail;
 use crate::client::Client;
 use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, shrinking};
@@ -89,9 +89,7 @@ impl Changes {
             // The instance dropped the condition: the table has no such field, and gives everything it has.
             return Ok(None);
         }
-        let last = rows.len().checked_sub(1).and_then(|row| Some((stamp(row)?, SysId::new(rows.id(row)))));
-        let seen = SeenInTime { rows: rows.len(), last, total: page.total };
-        self.is_over = self.tail.advance(&seen, limit) == Progress::Done;
+        self.is_over = self.tail.advance(&page, limit) == Progress::Done;
         let named = |row| Named {
             id: SysId::new(rows.id(row)),
             names: names(rows, row),

@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::describe::{Trace, Traits};
 use super::mirror::Mirror;
 use super::recheck::recheck;
 use super::reconcile::{is_many, is_much};
 use super::store::{Origin, Position, RECHECKED_AT_A_TIME, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
-use super::tail::{SeenInTime, Tail};
+use super::tail::Tail;
 use super::{OVERLAP, Stop, local_seconds};
 use crate::client::table_api::{List, Page, shrinking};
 use crate::client::transport::Transport;
@@ -48,30 +49,37 @@ impl Mass {
 impl<T: Transport, S: Store> Mirror<T, S> {
     /// Reads what changed since the watermark. If that is much of the table it is read again as a whole instead,
     /// several ranges side by side, which this begins. Gives back whether all is read, or begun to be. Of a table
-    /// without times nothing can be said to have changed.
+    /// without times nothing can be said to have changed, and of one that has those of arrivals only what is new is read.
     pub(super) async fn poll(&mut self) -> Result<bool, Stop> {
         let Position::Following { watermark } = self.position else { return Ok(true) };
-        if !self.has_times() {
-            return Ok(true);
-        }
+        let Some(trace) = self.traits.map_or(Some(Trace::Changes), Traits::trace) else { return Ok(true) };
         let at = SystemTime::now();
         let since = watermark - OVERLAP;
-        let (mut tail, mut matching) = (Tail::new("sys_updated_on", since), HashSet::new());
+        let (mut tail, mut matching) = (Tail::new(trace.field(), since), HashSet::new());
+        let layout = match trace {
+            Trace::Changes => self.spec.layout.clone(),
+            Trace::Arrivals => Arc::new(Layout::of_text(&[trace.field()])),
+        };
+        let leaves_traces = trace == Trace::Changes && !self.spec.query.is_all();
         let mut first_served: Option<i64> = None;
         let mut is_endless = false;
         loop {
-            let (page, progress) = self.tail_page(&mut tail, &self.spec.query, &self.spec.layout).await?;
+            let (page, progress) = self.tail_page(&mut tail, &self.spec.query, &layout).await?;
             let mass = match first_served {
-                None => self.mass_of(&self.spec.query, since, &page, at).await?,
-                Some(_) => Mass::No,
+                None if trace == Trace::Changes => self.mass_of(&self.spec.query, since, &page, at).await?,
+                _ => Mass::No,
             };
             first_served.get_or_insert(page.served_at.unwrap_or_else(|| local_seconds(at)));
-            if !self.spec.query.is_all() {
+            if leaves_traces {
                 matching.extend(page.rows.ids().map(SysId::new));
             }
-            if !page.rows.is_empty() {
-                self.doubt_where_it_was(&page.rows).await?;
-                self.apply(Step::Changed(page.rows)).await?;
+            match trace {
+                _ if page.rows.is_empty() => {}
+                Trace::Changes => {
+                    self.doubt_where_it_was(&page.rows).await?;
+                    self.apply(Step::Changed(page.rows)).await?;
+                }
+                Trace::Arrivals => self.look_up_new(&page.rows).await?,
             }
             if mass.is_waited_for() {
                 return self.meet(mass).await;
@@ -81,7 +89,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 break;
             }
         }
-        if !self.spec.query.is_all()
+        if leaves_traces
             && let Some(mass) = self.drop_rows_that_stopped_matching(since, &matching, at).await?
         {
             return self.meet(mass).await;
@@ -99,6 +107,15 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         self.mass_since = self.mass_since.filter(|_| is_endless);
         self.just_filled = false;
         Ok(true)
+    }
+
+    /// Reads those of these records that are not stored, however many: a journal as a whole is many more.
+    async fn look_up_new(&self, rows: &Rows) -> Result<(), Stop> {
+        let here = self.store.find_in(self.table, rows.ids().map(SysId::new).collect()).await?;
+        let here: HashSet<&str> = here.iter().map(|(id, _)| id.as_str()).collect();
+        let new = rows.ids().filter(|id| !here.contains(id));
+        let new = new.map(|id| (SysId::new(id), Version::default())).collect();
+        recheck(&self.client, &*self.store, self.table, &self.spec, new, Origin::Poll).await
     }
 
     /// Where records arrive that another table has in a version from before, they may have left that one: their class was
@@ -231,7 +248,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             if let Some(page) = self.client.list_together(list).await
                 && page.total.is_some_and(|total| total <= u64::from(FEW))
             {
-                let progress = tail.advance(&SeenInTime::of(&page), FEW);
+                let progress = tail.advance(&page, FEW);
                 return Ok((page, progress));
             }
         }
@@ -240,7 +257,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             self.client.list(List { table, query: &query, layout, limit, offset, count: true }).await
         })
         .await?;
-        let progress = tail.advance(&SeenInTime::of(&page), limit);
+        let progress = tail.advance(&page, limit);
         Ok((page, progress))
     }
 }

@@ -12,29 +12,17 @@ use crate::client::table_api::Page;
 use crate::error::Result;
 use crate::query::{Op, Query, Term};
 use crate::sync::sweep::Progress;
-use crate::value::{SysId, date_time};
+use crate::value::{SysId, date_time, decode_seconds};
 
 /// What a tail has to know of a page.
 #[derive(Clone, Debug)]
-pub struct SeenInTime {
+struct SeenInTime {
     /// The number of rows in the page.
-    pub rows: usize,
+    rows: usize,
     /// Time (seconds since 1970) and `sys_id` of the last row that has both.
-    pub last: Option<(i64, SysId)>,
+    last: Option<(i64, SysId)>,
     /// How many records match the page's query, if the instance counts.
-    pub total: Option<u64>,
-}
-
-impl SeenInTime {
-    /// Of a page that is read by the time of the last change.
-    pub fn of(page: &Page) -> Self {
-        let rows = &page.rows;
-        let last = rows.len().checked_sub(1).and_then(|row| {
-            let second = rows.version(row).updated_on?;
-            Some((second, SysId::new(rows.id(row))))
-        });
-        Self { rows: rows.len(), last, total: page.total }
-    }
+    total: Option<u64>,
 }
 
 /// Where a tail stands.
@@ -83,8 +71,21 @@ impl Tail {
         matches!(self.place, Place::From(_)) && self.unread_below.is_none()
     }
 
-    /// Takes note of a page that was asked for with `limit`.
-    pub fn advance(&mut self, seen: &SeenInTime, limit: u32) -> Progress {
+    /// Takes note of a page that was asked for with `limit`. If it was not read by the time of the last change, its rows
+    /// have the field as text.
+    pub fn advance(&mut self, page: &Page, limit: u32) -> Progress {
+        let rows = &page.rows;
+        let last = rows.len().checked_sub(1).and_then(|row| {
+            let second = match self.field {
+                "sys_updated_on" => rows.version(row).updated_on,
+                field => decode_seconds(rows.get(row, field)),
+            };
+            Some((second?, SysId::new(rows.id(row))))
+        });
+        self.advance_behind(&SeenInTime { rows: rows.len(), last, total: page.total }, limit)
+    }
+
+    fn advance_behind(&mut self, seen: &SeenInTime, limit: u32) -> Progress {
         if let Some(unread) = self.unread_below {
             let left = unread.saturating_sub(u64::from(limit));
             self.unread_below = Some(left);
@@ -139,17 +140,23 @@ mod tests {
             query.to_string(),
             "sys_updated_on>=1970-01-01 00:00:00^ORDERBYsys_updated_on^ORDERBYsys_id"
         );
-        assert_eq!(tail.advance(&SeenInTime { rows: 0, last: None, total: Some(0) }, 100), Progress::Done);
+        assert_eq!(
+            tail.advance_behind(&SeenInTime { rows: 0, last: None, total: Some(0) }, 100),
+            Progress::Done
+        );
     }
 
     #[test]
     fn the_rest_of_a_second_is_read_before_what_follows_it() {
         let mut tail = Tail::new("sys_updated_on", 0);
         let seen = SeenInTime { rows: 2, last: Some((5, SysId::new("b"))), total: Some(9) };
-        assert_eq!(tail.advance(&seen, 2), Progress::More);
+        assert_eq!(tail.advance_behind(&seen, 2), Progress::More);
         let (query, _) = tail.page(&Query::all(), 100).unwrap();
         assert_eq!(query.to_string(), "sys_updated_on=1970-01-01 00:00:05^sys_id>b^ORDERBYsys_id");
-        assert_eq!(tail.advance(&SeenInTime { rows: 0, last: None, total: Some(0) }, 2), Progress::More);
+        assert_eq!(
+            tail.advance_behind(&SeenInTime { rows: 0, last: None, total: Some(0) }, 2),
+            Progress::More
+        );
         let (query, _) = tail.page(&Query::all(), 100).unwrap();
         assert_eq!(
             query.to_string(),
@@ -193,7 +200,7 @@ mod tests {
                     last: page.last().map(|(t, id, _)| (*t, SysId::new(id.clone()))),
                     total: Some(matching.len() as u64),
                 };
-                if tail.advance(&seen, limit) == Progress::Done {
+                if tail.advance_behind(&seen, limit) == Progress::Done {
                     break;
                 }
             }

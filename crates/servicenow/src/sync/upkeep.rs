@@ -236,10 +236,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             Question::Poll => {
                 self.poll().await?;
                 // What came before that has been seen.
-                if let (
-                    Position::Following { watermark },
-                    Some(Traits { has_updated_on: true, has_created_on: true }),
-                ) = (&self.position, self.traits)
+                if let (Position::Following { watermark }, Some(Traits { has_created_on: true, .. })) =
+                    (&self.position, self.traits)
                 {
                     counting.before = Some(watermark - OVERLAP);
                 }
@@ -366,8 +364,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     }
 
     /// Whether the table's records say when they were changed.
-    pub(super) fn has_times(&self) -> bool {
+    fn has_times(&self) -> bool {
         self.traits.is_none_or(|traits| traits.has_updated_on)
+    }
+
+    /// Whether all of the table is read in one stretch.
+    pub(super) async fn is_small(&self) -> Result<bool, Stop> {
+        Ok(Scrub::stretches(self.stored_rows().await?, self.spec.page_size) == 1)
     }
 
     /// Everything has been read since a moment, of a table in which nothing else tells what has changed.
@@ -403,7 +406,7 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             scrub.advance(SystemTime::now(), after, current.rows, current.left);
             *stretch = None;
             self.keep_scrubbed(Rows::new(self.spec.layout.clone()), scrub.position().clone()).await?;
-            if is_over && !self.has_times() {
+            if is_over && self.traits.is_some_and(|traits| traits.trace().is_none()) {
                 self.note_round(since.unwrap_or(position.began)).await?;
             }
             return Ok(is_over);
