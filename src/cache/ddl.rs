@@ -178,7 +178,8 @@ fn require_utf8() {
 
 fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
     let mut columns = Vec::new();
-    for attribute in pg::catalog::attributes(relation).iter().filter(|attribute| !attribute.dropped) {
+    let attributes = pg::catalog::attributes(relation);
+    for attribute in attributes.iter().filter(|attribute| !attribute.dropped) {
         if VERSION.iter().any(|part| part.hidden_column == attribute.name) {
             raise(error(
                 Sql::ERRCODE_RESERVED_NAME,
@@ -218,15 +219,10 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
     let keys: Vec<&FollowedColumn> = columns.iter().filter(|column| column.is_key()).collect();
     match keys.as_slice() {
         [] => raise(catalog::no_key(name)),
-        [key] if matches!(key.type_.as_str(), "text" | "character varying") => columns,
-        [key] if key.type_.starts_with("character varying(") => columns,
-        [key] => raise(
-            error(
-                Sql::ERRCODE_FDW_INVALID_DATA_TYPE,
-                format!("column \"{}\" of foreign table \"{name}\" must have type text", key.name),
-            )
-            .set_hint("A sys_id is not always 32 hexadecimal digits."),
-        ),
+        [key] => {
+            refuse_key(&attributes, key, name);
+            columns
+        }
         [_, again, ..] => raise(error(
             Sql::ERRCODE_DUPLICATE_COLUMN,
             format!(
@@ -234,6 +230,23 @@ fn columns_of(relation: pg_sys::Oid, name: &str) -> Vec<FollowedColumn> {
                 again.name
             ),
         )),
+    }
+}
+
+/// Refuses a key that could not hold every `sys_id`, or takes two of them for one.
+fn refuse_key(attributes: &[Attribute], key: &FollowedColumn, name: &str) {
+    let Some(attribute) = attributes.iter().find(|attribute| attribute.number == key.number) else { return };
+    let refuse = |code, what: &str, hint: &str| {
+        let message = format!("column \"{}\" of foreign table \"{name}\" must have {what}", key.name);
+        raise(error(code, message).set_hint(hint))
+    };
+    if !matches!(attribute.type_oid, pg_sys::TEXTOID | pg_sys::VARCHAROID) {
+        let hint = "A sys_id is not always 32 hexadecimal digits.";
+        refuse(Sql::ERRCODE_FDW_INVALID_DATA_TYPE, "type text", hint)
+    }
+    if !pg::catalog::is_deterministic(attribute.collation) {
+        let hint = "Values of sys_id that differ are different records; use another collation, or none.";
+        refuse(Sql::ERRCODE_FEATURE_NOT_SUPPORTED, "a deterministic collation", hint)
     }
 }
 

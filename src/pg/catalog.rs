@@ -367,6 +367,12 @@ pub fn collation_clause(type_oid: pg_sys::Oid, collation: pg_sys::Oid) -> String
     }
 }
 
+/// Whether text is equal under a collation only if it is the same.
+pub fn is_deterministic(collation: pg_sys::Oid) -> bool {
+    // SAFETY: a syscache lookup, which raises an ERROR for an unknown collation.
+    collation == pg_sys::InvalidOid || unsafe { pg_sys::get_collation_isdeterministic(collation) }
+}
+
 fn collation_name(collation: pg_sys::Oid) -> String {
     // SAFETY: generate_collation_name raises an ERROR for an unknown collation, else palloc'd text.
     unsafe { text(pg_sys::generate_collation_name(collation)) }.unwrap_or_default()
