@@ -62,9 +62,14 @@ pub fn check(name: &str) -> Vec<Finding> {
     let connection = match pg::xact::subtransaction(|| impatient_connection(server)) {
         Ok(connection) => connection,
         Err(caught) => {
-            let hint =
-                "Make a user mapping for the server's owner, the role of its option sync_user, or PUBLIC.";
-            return vec![Finding::wrong("user mapping", caught.message, hint)];
+            let (check, hint) = match caught.sqlstate {
+                Sql::ERRCODE_UNDEFINED_OBJECT => (
+                    "user mapping",
+                    "Make a user mapping for the server's owner, the role of its option sync_user, or PUBLIC.",
+                ),
+                _ => ("options", "Look at the options of the server and the user mapping."),
+            };
+            return vec![Finding::wrong(check, caught.message, caught.hint.as_deref().unwrap_or(hint))];
         }
     };
     findings.push(Finding::fine("user mapping", "the worker has one"));
@@ -232,26 +237,33 @@ fn rate_limits(server: pg_sys::Oid) -> Finding {
     }
 }
 
-/// The mirrors of a server, one for each remote table and query.
-fn mirrors(server: pg_sys::Oid) -> Vec<Rc<Mirror>> {
-    let works = catalog::work().into_iter().filter(|work| work.server == server);
-    let mut mirrors: Vec<Rc<Mirror>> = works
-        .filter_map(|work| pg::xact::subtransaction(|| catalog::mirror(work.foreign_table)).ok().flatten())
-        .collect();
+/// The mirrors of a server, one for each remote table and query, and what keeps others from being mirrored.
+fn mirrors(server: pg_sys::Oid) -> (Vec<Rc<Mirror>>, Vec<Finding>) {
+    let (mut mirrors, mut findings) = (Vec::new(), Vec::new());
+    for work in catalog::work().into_iter().filter(|work| work.server == server) {
+        match pg::xact::subtransaction(|| catalog::mirror(work.foreign_table)) {
+            Ok(mirror) => mirrors.extend(mirror),
+            Err(caught) => {
+                let check = format!("cache of {}", catalog::qualified(work.foreign_table));
+                let hint = caught.hint.unwrap_or_else(|| "Look at the foreign table's options.".to_owned());
+                findings.push(Finding::wrong(&check, caught.message, hint));
+            }
+        }
+    }
     mirrors.sort_by_key(|mirror| (mirror.table.clone(), mirror.foreign_table.to_u32()));
-    mirrors
+    (mirrors, findings)
 }
 
 /// The remote tables of a server's foreign tables.
 fn mirrored(server: pg_sys::Oid) -> Vec<TableName> {
-    let mut tables: Vec<TableName> = mirrors(server).iter().map(|mirror| mirror.table.clone()).collect();
+    let mut tables: Vec<TableName> = mirrors(server).0.iter().map(|mirror| mirror.table.clone()).collect();
     tables.dedup();
     tables
 }
 
 /// Whether metadata, deletions and every table can be read.
 fn inspect(server: pg_sys::Oid, connection: &Connection) -> Vec<Finding> {
-    let mirrors = mirrors(server);
+    let (mirrors, damaged) = mirrors(server);
     let roles = Query::parse("user=javascript:gs.getUserID()").unwrap_or_default();
     let mut questions = vec![
         Question { query: roles, ..Question::new("sys_user_has_role", &["role.name"]) },
@@ -299,6 +311,7 @@ fn inspect(server: pg_sys::Oid, connection: &Connection) -> Vec<Finding> {
             findings.push(failed(connection, &format!("query access to table {}", mirror.table), e));
         }
     }
+    findings.extend(damaged);
     findings
 }
 

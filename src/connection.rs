@@ -94,6 +94,9 @@ pub fn trust(
     }
 }
 
+/// What to do where the worker has no role to log in for.
+const SYNC_USER_HINT: &str = "Name a role in server option sync_user that is there and is granted to the server's owner, or drop the option.";
+
 /// The role whose user mapping the worker uses; an error's text if there is no such role.
 pub fn sync_user(server: &pg::catalog::Server, options: &ServerOptions) -> Result<pg_sys::Oid, String> {
     let Some(name) = &options.sync_user else { return Ok(server.owner) };
@@ -157,7 +160,7 @@ pub fn workers_connection(server: pg_sys::Oid) -> Connection {
     let description = pg::catalog::server(server);
     let options = ServerOptions::parse(&description.options).unwrap_or_else(|e| raise(e));
     let user = sync_user(&description, &options)
-        .unwrap_or_else(|text| raise(error(Sql::ERRCODE_UNDEFINED_OBJECT, text)));
+        .unwrap_or_else(|text| raise(error(Sql::ERRCODE_UNDEFINED_OBJECT, text).set_hint(SYNC_USER_HINT)));
     connection(server, user)
 }
 

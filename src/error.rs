@@ -168,7 +168,8 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             plain(Sql::ERRCODE_FDW_ERROR, &error.to_string(), "Simplify the option \"query\".")
         }
         Error::Setup(_) => {
-            plain(Sql::ERRCODE_INVALID_PARAMETER_VALUE, &error.to_string(), "Check the server's options.")
+            let hint = "Check the options of the server and the user mapping, and that files they name can be read by the server process.";
+            plain(Sql::ERRCODE_INVALID_PARAMETER_VALUE, &error.to_string(), hint)
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Caught {
     pub sqlstate: PgSqlErrorCode,
     /// Its primary message.
     pub message: String,
+    /// Its hint.
+    pub hint: Option<String>,
 }
 
 impl Caught {
@@ -45,7 +47,8 @@ fn caught(error: &CaughtError) -> Caught {
         CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => report,
         CaughtError::RustPanic { ereport, .. } => ereport,
     };
-    Caught { sqlstate: report.sql_error_code(), message: report.message().to_owned() }
+    let hint = report.hint().map(str::to_owned);
+    Caught { sqlstate: report.sql_error_code(), message: report.message().to_owned(), hint }
 }
 
 /// Runs `f` in a transaction of its own, in a background worker; an ERROR aborts it and is given back.

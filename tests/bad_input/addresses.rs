@@ -129,6 +129,10 @@ async fn a_name_that_leads_inside_is_not_followed_for_those_who_are_no_superuser
     assert!(error.hint().is_some_and(|hint| hint.contains("allow_private_addresses")));
     let status = "SELECT last_error FROM servicenow.sync_status";
     world.until(&format!("SELECT last_error LIKE '%{refused}' FROM ({status}) s")).await;
+    let found = "SELECT \"check\" || ': ' || detail || '. ' || hint FROM servicenow.check_server('inside') WHERE NOT ok";
+    let found = world.db.value::<String>(found).await;
+    assert!(found.starts_with("reachability: ") && found.contains("not a public address"), "{found}");
+    assert!(found.contains("allow_private_addresses"), "{found}");
     // The owner is what counts, whoever uses the server and whoever they become.
     world.db.run(&format!("ALTER ROLE {role} SUPERUSER")).await;
     let error = tenant.error(import).await;

@@ -46,7 +46,7 @@ async fn rules_that_were_renamed_are_known_all_the_same() {
         assert_eq!(world.remote("sys_script", &rule, "active").as_deref(), Some("true"));
     }
     edit.update("sys_script", &rule, &[("filter_condition", "^EQ")]).expect("it is there");
-    assert!(findings(&world).await.iter().all(|(_, ok, _)| *ok));
+    assert!(findings(&world).await.iter().all(|(_, ok, ..)| *ok));
     edit.update("sys_script", &rule, &[("name", "mine")]).expect("it is there");
     world.db.run("SELECT servicenow.uninstall_capture('acme')").await;
     assert_eq!(world.remote("sys_script", &rule, "name"), None);
@@ -134,8 +134,8 @@ async fn it_can_be_installed_by_hand() {
     until_state(&world, "active").await;
 }
 
-/// What `check_server` finds: check, whether it is fine, and detail.
-async fn findings(world: &World) -> Vec<(String, bool, String)> {
+/// What `check_server` finds: check, whether it is fine, detail and hint.
+async fn findings(world: &World) -> Vec<(String, bool, String, Option<String>)> {
     let rows = world.db.rows("SELECT \"check\", ok, detail, hint FROM servicenow.check_server('acme')").await;
     for row in &rows {
         assert_eq!(
@@ -144,41 +144,76 @@ async fn findings(world: &World) -> Vec<(String, bool, String)> {
             "what is wrong has a hint"
         );
     }
-    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
+    rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_says_what_is_wrong_and_what_to_do() {
     let world = captured().await;
     let all = findings(&world).await;
-    assert!(all.iter().all(|(_, ok, _)| *ok), "{all:?}");
+    assert!(all.iter().all(|(_, ok, ..)| *ok), "{all:?}");
     // Another database's, or nobody's.
     let stray = [("name", "servicenow_fdw 0123456789ab"), ("collection", "problem")];
     world.sim.edit().insert("sys_script", &stray).expect("a rule");
     let all = findings(&world).await;
-    let (_, ok, detail) =
+    let (_, ok, detail, _) =
         all.iter().find(|(check, ..)| check == "other subscriptions").expect("it is listed");
     assert!(*ok && detail.contains("\"servicenow_fdw 0123456789ab\""), "{detail}");
     let wrong = async || {
         let all = findings(&world).await;
-        all.into_iter().find(|(_, ok, _)| !ok).map(|(check, _, detail)| (check, detail))
+        let (check, _, detail, hint) = all.into_iter().find(|(_, ok, ..)| !ok).expect("something is wrong");
+        assert_eq!(check, "capture", "{detail}");
+        (detail, hint.expect("what to do"))
     };
-    world.sim.edit().revoke_role(INTEGRATION, "admin").expect("a role");
-    let (check, _) = wrong().await.expect("it may not see rules");
-    assert_eq!(check, "capture");
-    world.sim.edit().grant_role(INTEGRATION, "admin").expect("a role");
+    let fine = async || findings(&world).await.iter().all(|(_, ok, ..)| *ok);
+    // The worker would mend it.
+    world.stop_worker().await;
+    let edit = world.sim.edit();
+    edit.revoke_role(INTEGRATION, "admin").expect("a role");
+    let (detail, hint) = wrong().await;
+    assert!(
+        detail.contains("may not see Business Rules") && hint.contains("the role admin"),
+        "{detail} {hint}"
+    );
+    edit.grant_role(INTEGRATION, "admin").expect("a role");
+    assert!(fine().await, "the hint helps");
+    let name = name(&world).await;
+    let (rule, _) = rules(&world, &name).remove(0);
+    let queue = edit.find("sys_db_object", &format!("label={name}")).expect("a query").remove(0);
+    for (found, break_it) in [
+        (
+            "field \"script\" of the Business Rule",
+            ("sys_script", rule.as_str(), Some(("script", "gs.info(1)"))),
+        ),
+        ("no Business Rule on incident", ("sys_script", rule.as_str(), None)),
+        ("there is no queue table", ("sys_db_object", queue.as_str(), None)),
+    ] {
+        match break_it {
+            (table, record, Some(field)) => edit.update(table, record, &[field]),
+            (table, record, None) => edit.delete(table, record),
+        }
+        .expect("it is there");
+        let (detail, hint) = wrong().await;
+        assert!(detail.contains(found), "{detail}");
+        world.db.run(&hint).await;
+        assert!(fine().await, "the hint helps: {found}");
+    }
     world.db.run("SELECT servicenow.uninstall_capture('acme')").await;
-    assert_eq!(wrong().await.expect("nothing is there").0, "capture");
-    world.sim.edit().revoke_role(INTEGRATION, "admin").expect("a role");
-    let (check, detail) = wrong().await.expect("it could not be installed");
-    assert!(check == "capture" && detail.contains("sys_script"), "{check}: {detail}");
-    world.sim.edit().grant_role(INTEGRATION, "admin").expect("a role");
+    edit.revoke_role(INTEGRATION, "admin").expect("a role");
+    let (detail, hint) = wrong().await;
+    assert!(detail.contains("\"sys_script\"") && hint.contains("the role admin"), "{detail} {hint}");
+    edit.grant_role(INTEGRATION, "admin").expect("a role");
+    let (_, hint) = wrong().await;
+    world.db.run(&hint).await;
+    assert!(fine().await, "the hint helps");
+    world.db.run("ALTER SERVER acme OPTIONS (SET capture 'webhook')").await;
+    let (detail, hint) = wrong().await;
+    assert!(detail.contains("nobody listens") && hint.contains("listen_address"), "{detail} {hint}");
+    let first = async || findings(&world).await.into_iter().find(|(_, ok, ..)| !ok).map(|(check, ..)| check);
     world.sim.clock().step(chrono::TimeDelta::hours(1));
-    let (check, detail) = wrong().await.expect("the clock is wrong");
-    assert_eq!(check, "clock", "{detail}");
+    assert_eq!(first().await.as_deref(), Some("clock"));
     world.sim.set(|s| s.availability = servicenow_sim::Availability::Unreachable);
-    let (check, detail) = wrong().await.expect("nobody answers");
-    assert_eq!(check, "reachability", "{detail}");
+    assert_eq!(first().await.as_deref(), Some("reachability"));
     world.db.run("DROP USER MAPPING FOR PUBLIC SERVER acme").await;
-    assert_eq!(wrong().await.expect("there is no mapping").0, "user mapping");
+    assert_eq!(first().await.as_deref(), Some("user mapping"));
 }

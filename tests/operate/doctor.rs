@@ -131,6 +131,13 @@ async fn what_the_user_may_not_do_is_told_table_by_table() {
     }
     let nothing = findings(&world).await.into_iter().find(|finding| !finding.ok);
     assert!(nothing.is_none(), "it works again");
+    world.db.run("CREATE FOREIGN TABLE none (sys_id text) SERVER acme OPTIONS (table 'no_such_table')").await;
+    fails(&world, "table no_such_table", "[ServiceNow] Invalid table", "Check the table's name").await;
+    world.db.run("DROP FOREIGN TABLE none; ALTER TABLE servicenow_cache.incident DROP COLUMN number").await;
+    let hint = "SELECT servicenow.resync('public.incident')";
+    fails(&world, "cache of public.incident", "does not have its column \"number\"", hint).await;
+    world.db.run(hint).await;
+    assert!(findings(&world).await.iter().all(|finding| finding.ok), "the hint helps");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,6 +167,27 @@ async fn a_server_that_cannot_be_used_is_told_with_the_reason() {
     world.sim.clock().step(chrono::TimeDelta::hours(-1));
     world.sim.edit().set_client_secret("fdw-client", "another").expect("a client");
     fails(&world, "login", "login was refused", "Check the user mapping's credentials").await;
+    for (mapping, detail, hint) in [
+        (
+            "auth 'basic', username 'readonly.user', password 'wrong'",
+            "[ServiceNow] ",
+            "that the user is active",
+        ),
+        (
+            "auth 'authorization_code', client_id 'fdw-client', client_secret 'fdw-client-secret'",
+            "nobody has logged in yet",
+            "SELECT servicenow.authorize_url('acme')",
+        ),
+        (
+            "auth 'client_credentials', client_id 'fdw-client', client_secret_file '/nowhere'",
+            "could not read file",
+            "files they name",
+        ),
+    ] {
+        world.db.run(&format!("CREATE USER MAPPING FOR postgres SERVER acme OPTIONS ({mapping})")).await;
+        fails(&world, "login", detail, hint).await;
+        world.db.run("DROP USER MAPPING FOR postgres SERVER acme").await;
+    }
     // A certificate nobody vouches for, and one that is.
     let other =
         Simulator::builder().dataset(Dataset::Small).seed(42).tls(true).start().await.expect("a simulator");
@@ -174,14 +202,26 @@ async fn a_server_that_cannot_be_used_is_told_with_the_reason() {
     assert!(
         all.iter().any(|finding| finding.check == "TLS" && finding.ok && finding.detail.contains("trusted"))
     );
+    world.db.run(&set("SET ca_file '/nowhere'")).await;
+    fails(&world, "options", "could not use \"/nowhere\"", "files they name").await;
     world.db.run(&set("DROP ca_file")).await;
     let (nobody, _socket) = deaf_address();
     world.db.run(&set(&format!("SET instance_url 'http://{nobody}'"))).await;
     fails(&world, "reachability", "could not connect", "Check that the instance is up").await;
     world.db.run(&set("ADD sync_user 'nobody_at_all'")).await;
-    fails(&world, "user mapping", "does not exist", "Make a user mapping").await;
-    world.db.run(&format!("{}; DROP USER MAPPING FOR PUBLIC SERVER acme", set("DROP sync_user"))).await;
-    fails(&world, "user mapping", "user mapping not found", "Make a user mapping").await;
+    fails(&world, "user mapping", "does not exist", "Name a role").await;
+    // An owner who is no superuser.
+    let _session = world.session_as("tenant").await;
+    let role = world.role("tenant");
+    world
+        .db
+        .run(&format!(
+            "GRANT USAGE ON FOREIGN DATA WRAPPER servicenow_fdw TO {role}; ALTER SERVER acme OWNER TO {role};
+             {}",
+            set("SET sync_user 'postgres'")
+        ))
+        .await;
+    fails(&world, "user mapping", "does not have the privileges", "granted to the server's owner").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
