@@ -71,11 +71,18 @@ impl ColumnWriter {
             let (table, columns) = (&self.table, &self.columns);
             let changes = changed.into_iter().filter(|at| *at < written);
             let changes = changes.map(|at| (columns[at], table.found_value(at), table.staged_value(at)));
+            // What a fill brings into an empty column was there before.
+            let is_first = |before: &OwnedScalar| {
+                log.source() == Source::Backfill && matches!(before, OwnedScalar::Null)
+            };
+            let changes: Vec<_> = changes.filter(|(_, before, _)| !is_first(before)).collect();
             let row = |column| {
                 let at = columns.iter().position(|other| *other == column);
                 at.map_or(OwnedScalar::Null, |at| table.staged_value(at))
             };
-            log.add(&self.mirror, Op::Update, id, changes, row);
+            if !changes.is_empty() {
+                log.add(&self.mirror, Op::Update, id, changes, row);
+            }
         }
         self.table.update();
         true

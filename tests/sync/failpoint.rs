@@ -80,6 +80,34 @@ const FOLLOWING: &[&str] = &[
     "worker.scrubbed.after",
 ];
 
+/// Who dies at a place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dying {
+    Worker,
+    /// The server with all its processes.
+    Server,
+}
+
+impl Dying {
+    async fn arm(self, world: &World, place: &str) {
+        match self {
+            Dying::Worker => arm(world, place).await,
+            Dying::Server => arm(world, &format!("{place}:sleep")).await,
+        }
+    }
+
+    /// Waits for the death, and for the server to take sessions again.
+    async fn dies(self, world: &mut World, place: &str, before: usize) {
+        match self {
+            Dying::Worker => dies(world, place, before).await,
+            Dying::Server => {
+                until_struck(world, place, before).await;
+                server_dies(world).await;
+            }
+        }
+    }
+}
+
 /// A world on a cluster of its own with a small instance.
 async fn quick(options: &str) -> World {
     let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("")));
@@ -122,7 +150,7 @@ fn is_a_crash(code: &SqlState) -> bool {
 
 /// Begins to fill the table, with a worker that dies at a place: the first time it comes there, or once the fill is
 /// well under way. Gives back the number of requests before.
-async fn fill_until(world: &mut World, place: &str, at_once: bool) -> usize {
+async fn fill_until(world: &mut World, place: &str, at_once: bool, dying: Dying) -> usize {
     let before = strikes(world, place);
     let from = world.sim.requests().len();
     match place {
@@ -134,7 +162,7 @@ async fn fill_until(world: &mut World, place: &str, at_once: bool) -> usize {
         _ => {}
     }
     if at_once {
-        arm(world, place).await;
+        dying.arm(world, place).await;
     }
     // The session may break before it has the answer: then the table is there, or is made afterwards.
     let create = match place {
@@ -142,8 +170,12 @@ async fn fill_until(world: &mut World, place: &str, at_once: bool) -> usize {
         "worker.start" => format!("{INCIDENT}; SELECT servicenow.start_worker()"),
         _ => INCIDENT.to_owned(),
     };
-    if let Err(e) = world.db.client().batch_execute(&create).await {
-        assert!(e.as_db_error().is_none_or(|e| is_a_crash(e.code())), "{place}: {e:?}");
+    tokio::select! {
+        created = world.db.client().batch_execute(&create) => if let Err(e) = created {
+            assert!(e.as_db_error().is_none_or(|e| is_a_crash(e.code())), "{place}: {e:?}");
+        },
+        // It may wait for a worker that sleeps there.
+        () = until_struck(world, place, before) => {}
     }
     if !at_once {
         let (few, many) = (3 * PAGE, FEW / 2);
@@ -151,9 +183,9 @@ async fn fill_until(world: &mut World, place: &str, at_once: bool) -> usize {
             "SELECT EXISTS (SELECT FROM servicenow.sync_table WHERE phase = 'backfill' AND rows_filled BETWEEN {few} AND {many})"
         );
         world.until(&under_way).await;
-        arm(world, place).await;
+        dying.arm(world, place).await;
     }
-    dies(world, place, before).await;
+    dying.dies(world, place, before).await;
     if world.db.rows("SELECT FROM pg_class WHERE relname = 'incident' AND relkind = 'f'").await.is_empty() {
         world.db.run(INCIDENT).await;
     }
@@ -163,13 +195,22 @@ async fn fill_until(world: &mut World, place: &str, at_once: bool) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fill_goes_on_wherever_the_worker_is_killed() {
+    a_fill_goes_on(Dying::Worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fill_goes_on_wherever_the_whole_server_is_killed() {
+    a_fill_goes_on(Dying::Server).await;
+}
+
+async fn a_fill_goes_on(dying: Dying) {
     let mut world = quick("").await;
     let places =
         BEGINNING.iter().map(|place| (place, true)).chain(FILLING.iter().map(|place| (place, false)));
     for (place, at_once) in places {
         world.sim.set(|s| s.latency_ms = if at_once { 0 } else { 25 });
         let before = strikes(&world, place);
-        let from = fill_until(&mut world, place, at_once).await;
+        let from = fill_until(&mut world, place, at_once, dying).await;
         let deaths = strikes(&world, place) - before;
         world.sim.set(|s| s.latency_ms = 0);
         converges(&world, place).await;
@@ -221,6 +262,15 @@ async fn logged(world: &World, id: &str, since: i64) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_arrive_once_wherever_the_worker_is_killed() {
+    changes_arrive_once(Dying::Worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_arrive_once_wherever_the_whole_server_is_killed() {
+    changes_arrive_once(Dying::Server).await;
+}
+
+async fn changes_arrive_once(dying: Dying) {
     let mut world = quick(", reconcile_interval '1s', scrub_interval '2s'").await;
     world.db.run(INCIDENT).await;
     world.sync("incident").await;
@@ -228,9 +278,10 @@ async fn changes_arrive_once_wherever_the_worker_is_killed() {
     for (round, place) in FOLLOWING.iter().enumerate() {
         let since = world.db.value::<i64>("SELECT coalesce(max(seq), 0) FROM servicenow._sync_cdc").await;
         let before = strikes(&world, place);
-        arm(&world, place).await;
+        dying.arm(&world, place).await;
         let [made, changed, deleted] = change(&world, round);
-        dies(&mut world, place, before).await;
+        dying.dies(&mut world, place, before).await;
+        world.db.run("SELECT servicenow.start_worker()").await;
         converges(&world, place).await;
         world
             .until(&format!("SELECT bool_and(caller = 'round {round}') IS NOT FALSE FROM incident WHERE caller_id = '{caller}'"))
@@ -294,51 +345,15 @@ async fn what_is_hidden_is_remembered_wherever_the_worker_is_killed() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_when_the_whole_server_is_killed() {
-    let mut world = quick("").await;
-    for place in ["worker.filled.commit", "worker.filled.after", "worker.complete.commit"] {
-        let before = strikes(&world, place);
-        let from = world.sim.requests().len();
-        arm(&world, &format!("{place}:sleep")).await;
-        world.db.run(INCIDENT).await;
-        until_struck(&world, place, before).await;
-        server_dies(&mut world).await;
-        pid_after_a_read(&world).await;
-        converges(&world, place).await;
-        let again: Vec<(String, usize)> = pages(&world, from).into_iter().filter(|(_, n)| *n > 2).collect();
-        assert!(again.is_empty(), "{place}: {again:#?}");
-        if place != "worker.complete.commit" {
-            world.db.run("DROP FOREIGN TABLE incident").await;
-        }
-    }
-    let places = [
-        "worker.changed.commit",
-        "worker.polled.commit",
-        "worker.deletes.after",
-        "worker.rechecked.commit",
-        "worker.describe.commit",
-        "worker.relabelled.commit",
-    ];
-    let (caller, _) = caller(&world);
-    for (round, place) in places.iter().enumerate() {
-        let before = strikes(&world, place);
-        arm(&world, &format!("{place}:sleep")).await;
-        change(&world, round);
-        until_struck(&world, place, before).await;
-        server_dies(&mut world).await;
-        pid_after_a_read(&world).await;
-        converges(&world, place).await;
-        world
-            .until(&format!("SELECT bool_and(caller = 'round {round}') IS NOT FALSE FROM incident WHERE caller_id = '{caller}'"))
-            .await;
-    }
-}
-
 /// Without preloading, the first session that reads a foreign table starts the worker.
-async fn pid_after_a_read(world: &World) {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_starts_the_worker_after_a_crash() {
+    let mut world = quick("").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    server_dies(&mut world).await;
     world.db.run("SELECT FROM incident LIMIT 1").await;
-    pid(world).await;
+    pid(&world).await;
 }
 
 /// A failpoint may be set for a database; and a place where something fails is said, and passed when it does not.

@@ -305,6 +305,9 @@ async fn a_table_whose_records_are_named_by_another_field_shows_that() {
     let emails = "SELECT count(*) > 0 AND bool_and(i.caller_id IS NOT DISTINCT FROM s.caller_email)
                   FROM incident i JOIN shown s USING (sys_id) WHERE s.caller_name <> ''";
     world.until(emails).await;
+    let logged = "SELECT count(*) > 0 FROM servicenow._sync_cdc
+                  WHERE changed -> 'caller_id' ->> 'before' <> '' AND changed -> 'caller_id' ->> 'after' LIKE '%@%'";
+    assert!(world.db.value::<bool>(logged).await, "it is a change like any");
 }
 
 /// The instance clears references to a record that is deleted, or leaves them as they are, and does not stamp who

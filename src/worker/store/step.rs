@@ -100,7 +100,8 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
         Step::Filled { number, rows, after } => {
             let outcome = match &mirror.fill_columns {
                 Some(columns) => {
-                    look_out(&mirror, rows, None, label::put_columns(&mirror, columns, rows, None))
+                    let source = from(Source::Backfill);
+                    look_out(&mirror, rows, None, label::put_columns(&mirror, columns, rows, source))
                 }
                 None => put_page(&mirror, rows, Replace::SameOrLater, from(Source::Backfill), careful),
             };

@@ -62,6 +62,7 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
     let mut failures = 0;
     let mut beat = Beat::default();
     loop {
+        let before = mirror.position.clone();
         let rest = match mirror.advance().await {
             Ok(pause) => {
                 failures = 0;
@@ -77,7 +78,8 @@ pub async fn run<T: Transport, S: Store>(mut mirror: Mirror<T, S>, nudge: Arc<No
                 if matches!(store.apply(table, Step::Failed(stop)).await, Err(StoreError::Stale)) {
                     return;
                 }
-                failures += 1;
+                // What has come further is not kept waiting longer and longer.
+                failures = if mirror.position == before { failures + 1 } else { 1 };
                 // Those that fail together do not come back together either.
                 let pause = pause_after(failures).mul_f64((1.0 + chance()) / 2.0);
                 Rest::after_failure(pause, Duration::ZERO)

@@ -121,7 +121,7 @@ where
         let layout = Arc::new(Layout::of_text(&[]));
         let mut tail = Tail::new("sys_updated_on", since - OVERLAP);
         let mut left: HashMap<S::Table, StoredRecords> = HashMap::new();
-        let mut served = None;
+        let (mut served, mut complete) = (None, true);
         loop {
             let (page, limit) = shrinking(&self.page_size, async |limit| {
                 let (query, offset) = tail.page(&Query::all(), limit)?;
@@ -131,7 +131,7 @@ where
             })
             .await?;
             served = served.or(page.served_at);
-            self.compare(&page.rows, tables, served, &mut left).await?;
+            complete &= self.compare(&page.rows, tables, served, &mut left).await?;
             if tail.advance(&page, limit) == Progress::Done {
                 break;
             }
@@ -139,23 +139,26 @@ where
         for (table, stored) in left {
             self.look_up(table, stored).await?;
         }
-        Ok(served)
+        // What the store could not be asked about is met again.
+        Ok(if complete { served } else { Some(since) })
     }
 
-    /// Adds those of these records that tables have in a version from before, although they have been polled since.
+    /// Adds those of these records that tables have in a version from before, although they have been polled since. Gives
+    /// back whether the store could be asked about all.
     async fn compare(
         &self,
         rows: &Rows,
         tables: &[S::Table],
         served: Option<i64>,
         left: &mut HashMap<S::Table, StoredRecords>,
-    ) -> Result<(), Stop> {
+    ) -> Result<bool, Stop> {
         if rows.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let shown: HashMap<&str, Version> =
             (0..rows.len()).map(|row| (rows.id(row), rows.version(row))).collect();
-        for (table, stored) in self.store.find(rows.ids().map(SysId::new).collect()).await?.records {
+        let found = self.store.find(rows.ids().map(SysId::new).collect()).await?;
+        for (table, stored) in found.records {
             let Some(spec) = self.specs.get(&table).filter(|_| tables.contains(&table)) else { continue };
             let wait = spec.pace.own().saturating_mul(POLLS).min(LONGEST_WAIT).as_secs() as i64;
             let has_moved = |(id, stored): &(SysId, Version)| {
@@ -166,7 +169,7 @@ where
             };
             left.entry(table).or_default().extend(stored.into_iter().filter(has_moved));
         }
-        Ok(())
+        Ok(found.complete)
     }
 
     /// Looks records up that seem to have left a table. If it does not show them now, its own mirror does it with its
