@@ -10,6 +10,17 @@ use world::{INTEGRATION, World};
 /// The pages whose SQL has a test of its own, beside that of the others.
 const ELSEWHERE: [&str; 2] = ["monitoring.md", "operations.md"];
 
+/// The other languages that pages have blocks in. The programs are run by the tests of mappers; the one line of a
+/// configuration is that of other tests' clusters.
+const LANGUAGES: [(&str, &str); 6] = [
+    ("activerecord.md", "ruby"),
+    ("django.md", "python"),
+    ("poolers.md", "python"),
+    ("sqlalchemy.md", "python"),
+    ("sqlx.md", "rust"),
+    ("start.md", "ini"),
+];
+
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
@@ -51,6 +62,21 @@ async fn every_block_of_sql_of_the_book_does_what_its_page_says() {
             world.import(&["incident"]).await;
         }
         blocks.run(&world);
+    }
+}
+
+/// A block that is not begun like that is one that no test has seen.
+#[test]
+fn every_block_of_the_book_is_of_a_kind_that_is_run() {
+    for page in pages() {
+        let text = text(&page);
+        let fences: Vec<&str> = text.lines().filter(|line| line.trim_start().starts_with("```")).collect();
+        assert!(fences.len().is_multiple_of(2), "{page}: {fences:?}");
+        for fence in fences.chunks(2) {
+            let language = fence[0].strip_prefix("```").unwrap_or_default();
+            let is_run = language == "sql" || LANGUAGES.contains(&(page.as_str(), language));
+            assert!(is_run && fence[1] == "```", "{page}: {fence:?}");
+        }
     }
 }
 

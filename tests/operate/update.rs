@@ -7,7 +7,7 @@ use servicenow_sim::Dataset;
 use world::cluster::Cluster;
 use world::{Session, World, connect};
 
-use crate::INCIDENT;
+use crate::{INCIDENT, blocks};
 
 /// What belongs to the extension, each object with all that can be said of it.
 const OBJECTS: &str = "
@@ -100,7 +100,8 @@ async fn a_new_version_is_installed_under_old_sessions_and_an_update_leaves_data
     assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("by the old one"));
     world.sync("incident").await;
 
-    new.run("ALTER EXTENSION servicenow_fdw UPDATE").await;
+    let [update, ..] = blocks()[..] else { panic!("blocks of SQL") };
+    new.run(update).await;
     assert_eq!(new.value::<String>("SELECT servicenow.version() || servicenow._news()").await, next + "news");
     let refusal = old.error("SELECT count(*) FROM incident").await;
     assert_eq!(refusal.code().code(), "55000");
