@@ -82,6 +82,12 @@ async fn what_went_wrong_is_kept_with_how_often_and_until_when() {
     assert_eq!(somebody.value::<i64>("SELECT count(*) FROM servicenow.sync_error").await, 0);
     world.db.run(&format!("GRANT SELECT ON incident TO {}", world.role("somebody"))).await;
     assert_eq!(somebody.value::<i64>("SELECT count(*) FROM servicenow.sync_error").await, 2);
+    // A month later nobody wants to know any more.
+    world.stop_worker().await;
+    let month =
+        "UPDATE servicenow.failure SET last_at = last_at - interval '30 days' WHERE recovered_at IS NOT NULL";
+    world.db.run(&format!("{month}; SELECT servicenow.start_worker()")).await;
+    world.until("SELECT count(*) = 1 AND bool_and(recovered_at IS NULL) FROM servicenow.sync_error").await;
 }
 
 /// Those who look are not in the way of those who write, and leave no trace in the transaction.
