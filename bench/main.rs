@@ -1,7 +1,7 @@
 //! The project's figures. Each is a ratio of two things measured side by side in one run, because absolute
 //! numbers say more about the machine than about the extension. Those that the project promises are printed with their
 //! bounds, and the run fails if one is not kept. Arguments choose sections:
-//! `backfill`, `loaders`, `memory`, `idle`, `reconcile`, `capture`, `writes`, `reads`.
+//! `backfill`, `loaders`, `memory`, `idle`, `reconcile`, `restore`, `capture`, `writes`, `reads`.
 #![allow(clippy::print_stdout)]
 
 mod backfill;
@@ -13,6 +13,7 @@ mod loaders;
 mod memory;
 mod reads;
 mod reconcile;
+mod restore;
 mod worker;
 mod writes;
 
@@ -54,6 +55,9 @@ async fn main() -> ExitCode {
     }
     if is_wanted("reconcile") {
         reconcile::measure(&cluster).await;
+    }
+    if is_wanted("restore") {
+        restore::measure(&cluster).await;
     }
     if is_wanted("capture") {
         capture::measure().await;
