@@ -5,7 +5,7 @@
 #   make test-all                   the same, and the end-to-end tests on newer majors built from Debian's sources
 #   make soak [MINUTES=…]           many short sessions on a Postgres with assertions, built from Debian's sources
 #   make deny [CHECKS=…]            licences, bans and sources of others' code; with CHECKS=advisories known holes, too
-#   make install [PG_CONFIG=…]      a release build into that Postgres
+#   make install [PG_CONFIG=…]      a release build into that Postgres; make uninstall takes it away
 #   make package [PG_CONFIG=…]      a Debian package of a release build, and an archive for PGXN, in target/package
 #   make try-package                the same, and installs the Debian package in a fresh Debian
 #   make book                       the documentation as a book, in target/book
@@ -57,14 +57,20 @@ PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
 DENY := $(CARGO_TARGET_DIR)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 MDBOOK := $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 
-.PHONY: demo test test-all soak install package try-package book freeze bench lint deny majors test-in-server install-debug packages orm-python browser pgrx
+.PHONY: demo test test-all soak all install uninstall package try-package book freeze bench lint deny majors test-in-server install-debug packages orm-python browser pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
 
-install: packages pgrx
+# The names by which clients of PGXN build, install and remove what they have downloaded.
+all: packages pgrx
 	cargo build --release --lib $(FEATURES)
+install: all
 	$(SUDO) $(CARGO_PGRX) install --release --pg-config $(PG_CONFIG) $(FEATURES)
+
+uninstall:
+	$(SUDO) rm -f "$$($(PG_CONFIG) --pkglibdir)/servicenow_fdw.so" \
+	    "$$($(PG_CONFIG) --sharedir)"/extension/servicenow_fdw.control "$$($(PG_CONFIG) --sharedir)"/extension/servicenow_fdw--*.sql
 
 # The paths of the machine are not in what is built, from Rust or from pgrx's C, and dates are the last commit's.
 # (RUSTFLAGS take the place of the one that cargo pgrx sets itself.)

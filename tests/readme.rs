@@ -12,6 +12,30 @@ async fn every_block_of_sql_does_what_it_says() {
     assert!(page.run(&world) >= 5);
 }
 
+/// As PGXN reads it, whose clients call the Makefile.
+#[test]
+fn the_archive_for_pgxn_says_what_it_is_and_can_be_installed() {
+    let meta: serde_json::Value = serde_json::from_str(include_str!("../META.json")).expect("JSON");
+    let cargo = include_str!("../Cargo.toml");
+    let version = cargo.lines().find_map(|line| line.strip_prefix("version = ")).expect("a version");
+    let extension = &meta["provides"]["servicenow_fdw"];
+    for says in [&meta["version"], &extension["version"]] {
+        assert_eq!(says.to_string(), version);
+    }
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    for required in ["name", "abstract", "maintainer", "license"] {
+        assert!(!text(&meta[required]).is_empty(), "{required}");
+    }
+    assert_eq!(text(&meta["meta-spec"]["version"]), "1.0.0");
+    for file in ["file", "docfile"] {
+        let path = format!("{}/../{}", env!("CARGO_MANIFEST_DIR"), text(&extension[file]));
+        assert!(std::path::Path::new(&path).exists(), "{path}");
+    }
+    for target in ["all", "install", "uninstall"] {
+        assert!(include_str!("../Makefile").contains(&format!("\n{target}:")), "make {target}");
+    }
+}
+
 #[test]
 fn every_make_target_it_names_is_there() {
     let makefile = include_str!("../Makefile");
