@@ -70,13 +70,22 @@ async fn a_standby_reads_refuses_writes_before_any_call_and_takes_over_when_prom
     }
     assert_eq!(world.writes().len(), sent, "nothing was sent");
     assert_eq!(there.value::<i64>(WORKERS).await, 0);
-    // The primary is lost in the middle of things, and the standby takes over.
+    // The primary is lost in the middle of a write, of which the standby knows nothing, and the standby takes over.
+    let half = world.find("incident", "number=INC0010002");
+    let halfway = world.session().await;
+    halfway
+        .run(&format!("BEGIN; UPDATE incident SET short_description = 'half way' WHERE sys_id = '{half}'"))
+        .await;
+    assert_eq!(world.remote("incident", &half, "short_description").as_deref(), Some("half way"));
     let World { sim, cluster, database, db } = world;
     drop(db);
     cluster.control(&["-m", "immediate", "stop"]);
     sim.edit().update("incident", &id, &[("short_description", "while nobody looked")]).expect("it is there");
     sim.edit()
-        .delete("incident", &sim.edit().find("incident", "number!=INC0012345").expect("a query")[0])
+        .delete(
+            "incident",
+            &sim.edit().find("incident", "number!=INC0012345^number!=INC0010002").expect("a query")[0],
+        )
         .expect("there");
     sim.clear_requests();
     let promoted = Instant::now();
@@ -88,6 +97,8 @@ async fn a_standby_reads_refuses_writes_before_any_call_and_takes_over_when_prom
     }
     let world = World { sim, cluster: standby, database, db: there };
     world.until_like_the_instance("incident", COLUMNS).await;
+    let arrived = "SELECT count(*) FROM incident WHERE short_description = 'half way'";
+    assert_eq!(world.db.value::<i64>(arrived).await, 1);
     world.db.run("UPDATE incident SET short_description = 'taken over' WHERE number = 'INC0012345'").await;
     assert_eq!(world.remote("incident", &id, "short_description").as_deref(), Some("taken over"));
 }
