@@ -57,7 +57,7 @@ PACKAGE_DIR := $(CARGO_TARGET_DIR)/package
 DENY := $(CARGO_TARGET_DIR)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 MDBOOK := $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 
-.PHONY: demo test test-all soak all install uninstall package try-package book freeze bench lint deny majors test-in-server install-debug packages orm-python browser pgrx
+.PHONY: demo test test-all model soak all install uninstall package try-package book freeze bench lint deny majors test-in-server install-debug packages orm-python browser pgrx
 
 demo: install
 	cargo run --quiet --release -p demo
@@ -141,6 +141,12 @@ soak: packages pgrx
 	@$(MAKE) --no-print-directory install-debug PG_CONFIG=$(CASSERT_PREFIX)/bin/pg_config
 	PG_CONFIG=$(CASSERT_PREFIX)/bin/pg_config SOAK_MINUTES=$(MINUTES) \
 	    cargo test -p tests --test soak -- --ignored --nocapture
+
+# The model checks of `make test` go on for seconds, in a build that is not optimized; these for thousands of cases.
+CASES ?= 3000
+model:
+	PROPTEST_CASES=$(CASES) cargo test --release -p servicenow --test mirror model:: -- --nocapture
+	PROPTEST_CASES=$(CASES) cargo test --release -p servicenow --test mirror events:: -- --nocapture
 
 # What has been released does not change any more: tests compare it with its sum, and update from it.
 freeze: install-debug

@@ -146,7 +146,7 @@ impl Db {
             Some(Postings::Many(rows)) => rows.clone(),
         };
         rows.retain(|&r| self.try_row(r).is_some_and(|row| self.schema.is_a(row.table, table)));
-        rows.sort_unstable_by_key(|&r| self.id_key(r));
+        rows.sort_by_cached_key(|&r| self.id_key(r));
         Some(rows)
     }
 
