@@ -48,3 +48,30 @@ async fn events_are_taken_in_wherever_the_worker_is_killed() {
         assert!(world.sim.edit().find(&queue, "").expect("a table").is_empty(), "{place}");
     }
 }
+
+/// A table that joins has its rule, and one that leaves takes it along.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_join_and_leave_wherever_the_worker_is_killed() {
+    let cluster: &'static Cluster = Box::leak(Box::new(Cluster::start("")));
+    let mut world = capture_incidents(world_on(cluster, "queue").await).await;
+    let rules = |world: &world::World| {
+        world.sim.edit().find("sys_script", "collection=problem^active=true").expect("a table").len()
+    };
+    for place in ["worker.rules.before", "worker.rules.commit", "worker.rules.after"] {
+        for (statement, left) in [
+            (
+                "CREATE FOREIGN TABLE problem (sys_id text, number text, short_description text) SERVER acme",
+                1,
+            ),
+            ("DROP FOREIGN TABLE problem", 0),
+        ] {
+            let before = strikes(&world, place);
+            arm(&world, place).await;
+            world.db.run(statement).await;
+            dies(&mut world, place, before).await;
+            world.db.run("SELECT servicenow.start_worker()").await;
+            crate::until(|| rules(&world) == left).await;
+            until_captured(&world).await;
+        }
+    }
+}
