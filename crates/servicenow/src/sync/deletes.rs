@@ -21,7 +21,7 @@ use super::recheck::recheck;
 use super::store::{DeletesRead, Origin, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
 use super::tail::Tail;
-use super::{OVERLAP, Stop, local_seconds, rest_after_reading};
+use super::{OVERLAP, Stop, local_seconds, next_since, rest_after_reading};
 use crate::client::Client;
 use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, shrinking};
@@ -89,7 +89,8 @@ where
             }
         }
         // What the store could not be asked about is met again.
-        let watermark = if all { served.unwrap_or_else(|| local_seconds(at)) } else { begin };
+        let served = served.unwrap_or_else(|| local_seconds(at));
+        let watermark = if all { next_since(begin, served) } else { begin };
         Ok(DeletesRead { watermark, at })
     }
 

@@ -48,6 +48,14 @@ use pace::Rest;
 /// How far behind the watermark a poll begins, in seconds: records are stamped by the node that writes them
 /// and become visible when their transaction ends; nodes' clocks differ.
 pub const OVERLAP: i64 = 60;
+/// How far back is read once more, in seconds, when the instance's clock was set back: longer than one reading is from the
+/// next. What happened in between is stamped before the last one.
+const SET_BACK: i64 = 3_600;
+
+/// Where the reading after one begins that began at `since`, when the instance's clock showed `served`.
+fn next_since(since: i64, served: i64) -> i64 {
+    if served >= since - OVERLAP { served } else { served - SET_BACK }
+}
 
 /// Why work on a table stopped.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use super::recheck::recheck;
 use super::store::{Origin, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
 use super::tail::Tail;
-use super::{OVERLAP, Stop};
+use super::{OVERLAP, Stop, next_since};
 use crate::client::Client;
 use crate::client::page_size::PageSize;
 use crate::client::table_api::{List, shrinking};
@@ -90,7 +90,7 @@ where
                 Err(stop) => return Err(stop),
             }
         }
-        self.since = next.or(self.since);
+        self.since = next.map(|served| next_since(since, served)).or(self.since);
         Ok(())
     }
 

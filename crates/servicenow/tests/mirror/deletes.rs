@@ -232,3 +232,18 @@ async fn a_record_of_another_class_leaves_its_table() {
     moved.read(since).await.expect("a reading");
     assert_eq!(world.sim.requests().len(), 1, "one call tells that nothing has");
 }
+
+/// What was deleted between that and the next reading is stamped before the one that went before.
+#[tokio::test]
+async fn deletions_after_the_instances_clock_was_set_back_are_read() {
+    let world = World::of_tasks().await;
+    world.filled().await;
+    world.read_deletes().await;
+    let clock = world.sim.clock();
+    clock.step(TimeDelta::days(-1));
+    world.sim.edit().delete_where("incident", "state=7").expect("a query");
+    clock.advance(Duration::from_secs(300));
+    world.read_deletes().await;
+    world.read_deletes().await;
+    world.assert_alike();
+}
