@@ -133,7 +133,8 @@ impl Tasks {
                 (&server.options, &server.login, &server.trust) == (&plan.options, &plan.login, &plan.trust)
             };
             if !self.servers.get(&oid).is_some_and(same) {
-                self.servers.remove(&oid);
+                let url = &plan.options.instance_url;
+                let before = self.servers.remove(&oid).filter(|before| before.options.instance_url == *url);
                 match new_client(&plan.options, plan.login.clone(), plan.trust.clone(), WORKER) {
                     Ok(client) => {
                         let (options, login) = (plan.options.clone(), plan.login.clone());
@@ -152,6 +153,9 @@ impl Tasks {
                             brake,
                         };
                         server.client.note_past_calls(&plan.past_calls);
+                        if let Some(before) = before {
+                            server.client.heed_as(&before.client);
+                        }
                         self.servers.insert(oid, server);
                     }
                     Err(e) => {

@@ -86,6 +86,13 @@ async fn how_the_instance_is_called_is_shown() {
     world.sim.set(|s| s.row_quota = None);
     world
         .sim
-        .fault(Fault::new(Effect::RateLimited { headers: true, retry_after: Some(5), json: true }).times(3));
+        .fault(Fault::new(Effect::RateLimited { headers: true, retry_after: Some(60), json: true }).times(3));
     world.until("SELECT held_until > clock_timestamp() FROM servicenow.sync_status").await;
+    // Also when it is called by other options from now on.
+    let called = world.sim.requests().len();
+    world.db.run("ALTER SERVER acme OPTIONS (ADD max_concurrency '1')").await;
+    world
+        .until("SELECT concurrency = 1 AND held_until > clock_timestamp() + interval '30 s' FROM servicenow.sync_status")
+        .await;
+    assert_eq!(world.sim.requests().len(), called);
 }

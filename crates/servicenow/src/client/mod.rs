@@ -251,6 +251,12 @@ impl<T: Transport> Client<T> {
         until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }
 
+    /// Heeds what the instance has asked a client before this one: to make no call for a while.
+    pub fn heed_as(&self, before: &Self) {
+        let asked = before.hold().asked;
+        self.hold().asked = asked;
+    }
+
     /// How many calls the instance has said are left; `None` if it has not lately.
     pub fn calls_left(&self) -> Option<u32> {
         self.quota().left(now())
