@@ -2,6 +2,7 @@
 //! what was done is not done again.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use servicenow_sim::{AclRule, Dataset, Effect, Fault};
 use tokio_postgres::error::SqlState;
@@ -312,6 +313,22 @@ async fn what_was_refused_is_made_good_wherever_the_worker_is_killed() {
         change(&world, round);
         dies(&mut world, place, before).await;
         world.sim.remove_fault(refused);
+        converges(&world, place).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_poll_goes_on_wherever_the_worker_is_killed() {
+    let mut world = quick("").await;
+    world.db.run(INCIDENT).await;
+    world.sync("incident").await;
+    for place in ["worker.polled_up_to.before", "worker.polled_up_to.commit", "worker.polled_up_to.after"] {
+        let before = strikes(&world, place);
+        arm(&world, place).await;
+        world.sim.clock().advance(Duration::from_secs(10));
+        world.sim.edit().update_where("incident", "", &[("short_description", place)]).expect("a query");
+        dies(&mut world, place, before).await;
+        world.db.run("SELECT servicenow.start_worker()").await;
         converges(&world, place).await;
     }
 }

@@ -96,6 +96,7 @@ impl Work {
                 Step::DoubtedWhere(_) => "doubted_where",
                 Step::Relabelled(_) => "relabelled", // goes another way
                 Step::Reread { .. } => "reread",
+                Step::PolledUpTo { .. } => "polled_up_to",
                 Step::Polled { .. } => "polled",
                 Step::Hidden { .. } => "hidden",
                 Step::Reconciled { .. } => "reconciled",

@@ -209,6 +209,12 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
             catalog::leave_to_recheck(relation, &ids);
         }
+        Step::PolledUpTo { watermark } => {
+            write(
+                "UPDATE servicenow.sync_table SET watermark = $2 WHERE foreign_table = $1",
+                &[relation.into(), (*watermark).into()],
+            );
+        }
         Step::Polled { watermark, at, is_well } => {
             let recovered = write(
                 "UPDATE servicenow.sync_table SET last_error = NULL, last_error_at = NULL

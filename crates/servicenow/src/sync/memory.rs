@@ -162,7 +162,9 @@ impl Memory {
                     open.retain(|open| open.number != number);
                 }
             }
-            Step::Complete { watermark } => self.position = Position::Following { watermark },
+            Step::Complete { watermark } | Step::PolledUpTo { watermark } => {
+                self.position = Position::Following { watermark };
+            }
             Step::Polled { watermark, is_well, .. } => {
                 self.position = Position::Following { watermark };
                 self.failure = self.failure.take().filter(|_| !is_well);

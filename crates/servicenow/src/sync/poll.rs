@@ -23,6 +23,8 @@ use crate::value::{SysId, date_time};
 /// How long to wait for the end of a mass update before it is read as if it were none.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
+/// After so many pages of a poll it is kept how far it has come.
+const PAGES_PER_POSITION: u32 = 10;
 /// Records of a table that are asked for together with those of others.
 const FEW: u32 = 20;
 
@@ -63,13 +65,13 @@ impl<T: Transport, S: Store> Mirror<T, S> {
         let leaves_traces = trace == Trace::Changes && !self.spec.query.is_all();
         let mut first_served: Option<i64> = None;
         let mut is_endless = false;
-        loop {
+        for pages in 1.. {
             let (page, progress) = self.tail_page(&mut tail, &self.spec.query, &layout).await?;
             let mass = match first_served {
                 None if trace == Trace::Changes => self.mass_of(&self.spec.query, since, &page, at).await?,
                 _ => Mass::No,
             };
-            first_served.get_or_insert(page.served_at.unwrap_or_else(|| local_seconds(at)));
+            let served = *first_served.get_or_insert(page.served_at.unwrap_or_else(|| local_seconds(at)));
             if leaves_traces {
                 matching.extend(page.rows.ids().map(SysId::new));
             }
@@ -87,6 +89,16 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             is_endless |= mass == Mass::Endless;
             if progress == Progress::Done {
                 break;
+            }
+            // What is stamped in the future was changed before a clock was set back. Records that stopped to match are
+            // looked for at the end, all of them.
+            if let Some(reached) = tail.reached().map(|reached| reached.min(served))
+                && !leaves_traces
+                && pages % PAGES_PER_POSITION == 0
+                && reached > watermark
+            {
+                self.apply(Step::PolledUpTo { watermark: reached }).await?;
+                self.position = Position::Following { watermark: reached };
             }
         }
         if leaves_traces

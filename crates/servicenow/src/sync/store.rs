@@ -179,6 +179,11 @@ pub enum Step {
         /// The rows.
         rows: Rows,
     },
+    /// A poll that is a long one has come so far: whoever comes after an interruption goes on from there.
+    PolledUpTo {
+        /// Where the next poll begins.
+        watermark: i64,
+    },
     /// A poll has come to its end.
     Polled {
         /// The new watermark.
@@ -272,6 +277,7 @@ impl fmt::Debug for Step {
             Step::DoubtedWhere(texts) => write!(f, "DoubtedWhere({} columns)", texts.len()),
             Step::Relabelled(relabelling) => write!(f, "Relabelled({} records)", relabelling.records.len()),
             Step::Reread { rows, .. } => write!(f, "Reread({rows:?})"),
+            Step::PolledUpTo { watermark } => write!(f, "PolledUpTo({watermark})"),
             Step::Polled { watermark, .. } => write!(f, "Polled({watermark})"),
             Step::Hidden { range, count } => write!(f, "Hidden({count} in {range:?})"),
             Step::Reconciled { .. } => write!(f, "Reconciled"),

@@ -66,6 +66,14 @@ impl Tail {
         Ok((query.order_by("sys_id"), offset))
     }
 
+    /// The second before which everything has been read, if it is not the one it began at.
+    pub fn reached(&self) -> Option<i64> {
+        match self.place {
+            Place::From(_) => None,
+            Place::Within(second, _) | Place::Beyond(second) => Some(second),
+        }
+    }
+
     /// Whether nothing has been read yet.
     pub fn is_at_its_beginning(&self) -> bool {
         matches!(self.place, Place::From(_)) && self.unread_below.is_none()

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use servicenow::sync::store::Position;
+use servicenow_sim::{Effect, Fault};
 
 use crate::fill::meanwhile;
 use crate::{World, poll};
@@ -376,5 +377,28 @@ async fn a_fill_after_a_mass_update_is_followed_by_a_poll_whatever_has_changed_m
     change("three times");
     poll(&mut mirror).await;
     assert!(matches!(mirror.position(), Position::Following { .. }), "{:?}", mirror.position());
+    world.assert_alike();
+}
+
+/// What a poll has read is not read again after a failure.
+#[tokio::test]
+async fn a_long_poll_goes_on_from_where_it_was_interrupted() {
+    let world = World::of_tasks().await.in_pages_of(2);
+    let mut mirror = world.filled().await;
+    poll(&mut mirror).await;
+    let ids = world.sim.edit().find("task", "ORDERBYsys_id").expect("a query");
+    for id in &ids[..35] {
+        world.sim.clock().advance(Duration::from_secs(30));
+        world.describe(id, "changed");
+    }
+    let fault = Fault::new(Effect::Status { status: 500, html: false }).path("sys_updated_on").after(30);
+    let fault = world.sim.fault(fault);
+    mirror.nudge();
+    mirror.advance().await.expect_err("it is interrupted");
+    world.sim.remove_fault(fault);
+    world.sim.clear_requests();
+    let mut again = world.mirror();
+    poll(&mut again).await;
+    assert!(world.lists().len() < 30, "{}", world.lists().len());
     world.assert_alike();
 }
