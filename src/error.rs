@@ -124,7 +124,7 @@ pub fn report(error: &Error, doing: Doing<'_>) -> ErrorReport {
             &error.to_string(),
             "Lower the server option max_concurrency.",
         ),
-        Error::Unavailable { .. } => plain(
+        Error::Unavailable { .. } | Error::Unheard { .. } => plain(
             Sql::ERRCODE_CONNECTION_FAILURE,
             &error.to_string(),
             "The instance may be restarting or overloaded; try again later.",

@@ -204,3 +204,46 @@ async fn a_session_that_waits_for_anothers_login_can_be_cancelled() {
     // Whoever comes next does it.
     second.run(TOUCH).await;
 }
+
+/// Instances tell neither the ways to send a password apart nor users by upper and lower case.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_has_three_tries_however_its_user_mappings_are_written() {
+    let world = world().await;
+    world
+        .db
+        .run(&format!(
+            "CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'client_credentials', {CLIENT})"
+        ))
+        .await;
+    world.sync("incident").await;
+    world.sim.clear_requests();
+    let token_url = format!("{}/oauth_token.do", world.sim.url());
+    for (name, login) in [
+        ("alia", "auth 'basic', username 'itil.user', password 'wrong'".to_owned()),
+        ("bene", format!("auth 'password', {CLIENT}, username 'itil.user', password 'wrong'")),
+        ("cora", "auth 'basic', username 'Itil.USER', password 'wrong'".to_owned()),
+        (
+            "dune",
+            format!(
+                "auth 'password', {CLIENT}, username 'itil.user', password 'wrong', token_url '{token_url}'"
+            ),
+        ),
+        ("edri", "auth 'basic', username 'itil.user', password 'itil-secret'".to_owned()),
+    ] {
+        let session = world.session_as(name).await;
+        let role = world.role(name);
+        world
+            .db
+            .run(&format!(
+                "CREATE USER MAPPING FOR {role} SERVER acme OPTIONS ({login});
+                 GRANT SELECT, UPDATE ON incident TO {role}"
+            ))
+            .await;
+        match name {
+            "edri" => session.run(TOUCH).await,
+            _ => assert_eq!(session.error(TOUCH).await.code().code(), "28000"),
+        }
+    }
+    let refused = world.sim.requests().iter().filter(|request| request.status == 401).count();
+    assert_eq!(refused, 3);
+}

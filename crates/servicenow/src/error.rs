@@ -106,6 +106,12 @@ pub enum Error {
     /// The token endpoint refused the credentials; it gives one answer for every cause.
     #[error("login was refused")]
     Login,
+    /// A password was sent so often without a word of it in return that it rests; nothing was sent.
+    #[error("login is tried again in {} seconds, because the last tries were not answered", again_in.as_secs().max(1))]
+    Unheard {
+        /// When it is sent again.
+        again_in: Duration,
+    },
     /// Nobody has given their consent in a browser yet, or it has ended.
     #[error("nobody has logged in yet")]
     NoConsent,
@@ -231,6 +237,7 @@ impl Error {
                 | Error::NotPublic { .. }
                 | Error::Untrusted { .. }
                 | Error::Login
+                | Error::Unheard { .. }
                 | Error::NoConsent
                 | Error::Unauthorized(_)
                 | Error::RateLimited { .. }

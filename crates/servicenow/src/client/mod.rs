@@ -485,7 +485,10 @@ impl<T: Transport> Client<T> {
                 self.inner.login.accepted(&mut pass).await;
                 Ok(Answered { result, latency, login: pass.value, call: number })
             }
-            Err(e) => Err((e, Some(pass))),
+            Err(e) => {
+                self.inner.login.failed(&mut pass, &e);
+                Err((e, Some(pass)))
+            }
         }
     }
 

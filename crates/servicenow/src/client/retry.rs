@@ -36,7 +36,7 @@ pub fn policy(error: &Error, effect: Effect) -> Policy {
     let unless_done = |after| if effect == Effect::Once { Policy::Fail } else { Policy::Retry(after) };
     match error {
         // Nothing was carried out.
-        Error::Connect { .. } | Error::Discarded => Policy::Retry(None),
+        Error::Connect { .. } | Error::Discarded | Error::Unheard { .. } => Policy::Retry(None),
         Error::RateLimited { retry_after, .. } => Policy::Retry(*retry_after),
         // Something may have been carried out.
         Error::Unavailable { retry_after, .. } => unless_done(*retry_after),

@@ -399,7 +399,9 @@ async fn a_consent_in_a_browser_logs_everybody_in_for_as_long_as_the_refresh_tok
 /// Instances lock accounts, whichever user mapping has tried.
 #[tokio::test(flavor = "multi_thread")]
 async fn logins_of_one_account_have_three_tries_together_and_an_altered_one_is_tried_at_once() {
-    for wrong in [basic("wrong"), password_grant("wrong")] {
+    for (wrong, other) in
+        [(basic("wrong"), password_grant("wrong")), (password_grant("wrong"), basic("wrong"))]
+    {
         let shared = Shared::new().await;
         let mapping =
             |name: &str, version: &str, credentials: &Credentials| shared.mapping(name, version, credentials);
@@ -410,10 +412,11 @@ async fn logins_of_one_account_have_three_tries_together_and_an_altered_one_is_t
                 shared.sim.clock().advance(Duration::from_secs(1_000));
             }
         };
-        try_often(&[mapping("a", "1", &wrong), mapping("b", "1", &wrong), mapping("c", "1", &wrong)]).await;
+        // However it is sent.
+        try_often(&[mapping("a", "1", &wrong), mapping("b", "1", &other), mapping("c", "1", &wrong)]).await;
         assert_eq!(refused(), 3);
         // Somebody says of one that it is right now.
-        try_often(&[mapping("c", "2", &wrong), mapping("b", "1", &wrong), mapping("a", "1", &wrong)]).await;
+        try_often(&[mapping("c", "2", &wrong), mapping("b", "1", &other), mapping("a", "1", &wrong)]).await;
         assert_eq!(refused(), 6);
         // Another password is tried at once, if nobody has said anything of the mapping, too.
         let right = match &wrong {
@@ -436,4 +439,67 @@ async fn a_token_that_is_accepted_gives_no_more_tries_of_a_password() {
         shared.sim.clock().advance(Duration::from_secs(1_000));
     }
     assert_eq!(shared.refused(), 3);
+}
+
+/// An instance may have looked at a password whose answer is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_is_not_sent_again_and_again_while_nobody_says_anything_of_it() {
+    for effect in [Effect::Status { status: 500, html: true }, Effect::ResetAfter, Effect::LoginPage] {
+        for credentials in [basic("itil-secret"), password_grant("itil-secret")] {
+            let shared = Shared::new().await;
+            let processes = shared.processes(10, &credentials);
+            let fault = shared.sim.fault(Fault::new(effect.clone()));
+            for _ in 0..3 {
+                assert_eq!(call(&processes).await, 0);
+            }
+            assert_eq!(shared.sim.fault_count(fault), 8, "{effect:?}");
+            for _ in 0..60 {
+                shared.sim.clock().advance(Duration::from_secs(60));
+                assert_eq!(call(&processes).await, 0);
+            }
+            assert!(shared.sim.fault_count(fault) <= 68, "once a minute: {effect:?}");
+            assert!(matches!(page(&processes[0], "incident", "", 1).await, Err(Error::Unheard { .. })));
+            // It was not refused, so that it is tried as soon as it may be.
+            shared.sim.remove_fault(fault);
+            shared.sim.clock().advance(Duration::from_secs(61));
+            assert_eq!(call(&processes).await, 10, "{effect:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_turns_a_password_away_without_having_looked_at_it_takes_no_tries() {
+    let shared = Shared::new().await;
+    let fault = shared.sim.fault(Fault::new(Effect::Status { status: 403, html: true }).path("oauth_token"));
+    let process = shared.mapping("a", "1", &password_grant("itil-secret"));
+    for tries in 1..6 {
+        for _ in 0..3 {
+            assert!(matches!(page(&process, "incident", "", 1).await, Err(Error::Login)), "it rests");
+        }
+        assert_eq!(logins(&shared.sim), tries);
+        shared.sim.clock().advance(Duration::from_secs(901));
+    }
+    shared.sim.remove_fault(fault);
+    assert_eq!(call(&[process, shared.mapping("b", "1", &basic("itil-secret"))]).await, 2);
+}
+
+/// A file may have another password by the time that the answer to the one before comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_counts_against_what_was_sent() {
+    let shared = Shared::new().await;
+    let file = std::env::temp_dir().join(format!("servicenow-password-{}", std::process::id()));
+    std::fs::write(&file, "itil-secret").expect("a file");
+    let password = SecretSource::File(file.clone());
+    let process = shared.process(Credentials::Basic { username: "itil.user".to_owned(), password });
+    assert_eq!(call(std::slice::from_ref(&process)).await, 1);
+    shared.sim.edit().set_password("itil.user", "another");
+    shared.sim.set(|s| s.latency_ms = 300);
+    let altered = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        std::fs::write(&file, "another").expect("a file");
+    };
+    let (refused, ()) = tokio::join!(call(std::slice::from_ref(&process)), altered);
+    assert_eq!(refused, 0);
+    assert_eq!(call(&[process]).await, 1, "nothing was said of this one");
+    std::fs::remove_file(&file).expect("it is there");
 }

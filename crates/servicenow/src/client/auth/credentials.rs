@@ -121,8 +121,8 @@ impl Credentials {
         self.username().is_some()
     }
 
-    /// A digest of all secrets as they are now. What was refused with one may be accepted with another.
-    pub(super) fn digest(&self) -> Result<String> {
+    /// Digests of the secrets as they are now. What was refused with one may be accepted with another.
+    pub(super) fn digests(&self) -> Result<Digests> {
         let own = match self {
             Credentials::Basic { password, .. } | Credentials::Password { password, .. } => Some(password),
             Credentials::ApiKey { key } | Credentials::JwtBearer { key, .. } => Some(key),
@@ -130,9 +130,20 @@ impl Credentials {
             Credentials::ClientCredentials { .. } | Credentials::AuthorizationCode { .. } => None,
         };
         let of_client = self.client().and_then(|client| client.secret.as_ref());
-        let secrets = own.into_iter().chain(of_client).map(SecretSource::read);
-        Ok(digest(&secrets.collect::<Result<Vec<Secret>>>()?))
+        let own = own.map(SecretSource::read).transpose()?;
+        let password = own.as_ref().filter(|_| self.may_lock_an_account());
+        let password = password.map(|password| digest(std::slice::from_ref(password)));
+        let secrets = own.into_iter().map(Ok).chain(of_client.into_iter().map(SecretSource::read));
+        Ok(Digests { all: digest(&secrets.collect::<Result<Vec<Secret>>>()?), password })
     }
+}
+
+/// What tells secrets from others.
+pub(super) struct Digests {
+    /// All of them together.
+    pub(super) all: String,
+    /// The password of an account alone, however it is sent.
+    pub(super) password: Option<String>,
 }
 
 /// What tells one secret from another: where it is, or a part of a digest, from which nobody finds it.

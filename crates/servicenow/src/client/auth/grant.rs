@@ -26,6 +26,7 @@ use url::form_urlencoded::Serializer;
 use super::consent::Consent;
 use super::credentials::{Credentials, OauthClient};
 use super::secret::{Secret, SecretSource};
+use super::verdict::{self, Verdict};
 use crate::client::answer::interpret;
 use crate::client::transport::{Request, Transport};
 use crate::error::{Error, Result};
@@ -53,13 +54,28 @@ pub(super) struct Granted {
     pub(super) life: Duration,
 }
 
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) verdict: Verdict,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let verdict = verdict::of_error(&error);
+        Self { error, verdict }
+    }
+}
+
 /// Makes a token call. [`Error::Login`] if the endpoint refuses it.
 pub(super) async fn request<T: Transport>(
     transport: &T,
     token_url: &Url,
     grant: Grant<'_>,
     now: SystemTime,
-) -> Result<Granted> {
+) -> std::result::Result<Granted, Failure> {
     let http = TokenCalls(transport);
     let oauth = |client: &OauthClient| -> Result<_> {
         let oauth = BasicClient::new(ClientId::new(client.id.clone()))
@@ -100,18 +116,18 @@ pub(super) async fn request<T: Transport>(
                 let assertion = assertion(&client.id, subject, key, key_id.as_deref(), now)?;
                 send_assertion(&http, token_url, client, &assertion).await
             }
-            Credentials::Basic { .. } | Credentials::ApiKey { .. } => return Err(Error::Login),
-            Credentials::AuthorizationCode { .. } => return Err(Error::NoConsent),
+            Credentials::Basic { .. } | Credentials::ApiKey { .. } => return Err(Error::Login.into()),
+            Credentials::AuthorizationCode { .. } => return Err(Error::NoConsent.into()),
         },
     };
     let answer = answer.map_err(|e| match e {
         RequestTokenError::Request(e) => e,
-        RequestTokenError::ServerResponse(_) => Error::Login,
+        RequestTokenError::ServerResponse(_) => Error::Login.into(),
         RequestTokenError::Parse(..) | RequestTokenError::Other(_) => {
-            Error::Unreadable("the token endpoint did not answer with a token".to_owned())
+            Error::Unreadable("the token endpoint did not answer with a token".to_owned()).into()
         }
     })?;
-    granted(&answer)
+    Ok(granted(&answer)?)
 }
 
 /// What an answer brings. An empty refresh token is none.
@@ -171,7 +187,7 @@ fn assertion(
     Ok(Secret::new(format!("{signed}.{}", BASE64URL.encode(signature))))
 }
 
-type Answer = std::result::Result<BasicTokenResponse, RequestTokenError<Error, BasicErrorResponse>>;
+type Answer = std::result::Result<BasicTokenResponse, RequestTokenError<Failure, BasicErrorResponse>>;
 
 /// The one grant that `oauth2` does not know.
 async fn send_assertion<T: Transport>(
@@ -181,7 +197,7 @@ async fn send_assertion<T: Transport>(
     assertion: &Secret,
 ) -> Answer {
     let secret = client.secret.as_ref().map(SecretSource::read).transpose();
-    let secret = secret.map_err(RequestTokenError::Request)?;
+    let secret = secret.map_err(|e| RequestTokenError::Request(e.into()))?;
     let form = Serializer::new(String::new())
         .append_pair("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer")
         .append_pair("client_id", &client.id)
@@ -202,8 +218,8 @@ async fn send_assertion<T: Transport>(
 struct TokenCalls<'t, T>(&'t T);
 
 impl<'c, T: Transport> AsyncHttpClient<'c> for TokenCalls<'_, T> {
-    type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse>> + Send + 'c>>;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = std::result::Result<HttpResponse, Failure>> + Send + 'c>>;
 
     fn call(&'c self, request: HttpRequest) -> Self::Future {
         Box::pin(async move {
@@ -215,19 +231,18 @@ impl<'c, T: Transport> AsyncHttpClient<'c> for TokenCalls<'_, T> {
     }
 }
 
-/// The answer with a token. A refusal is one whatever the body says, which may be empty or a web page: what is not taken for
-/// a refusal is tried again, and would lock the account.
-async fn send<T: Transport>(transport: &T, request: Request) -> Result<HttpResponse> {
+/// The answer with a token.
+async fn send<T: Transport>(transport: &T, request: Request) -> std::result::Result<HttpResponse, Failure> {
     let answer = transport.send(request).await?;
-    match answer.status {
-        200 => Ok(HttpResponse::new(answer.body.to_vec())),
-        400 | 401 | 403 => Err(Error::Login),
-        status => {
-            // An instance in trouble has not refused the login.
-            interpret(&answer)?;
-            Err(Error::Unreadable(format!("the token endpoint answered with status {status}")))
-        }
+    if answer.status == 200 {
+        return Ok(HttpResponse::new(answer.body.to_vec()));
     }
+    if let Some(verdict) = verdict::of_answer(answer.status, &answer.body) {
+        return Err(Failure { error: Error::Login, verdict });
+    }
+    // An instance in trouble has not refused the login.
+    interpret(&answer)?;
+    Err(Error::Unreadable(format!("the token endpoint answered with status {}", answer.status)).into())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! - `secret`: text that must not be shown; `credentials`: the ways to log in
 //! - `grant`: token calls; [`consent`]: a user's consent in a browser
+//! - `verdict`: what a try that brought nothing says of the credentials
 //! - `state`: how far a login is and what comes next; `tally`: what logins of one account have in common; [`vault`]: where
 //!   that is kept, for any number of processes
 //!
@@ -15,6 +16,7 @@ mod secret;
 mod state;
 mod tally;
 pub mod vault;
+mod verdict;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,11 +29,13 @@ use super::retry::Urgency;
 use super::transport::Transport;
 use crate::error::{Error, Result};
 use consent::Consent;
+use credentials::Digests;
 pub use credentials::{Credentials, OauthClient, digest};
-use grant::Grant;
 pub use grant::is_private_key;
+use grant::{Failure, Grant};
 pub use secret::{Secret, SecretSource};
 use vault::{Locked, Vault};
+use verdict::Verdict;
 
 /// The header for an API key.
 const API_KEY: HeaderName = HeaderName::from_static("x-sn-apikey");
@@ -50,6 +54,8 @@ pub(super) struct Login {
 pub(super) struct Pass {
     pub(super) name: HeaderName,
     pub(super) value: HeaderValue,
+    /// The secrets themselves that go with the call.
+    tried: Option<Digests>,
     /// It is not known yet whether these credentials are accepted: others wait to hear.
     trial: Option<Trial>,
 }
@@ -87,34 +93,40 @@ impl Login {
             _ => {
                 let rejected = rejected.and_then(token_of);
                 let token = self.token(transport, rejected.as_ref()).await?;
-                Ok(Pass { name: AUTHORIZATION, value: header(BEARER, token.reveal())?, trial: None })
+                Ok(Pass {
+                    name: AUTHORIZATION,
+                    value: header(BEARER, token.reveal())?,
+                    tried: None,
+                    trial: None,
+                })
             }
         }
     }
 
     /// The credentials go with the call itself.
     async fn pass_on_trial(&self, name: HeaderName, value: impl Fn() -> Result<HeaderValue>) -> Result<Pass> {
-        let digest = self.credentials.digest()?;
+        let digests = self.credentials.digests()?;
         let mut known = self.vault.known().await;
         known.look();
-        if known.state().rests(self.vault.now(), &digest, self.most_tries()) {
+        if known.state().rests(self.vault.now(), &digests.all, self.most_tries()) {
             return Err(Error::Login);
         }
         if known.state().is_accepted() {
-            return Ok(Pass { name, value: value()?, trial: None });
+            return Ok(Pass { name, value: value()?, tried: Some(digests), trial: None });
         }
-        let locked = known.lock().await;
-        if locked.state().rests(self.vault.now(), &digest, self.most_tries()) {
+        let login = known.lock().await;
+        if login.state().rests(self.vault.now(), &digests.all, self.most_tries()) {
             return Err(Error::Login);
         }
-        if locked.state().is_accepted() {
-            return Ok(Pass { name, value: value()?, trial: None });
+        if login.state().is_accepted() {
+            return Ok(Pass { name, value: value()?, tried: Some(digests), trial: None });
         }
+        self.wait_to_be_heard(&login)?;
         let account = self.account().await;
-        if is_blocked(account.as_ref(), &digest) {
+        if is_blocked(account.as_ref(), &digests) {
             return Err(Error::Login);
         }
-        Ok(Pass { name, value: value()?, trial: Some(Trial { login: locked, account }) })
+        Ok(Pass { name, value: value()?, tried: Some(digests), trial: Some(Trial { login, account }) })
     }
 
     async fn token<T: Transport>(&self, transport: &T, rejected: Option<&Secret>) -> Result<Secret> {
@@ -130,12 +142,12 @@ impl Login {
         }
         // If there is no new one, this one may be good for a while yet.
         let living = locked.state().living_token(self.vault.now(), rejected).cloned();
-        let digest = self.credentials.digest()?;
-        if locked.state().rests(self.vault.now(), &digest, self.most_tries()) {
+        let digests = self.credentials.digests()?;
+        if locked.state().rests(self.vault.now(), &digests.all, self.most_tries()) {
             return living.ok_or(Error::Login);
         }
         let account = self.account().await;
-        let is_blocked = is_blocked(account.as_ref(), &digest);
+        let is_blocked = is_blocked(account.as_ref(), &digests);
         if is_blocked && locked.state().refresh_token().is_none() {
             return living.ok_or(Error::Login);
         }
@@ -146,11 +158,13 @@ impl Login {
                 }
                 Ok(token)
             }
-            Err(e) => {
-                if matches!(e, Error::Login) {
-                    self.refuse(locked, account.filter(|_| !is_blocked), digest);
+            Err(Failure { error, verdict }) => {
+                match verdict {
+                    Verdict::Refused => self.refuse(locked, account.filter(|_| !is_blocked), digests),
+                    Verdict::TurnedAway => self.turn_away(locked, digests),
+                    Verdict::Unheard | Verdict::Nothing => {}
                 }
-                living.ok_or(e)
+                living.ok_or(error)
             }
         }
     }
@@ -163,7 +177,7 @@ impl Login {
         transport: &T,
         locked: &mut Locked,
         account_is_blocked: bool,
-    ) -> Result<(Secret, bool)> {
+    ) -> std::result::Result<(Secret, bool), Failure> {
         let ask = async |grant| grant::request(transport, &self.token_url, grant, self.vault.now()).await;
         let held = locked.state().refresh_token().cloned();
         let held = self.credentials.client().zip(held);
@@ -171,7 +185,7 @@ impl Login {
         if let Some((client, token)) = &held {
             match ask(Grant::Refresh(client, token)).await {
                 Ok(granted) => return Ok((self.keep(locked, granted, false), false)),
-                Err(Error::Login) => refused = true,
+                Err(Failure { error: Error::Login, .. }) => refused = true,
                 Err(e) => return Err(e),
             }
         }
@@ -181,9 +195,14 @@ impl Login {
             _ => false,
         };
         if is_the_same || account_is_blocked {
-            return Err(Error::Login);
+            return Err(Error::Login.into());
         }
-        let granted = ask(Grant::First(&self.credentials)).await?;
+        self.wait_to_be_heard(locked)?;
+        let granted = ask(Grant::First(&self.credentials)).await.inspect_err(|failure| {
+            if failure.verdict == Verdict::Unheard {
+                self.note_unheard(locked);
+            }
+        })?;
         Ok((self.keep(locked, granted, refused), true))
     }
 
@@ -210,7 +229,8 @@ impl Login {
         };
         let mut locked = self.vault.known().await.lock().await;
         let grant = Grant::Code(client, code, consent);
-        let granted = grant::request(transport, &self.token_url, grant, self.vault.now()).await?;
+        let granted = grant::request(transport, &self.token_url, grant, self.vault.now()).await;
+        let granted = granted.map_err(|failure| failure.error)?;
         let now = self.vault.now();
         let kept = locked.change(|state| {
             state.forget_refresh_token();
@@ -244,9 +264,20 @@ impl Login {
         }
     }
 
+    /// A call has failed that came with a pass. Nobody is shown more than can be held who is not let in.
+    pub(super) fn failed(&self, pass: &mut Pass, error: &Error) {
+        if verdict::of_error(error) == Verdict::Unheard
+            && !matches!(error, Error::TooLarge { .. })
+            && let Some(mut trial) = pass.trial.take()
+        {
+            self.note_unheard(&mut trial.login);
+        }
+    }
+
     /// The instance does not accept the pass of a call, and another one would not help.
     pub(super) async fn refused(&self, pass: Pass) {
-        let Ok(digest) = self.credentials.digest() else { return };
+        // It is not what may be in a file by now that was refused.
+        let Some(digests) = pass.tried.or_else(|| self.credentials.digests().ok()) else { return };
         let Trial { login, account } = match pass.trial {
             Some(trial) => trial,
             None => {
@@ -254,17 +285,41 @@ impl Login {
                 Trial { login, account: self.account().await }
             }
         };
-        self.refuse(login, account, digest);
+        self.refuse(login, account, digests);
     }
 
     /// Notes a refusal. What was refused while the login rests was under way before, and counts once.
-    fn refuse(&self, mut login: Locked, account: Option<Locked>, digest: String) {
+    fn refuse(&self, mut login: Locked, account: Option<Locked>, digests: Digests) {
         self.is_doubtful.store(true, Ordering::Relaxed);
         let now = self.vault.now();
-        if let Some(mut account) = account.filter(|_| !login.state().rests(now, &digest, self.most_tries())) {
-            let _known_here = account.change(|state| state.tally_mut().refuse(digest.clone()));
+        let account = account.filter(|_| !login.state().rests(now, &digests.all, self.most_tries()));
+        if let (Some(account), Some(password)) = (account, digests.password) {
+            self.vault.refuse_account(account, password);
         }
-        let _known_here = login.change(|state| state.refuse(now, digest, self.most_tries()));
+        let _known_here = login.change(|state| state.refuse(now, digests.all, self.most_tries()));
+    }
+
+    /// Notes that the credentials were not even looked at: they rest, and nothing is counted.
+    fn turn_away(&self, mut login: Locked, digests: Digests) {
+        self.is_doubtful.store(true, Ordering::Relaxed);
+        let now = self.vault.now();
+        let _known_here = login.change(|state| state.turn_away(now, digests.all, self.most_tries()));
+    }
+
+    /// Notes that a password was sent, and nobody said anything of it.
+    fn note_unheard(&self, login: &mut Locked) {
+        if self.credentials.may_lock_an_account() {
+            let now = self.vault.now();
+            let _known_here = login.change(|state| state.unheard(now));
+        }
+    }
+
+    /// Fails as long as a password is not to be sent because the last ones went without a word.
+    fn wait_to_be_heard(&self, login: &Locked) -> Result<()> {
+        match login.state().unheard_for(self.vault.now()).filter(|_| self.credentials.may_lock_an_account()) {
+            Some(again_in) => Err(Error::Unheard { again_in }),
+            None => Ok(()),
+        }
     }
 
     /// What is known of the account, if it may be locked.
@@ -284,7 +339,7 @@ impl Login {
     async fn forgive_login(&self) {
         let mut known = self.vault.known().await;
         known.look();
-        if known.state().was_refused() {
+        if known.state().is_in_doubt() {
             let _known_here = known.lock().await.change(state::State::accept);
         }
     }
@@ -307,8 +362,9 @@ fn clear(account: Option<Locked>) {
     }
 }
 
-fn is_blocked(account: Option<&Locked>, digest: &str) -> bool {
-    account.is_some_and(|account| account.state().tally().blocks(digest))
+fn is_blocked(account: Option<&Locked>, digests: &Digests) -> bool {
+    let password = account.zip(digests.password.as_deref());
+    password.is_some_and(|(account, digest)| account.state().tally().blocks(digest))
 }
 
 const BEARER: &str = "Bearer ";

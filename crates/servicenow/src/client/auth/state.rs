@@ -16,6 +16,10 @@ const FIRST_REST: Duration = Duration::from_secs(30);
 const LONGEST_REST: Duration = Duration::from_secs(900);
 /// A password that was refused so often in a row is not tried again until somebody says so, as instances lock accounts.
 pub(super) const MOST_TRIES: u32 = 3;
+/// How often in a row a password may be sent at once without a word of it in return: as often as a call is repeated, about.
+const UNHEARD_AT_ONCE: u32 = 8;
+/// The longest rest of a password that was sent without a word of it in return: what is in trouble may be well again soon.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 /// Instances tell the rest of a token's life in whole seconds.
 const ROUNDING: Duration = Duration::from_secs(1);
 
@@ -28,6 +32,8 @@ pub(super) struct State {
     /// The instance has accepted the credentials, and not refused them since.
     accepted: bool,
     refused: Option<Refused>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unheard: Option<Unheard>,
     /// In the vault of an account only.
     #[serde(default, skip_serializing_if = "Tally::is_new")]
     tally: Tally,
@@ -49,10 +55,22 @@ struct Token {
 struct Refused {
     /// How often in a row.
     count: u32,
+    /// How often of these they were not even looked at.
+    #[serde(default)]
+    unseen: u32,
     /// When the login rests no longer: milliseconds since 1970.
     until: u64,
     /// What was refused, as a digest.
     digest: String,
+}
+
+/// A password was sent, and nobody has said anything of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Unheard {
+    /// How often in a row.
+    count: u32,
+    /// When it may be sent again: milliseconds since 1970.
+    until: u64,
 }
 
 impl State {
@@ -105,15 +123,23 @@ impl State {
         let now = since_1970(now);
         self.refused.as_ref().is_some_and(|refused| {
             let until = Duration::from_millis(refused.until);
-            let is_over = most_tries.is_some_and(|most| refused.count >= most);
+            let is_over = most_tries.is_some_and(|most| refused.count.saturating_sub(refused.unseen) >= most);
             // If the clock was set back it is not known how long it has rested.
             refused.digest == digest && (is_over || now < until && until <= now + LONGEST_REST)
         })
     }
 
-    /// Whether there was a refusal since credentials were accepted.
-    pub(super) fn was_refused(&self) -> bool {
-        self.refused.is_some()
+    /// How long a password is not to be sent, because the last ones went without a word.
+    pub(super) fn unheard_for(&self, now: SystemTime) -> Option<Duration> {
+        let until = Duration::from_millis(self.unheard.as_ref()?.until);
+        // If the clock was set back it is not known how long it has rested.
+        let left = until.checked_sub(since_1970(now)).filter(|left| *left <= LONGEST_SILENCE);
+        left.filter(|left| !left.is_zero())
+    }
+
+    /// Whether there was anything since credentials were accepted that has them rest.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.refused.is_some() || self.unheard.is_some()
     }
 
     /// What is known of the account.
@@ -128,7 +154,7 @@ impl State {
 
     /// A token call was answered.
     pub(super) fn granted(&mut self, granted: Granted, now: SystemTime) {
-        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.unheard = None;
         // What is announced as longer than a year is not believed, nor added up.
         let life = granted.life.min(Duration::from_secs(365 * 24 * 3_600));
         self.token = Some(Token {
@@ -158,20 +184,46 @@ impl State {
     pub(super) fn accept(&mut self) {
         self.accepted = true;
         self.refused = None;
+        self.unheard = None;
     }
 
     /// Credentials of this digest were refused. What was refused while they rest was under way before.
     pub(super) fn refuse(&mut self, now: SystemTime, digest: String, most_tries: Option<u32>) {
+        self.rest(now, digest, most_tries, 0);
+    }
+
+    /// Credentials of this digest were not looked at: they rest as long as if they were refused, and may be tried as often.
+    pub(super) fn turn_away(&mut self, now: SystemTime, digest: String, most_tries: Option<u32>) {
+        self.rest(now, digest, most_tries, 1);
+    }
+
+    fn rest(&mut self, now: SystemTime, digest: String, most_tries: Option<u32>, unseen: u32) {
         self.accepted = false;
+        self.unheard = None;
         if self.rests(now, &digest, most_tries) {
             return;
         }
-        let count = self.refused.as_ref().filter(|before| before.digest == digest);
-        let count = count.map_or(0, |before| before.count);
+        let before = self.refused.as_ref().filter(|before| before.digest == digest);
+        let (count, before) = before.map_or((0, 0), |before| (before.count, before.unseen));
         let rest = FIRST_REST.saturating_mul(1 << count.min(10)).min(LONGEST_REST);
-        let until = u64::try_from((since_1970(now) + rest).as_millis()).unwrap_or(u64::MAX);
-        self.refused = Some(Refused { count: count.saturating_add(1), until, digest });
+        let until = milliseconds(since_1970(now) + rest);
+        let (count, unseen) = (count.saturating_add(1), before.saturating_add(unseen));
+        self.refused = Some(Refused { count, unseen, until, digest });
     }
+
+    /// A password was sent, and nobody has said anything of it: a few times that is an instance in trouble.
+    pub(super) fn unheard(&mut self, now: SystemTime) {
+        let count = self.unheard.as_ref().map_or(0, |before| before.count).saturating_add(1);
+        let rest = match count.checked_sub(UNHEARD_AT_ONCE) {
+            None => Duration::ZERO,
+            Some(more) => Duration::from_secs(1 << more.min(10)).min(LONGEST_SILENCE),
+        };
+        self.unheard = Some(Unheard { count, until: milliseconds(since_1970(now) + rest) });
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn since_1970(time: SystemTime) -> Duration {
@@ -280,6 +332,43 @@ mod tests {
         assert!(!state.rests(at(1_000_000), "two", Some(MOST_TRIES)), "another password is another matter");
         state.accept();
         assert!(!state.rests(at(0), "one", Some(MOST_TRIES)));
+    }
+
+    #[test]
+    fn what_was_not_looked_at_rests_and_takes_no_tries() {
+        let mut state = State::default();
+        for n in 0..10 {
+            assert!(!state.rests(at(n * 1_000), "one", Some(MOST_TRIES)));
+            state.turn_away(at(n * 1_000), "one".to_owned(), Some(MOST_TRIES));
+            assert!(state.rests(at(n * 1_000 + 29), "one", Some(MOST_TRIES)));
+        }
+        for n in 10..10 + u64::from(MOST_TRIES) {
+            assert!(!state.rests(at(n * 1_000), "one", Some(MOST_TRIES)));
+            state.refuse(at(n * 1_000), "one".to_owned(), Some(MOST_TRIES));
+        }
+        assert!(state.rests(at(1_000_000), "one", Some(MOST_TRIES)));
+    }
+
+    #[test]
+    fn a_password_that_nobody_says_anything_of_is_sent_ever_more_seldom_until_it_is_heard() {
+        let mut state = State::default();
+        let mut rests = Vec::new();
+        for _ in 0..UNHEARD_AT_ONCE + 8 {
+            state.unheard(at(0));
+            rests.push(state.unheard_for(at(0)).map_or(0, |rest| rest.as_secs()));
+        }
+        assert_eq!(rests, [0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(state.unheard_for(at(60)), None);
+        assert_eq!(state.unheard_for(SystemTime::UNIX_EPOCH), None, "the clock was set back");
+        for hear in [
+            State::accept as fn(&mut State),
+            |state| state.granted(granted("a", None, 10), at(0)),
+            |state| state.refuse(at(0), "one".to_owned(), None),
+        ] {
+            let mut state = state.clone();
+            hear(&mut state);
+            assert_eq!(state.unheard_for(at(0)), None);
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::state::MOST_TRIES;
 const MOST_SECRETS: usize = 16;
 /// How many logins of one account are told apart.
 const MOST_LOGINS: usize = 256;
+/// How many versions of one login are remembered: processes go on with an old one for a while.
+const MOST_VERSIONS: usize = 4;
 
 /// What is known of an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,8 +19,9 @@ pub(super) struct Tally {
     /// What was refused since the account was last accepted, as digests, and how often; the latest last. Each counts for
     /// itself: who has a wrong password cannot take the tries of who has the right one.
     refused: Vec<(String, u32)>,
-    /// The logins that have tried or wanted to, and their versions.
-    logins: BTreeMap<String, String>,
+    /// The logins that have tried or wanted to, and their last versions, the latest last.
+    #[serde(default)]
+    met: BTreeMap<String, Vec<String>>,
 }
 
 impl Tally {
@@ -29,21 +32,33 @@ impl Tally {
 
     /// Whether this version of a login is known.
     pub(super) fn has_met(&self, login: &str, version: &str) -> bool {
-        self.logins.get(login).is_some_and(|met| met == version)
+        self.met.get(login).is_some_and(|met| met.iter().any(|met| met == version))
     }
 
     /// A login wants to try. If it was altered since, somebody says that it is right now.
     pub(super) fn meet(&mut self, login: &str, version: &str) {
-        if self.logins.len() >= MOST_LOGINS && !self.logins.contains_key(login) {
-            self.logins.pop_first();
+        if self.has_met(login, version) {
+            return;
         }
-        if self.logins.insert(login.to_owned(), version.to_owned()).is_some_and(|met| met != version) {
+        if self.met.len() >= MOST_LOGINS && !self.met.contains_key(login) {
+            self.met.pop_first();
+        }
+        let versions = self.met.entry(login.to_owned()).or_default();
+        let is_altered = !versions.is_empty();
+        versions.push(version.to_owned());
+        let most = versions.len().saturating_sub(MOST_VERSIONS);
+        versions.drain(..most);
+        if is_altered {
             self.clear();
         }
     }
 
-    /// Secrets of this digest were refused.
-    pub(super) fn refuse(&mut self, digest: String) {
+    /// Secrets of this digest were refused that a version of a login has sent. What one has sent that was altered since does
+    /// not count against the new one.
+    pub(super) fn refuse(&mut self, login: &str, version: &str, digest: String) {
+        if self.met.get(login).and_then(|met| met.last()).is_some_and(|latest| latest != version) {
+            return;
+        }
         let known = self.refused.iter().position(|(refused, _)| *refused == digest);
         let count = known.map_or(0, |at| self.refused.remove(at).1);
         self.refused.push((digest, count.saturating_add(1)));
@@ -77,7 +92,7 @@ mod tests {
         for login in ["a", "b", "c"] {
             tally.meet(login, "1");
             assert!(!tally.blocks("one"));
-            tally.refuse("one".to_owned());
+            tally.refuse(login, "1", "one".to_owned());
         }
         tally.meet("d", "1");
         assert!(tally.blocks("one") && !tally.blocks("two"));
@@ -86,20 +101,35 @@ mod tests {
     }
 
     #[test]
+    fn what_an_old_version_has_sent_counts_no_more_and_gives_no_new_tries() {
+        let mut tally = Tally::default();
+        tally.meet("a", "1");
+        tally.meet("a", "2");
+        (0..9).for_each(|_| tally.refuse("a", "1", "one".to_owned()));
+        assert!(!tally.blocks("one"));
+        for _ in 0..MOST_TRIES {
+            tally.refuse("a", "2", "one".to_owned());
+            tally.meet("a", "1");
+            tally.meet("a", "2");
+        }
+        assert!(tally.blocks("one"));
+    }
+
+    #[test]
     fn nothing_grows_however_many_try() {
         let mut tally = Tally::default();
         for n in 0..1_000 {
             tally.meet(&n.to_string(), "1");
-            tally.refuse(n.to_string());
+            tally.refuse(&n.to_string(), "1", n.to_string());
         }
-        assert!(tally.refused.len() <= MOST_SECRETS && tally.logins.len() <= MOST_LOGINS);
+        assert!(tally.refused.len() <= MOST_SECRETS && tally.met.len() <= MOST_LOGINS);
     }
 
     #[test]
     fn wrong_secrets_do_not_take_the_tries_of_others() {
         let mut tally = Tally::default();
-        (0..5).for_each(|_| tally.refuse("wrong".to_owned()));
-        tally.refuse("right, while the instance was in trouble".to_owned());
+        (0..5).for_each(|_| tally.refuse("a", "1", "wrong".to_owned()));
+        tally.refuse("b", "1", "right, while the instance was in trouble".to_owned());
         assert!(tally.blocks("wrong") && !tally.blocks("right, while the instance was in trouble"));
     }
 }

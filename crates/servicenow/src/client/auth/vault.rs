@@ -107,6 +107,12 @@ impl Vault {
         Some(locked)
     }
 
+    /// A password of the account, which is held, was refused.
+    pub(super) fn refuse_account(&self, mut held: Locked, digest: String) {
+        let Some(Account { login, version, .. }) = self.tally.as_deref() else { return };
+        let _known_here = held.change(|state| state.tally_mut().refuse(login, version, digest));
+    }
+
     /// The credentials of the account were accepted.
     pub(super) async fn forgive_account(&self) {
         let Some(account) = &self.tally else { return };
