@@ -33,6 +33,8 @@ use crate::error::{Error, Result};
 
 /// The life of a token whose answer does not say: half an hour is ServiceNow's default.
 const TOKEN_LIFE: Duration = Duration::from_secs(1800);
+/// The longest token, in bytes: it goes with every request, and instances bear heads of some kilobytes.
+const TOKEN_LIMIT: usize = 64 << 10;
 /// How long an assertion holds; instances bear clocks that are as far apart.
 const ASSERTION_LIFE: Duration = Duration::from_secs(300);
 
@@ -132,11 +134,18 @@ pub(super) async fn request<T: Transport>(
 
 /// What an answer brings. An empty refresh token is none.
 fn granted(answer: &BasicTokenResponse) -> Result<Granted> {
-    let given = |token: &str| (!token.is_empty()).then(|| Secret::new(token));
+    let given = |token: &str| match token.len() {
+        0 => Ok(None),
+        1..=TOKEN_LIMIT => Ok(Some(Secret::new(token))),
+        _ => {
+            let reason = format!("the token endpoint answered with a token of more than {TOKEN_LIMIT} bytes");
+            Err(Error::Unreadable(reason))
+        }
+    };
     let nothing = || Error::Unreadable("the token endpoint answered with an empty token".to_owned());
     Ok(Granted {
-        access: given(answer.access_token().secret()).ok_or_else(nothing)?,
-        refresh: answer.refresh_token().and_then(|token| given(token.secret())),
+        access: given(answer.access_token().secret())?.ok_or_else(nothing)?,
+        refresh: answer.refresh_token().map_or(Ok(None), |token| given(token.secret()))?,
         life: answer.expires_in().unwrap_or(TOKEN_LIFE),
     })
 }
@@ -250,13 +259,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_empty_is_no_token() {
+    fn what_is_empty_or_too_long_is_no_token() {
         let answer = |access: &str, refresh: &str| {
             let answer = json!({ "access_token": access, "refresh_token": refresh, "token_type": "Bearer" });
             granted(&serde_json::from_value(answer).expect("an answer"))
         };
         assert!(answer("a", "").expect("a token").refresh.is_none());
         assert!(answer("a", "r").expect("a token").refresh.is_some());
-        assert!(matches!(answer("", "r"), Err(Error::Unreadable(_))));
+        let (most, more) = ("a".repeat(TOKEN_LIMIT), "a".repeat(TOKEN_LIMIT + 1));
+        assert!(answer(&most, &most).is_ok());
+        for (access, refresh) in [("", "r"), (&more, "r"), ("a", &more)] {
+            assert!(matches!(answer(access, refresh), Err(Error::Unreadable(_))));
+        }
     }
 }
