@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use pgrx::pg_sys;
-use servicenow::client::auth::vault::{Vault, VaultFile, refresh_token_in};
+use servicenow::client::auth::vault::{LOCK, Vault, VaultFile, refresh_token_in, remove_unused};
 use servicenow::client::auth::{self, Credentials, Secret};
 use url::Url;
 
@@ -167,11 +167,12 @@ pub fn tidy() {
         let name = name.to_str().unwrap_or_default();
         let Some(name) = name.strip_prefix(PREFIX).and_then(|name| name.strip_prefix('.')) else { continue };
         let of = name.split('.').take(4).collect::<Vec<_>>().join(".");
-        let age = entry.metadata().and_then(|file| file.modified()).ok().and_then(|at| at.elapsed().ok());
         let is_account = name.strip_prefix(ACCOUNT).is_some_and(|name| name.starts_with('.'));
         let grace = if is_account { MEMORY } else { GRACE };
-        if !is_current(&of) && age.is_some_and(|age| age > grace) {
-            let _tried_again_later = std::fs::remove_file(path);
+        if !is_current(&of) {
+            let is_lock = path.extension().is_some_and(|extension| extension == LOCK);
+            let path = if is_lock { path.with_extension("") } else { path };
+            let _tried_again_later = remove_unused(&path, grace);
         }
     }
 }

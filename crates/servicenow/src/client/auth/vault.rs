@@ -245,15 +245,58 @@ impl VaultFile {
             }
         }
         let path = self.path.with_added_extension(LOCK);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut file = open()?;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(file),
+                Ok(()) if is_there(&file, &path)? => return Ok(file),
+                // It was removed meanwhile: others lock another one.
+                Ok(()) => file = open()?,
                 Err(TryLockError::WouldBlock) => sleep(GLANCE).await,
                 Err(TryLockError::Error(e)) => return Err(e),
             }
         }
     }
+}
+
+/// Whether a path leads to an open file still.
+fn is_there(file: &File, path: &Path) -> io::Result<bool> {
+    match fs::metadata(path) {
+        Ok(there) => {
+            let held = file.metadata()?;
+            Ok((there.dev(), there.ino()) == (held.dev(), held.ino()))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Removes the file of a [`Vault::shared`] and its lock if nobody has written it for so long, nor holds it; gives back
+/// whether they are gone.
+pub fn remove_unused(path: &Path, unused_for: Duration) -> io::Result<bool> {
+    let lock = path.with_added_extension(LOCK);
+    let held = match OpenOptions::new().write(true).open(&lock) {
+        Ok(file) => Some(file),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(e),
+    };
+    if let Some(held) = &held
+        && (held.try_lock().is_err() || !is_there(held, &lock)?)
+    {
+        return Ok(false);
+    }
+    // What was locked and never written is as old as its lock.
+    let about = fs::metadata(path).or_else(|_| fs::metadata(&lock))?;
+    if about.modified()?.elapsed().is_ok_and(|age| age > unused_for) {
+        let gone = |path: &Path| match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        };
+        gone(path)?;
+        gone(&lock)?;
+        return Ok(true);
+    }
+    Ok(false)
 }
 
 fn read_state(path: &Path) -> io::Result<State> {
@@ -273,4 +316,40 @@ pub fn reread(text: &str) -> Option<Secret> {
 /// The refresh token in a file of [`Vault::shared`], if there is one.
 pub fn refresh_token_in(path: &Path) -> Option<Secret> {
     read_state(path).ok()?.refresh_token().cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever waits for a lock that is removed must not be let in beside who locks its successor.
+    #[tokio::test]
+    async fn what_somebody_holds_is_not_removed_and_what_was_removed_locks_nobody_out() {
+        let directory = std::env::temp_dir().join(format!("servicenow-vault-{}", std::process::id()));
+        let path = directory.join("login");
+        let file = || VaultFile { path: path.clone(), syncs: false, spare: None };
+        let held = file().lock().await.expect("a lock");
+        fs::write(&path, "{}").expect("a file");
+        assert!(!remove_unused(&path, Duration::ZERO).expect("it is looked at"), "somebody holds it");
+        assert!(path.exists());
+        let opened = File::open(path.with_added_extension(LOCK)).expect("a lock");
+        drop(held);
+        assert!(!remove_unused(&path, Duration::from_secs(3_600)).expect("it is looked at"), "it is new");
+        assert!(remove_unused(&path, Duration::ZERO).expect("it is looked at"));
+        assert!(!path.exists() && !path.with_added_extension(LOCK).exists());
+        assert!(!is_there(&opened, &path.with_added_extension(LOCK)).expect("it is looked at"));
+        // As if it was removed between opening and locking.
+        let first = file().lock().await.expect("a lock");
+        let waits = VaultFile { path: path.clone(), syncs: false, spare: None };
+        let waiting = tokio::spawn(async move { waits.lock().await });
+        sleep(GLANCE * 3).await;
+        fs::remove_file(path.with_added_extension(LOCK)).expect("it is there");
+        let second = file().lock().await.expect("a lock");
+        drop(first);
+        sleep(GLANCE * 5).await;
+        assert!(!waiting.is_finished(), "two hold it");
+        drop(second);
+        waiting.await.expect("it ends").expect("a lock");
+        fs::remove_dir_all(&directory).expect("it is there");
+    }
 }
