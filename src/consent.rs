@@ -6,7 +6,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use pgrx::pg_sys::panic::ErrorReport;
@@ -206,8 +206,17 @@ impl Awaited {
 }
 
 fn path(state: &Secret) -> PathBuf {
+    path_in(&login::directory(), state)
+}
+
+fn path_in(directory: &Path, state: &Secret) -> PathBuf {
     let digest = auth::digest(std::slice::from_ref(state));
-    login::directory().join(format!("{PREFIX}.consent.{digest}"))
+    directory.join(format!("{PREFIX}.consent.{digest}"))
+}
+
+/// Whether anybody may wait for a state, by the directory of a database's logins: for threads that Postgres knows nothing of.
+pub fn is_awaited(directory: &Path, state: &Secret) -> bool {
+    path_in(directory, state).exists()
 }
 
 fn remember(state: &Secret, awaited: &Awaited) -> std::io::Result<()> {

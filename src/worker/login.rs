@@ -4,6 +4,7 @@
 //! thread looks up what the state is for; the code is exchanged, and the page is written, on another one.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -21,7 +22,7 @@ use tokio::time::timeout;
 use super::listener::DIRECTORY;
 use super::tasks::{THREADS, Tasks};
 use crate::connection::Errand;
-use crate::consent::{self, CALLBACK, Claimed};
+use crate::consent::{self, CALLBACK, Claimed, Unknown};
 use crate::login::{self, Keeper};
 use crate::pg;
 use crate::pg::io::{AbortOnDrop, Bell};
@@ -63,7 +64,7 @@ impl Logins {
     /// Begins to take in what browsers bring back.
     pub fn new(bell: Bell) -> Self {
         let (sender, arrivals) = mpsc::channel(QUEUE);
-        let _serving = serve(Desk { sender, bell }).ok();
+        let _serving = serve(Desk { sender, bell, logins: login::directory().into() }).ok();
         Self { arrivals, _serving, exchanges: Vec::new(), keeper: Keeper::default() }
     }
 
@@ -130,6 +131,8 @@ pub fn socket(database: u32) -> PathBuf {
 struct Desk {
     sender: mpsc::Sender<Arrival>,
     bell: Bell,
+    /// Where it is noted what is waited for.
+    logins: Arc<Path>,
 }
 
 fn serve(desk: Desk) -> std::io::Result<AbortOnDrop> {
@@ -164,8 +167,13 @@ async fn refuse() -> StatusCode {
 async fn receive(State(desk): State<Desk>, Query(brought): Query<Brought>) -> Response {
     let outcome = match brought {
         Brought { state: Some(state), code: Some(code), .. } => {
+            let (state, code) = (Secret::new(state), Secret::new(code));
+            // The main thread has other things to do than to look up what anybody makes up.
+            if !consent::is_awaited(&desk.logins, &state) {
+                return page(&Outcome::NotLoggedIn(Unknown::State.reason().to_owned()));
+            }
             let (answer, outcome) = oneshot::channel();
-            let arrival = Arrival { state: Secret::new(state), code: Secret::new(code), answer };
+            let arrival = Arrival { state, code, answer };
             match desk.sender.try_send(arrival) {
                 Ok(()) => {
                     desk.bell.ring();

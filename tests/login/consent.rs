@@ -1,5 +1,6 @@
 //! Logins in a browser, which parses the instance's pages and follows them as people do.
 
+use futures_util::future::join_all;
 use reqwest::header::CONTENT_TYPE;
 use servicenow_sim::Dataset;
 use url::Url;
@@ -184,6 +185,14 @@ async fn a_browser_that_brings_back_anything_else_is_told_what_is_wrong() {
         assert_eq!(answer.status(), 400, "{url}");
         let page = answer.text().await.expect("a page");
         assert!(page.contains("Not logged in") && page.contains(why) && !page.contains("<script"), "{page}");
+    }
+    // However many make states up.
+    let made_up = (0..40).map(|n| {
+        let (browser, url) = (&browser, format!("{callback}?state={database}.{n}&code=x"));
+        async move { browser.get(&url).await.text().await.expect("a page") }
+    });
+    for page in join_all(made_up).await {
+        assert!(page.contains("the state is not known"), "{page}");
     }
     assert_eq!(token_calls(&world), 0);
     // Somebody has altered the user mapping meanwhile.
