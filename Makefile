@@ -62,7 +62,7 @@ MDBOOK := $(CARGO_TARGET_DIR)/mdbook-$(MDBOOK_VERSION)/bin/mdbook
 demo: install
 	cargo run --quiet --release -p demo
 
-# The names by which clients of PGXN build, install and remove what they have downloaded.
+# Clients of PGXN build, install and remove what they have downloaded by these names.
 all: packages pgrx
 	cargo build --release --lib $(FEATURES)
 install: all
@@ -70,12 +70,14 @@ install: all
 
 uninstall:
 	$(SUDO) rm -f "$$($(PG_CONFIG) --pkglibdir)/servicenow_fdw.so" \
-	    "$$($(PG_CONFIG) --sharedir)"/extension/servicenow_fdw.control "$$($(PG_CONFIG) --sharedir)"/extension/servicenow_fdw--*.sql
+	    "$$($(PG_CONFIG) --sharedir)"/extension/servicenow_fdw.control \
+	    "$$($(PG_CONFIG) --sharedir)"/extension/servicenow_fdw--*.sql
 
 # The paths of the machine are not in what is built, from Rust or from pgrx's C, and dates are the last commit's.
-# (RUSTFLAGS take the place of the one that cargo pgrx sets itself.)
+# (RUSTFLAGS take the place of the one that cargo pgrx sets itself. Of several prefixes the last one counts.)
+REMAPPED := $(HOME)=~ $(if $(CARGO_HOME),$(CARGO_HOME)=~/.cargo) $(CURDIR)=. $(CARGO_TARGET_DIR)=target
 package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
-package: export RUSTFLAGS = -Clink-arg=-Wl,--no-gc-sections --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)=~
+package: export RUSTFLAGS = -Clink-arg=-Wl,--no-gc-sections $(addprefix --remap-path-prefix=,$(REMAPPED))
 package: export CFLAGS += -ffile-prefix-map=$(CARGO_TARGET_DIR)=target
 package: packages pgrx
 	@$(MAKE) --no-print-directory packages PACKAGES="binutils dpkg-dev git"
