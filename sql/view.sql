@@ -136,20 +136,23 @@ SELECT s.srvname AS server,
        round(l.min_us / 1000, 3) AS latency_min,
        round(l.sum_us / nullif(l.count, 0) / 1000, 3) AS latency_mean,
        round(least(l.p95_us, l.max_us) / 1000, 3) AS latency_p95,
-       round(l.max_us / 1000, 3) AS latency_max
+       round(l.max_us / 1000, 3) AS latency_max,
+       round(least(l.p50_us, l.max_us) / 1000, 3) AS latency_p50,
+       round(least(l.p99_us, l.max_us) / 1000, 3) AS latency_p99
 FROM servicenow.request_stat r
      JOIN pg_catalog.pg_foreign_server s ON s.oid = r.server,
      LATERAL (SELECT (r.counters -> 'latency' ->> 'min_us')::numeric AS min_us,
                      (r.counters -> 'latency' ->> 'sum_us')::numeric AS sum_us,
                      (r.counters -> 'latency' ->> 'max_us')::numeric AS max_us,
-                     (SELECT sum((b ->> 1)::numeric) FROM jsonb_array_elements(r.counters -> 'latency' -> 'buckets') b) AS count,
+                     max(c.count) AS count,
                      -- Bucket n holds latencies from 2^(n/8) to 2^((n+1)/8) microseconds.
-                     (SELECT power(2, (min(c.bucket) + 0.5) / 8)::numeric
-                      FROM (SELECT (b ->> 0)::int AS bucket,
-                                   sum((b ->> 1)::numeric) OVER (ORDER BY (b ->> 0)::int) AS below,
-                                   sum((b ->> 1)::numeric) OVER () AS count
-                            FROM jsonb_array_elements(r.counters -> 'latency' -> 'buckets') b) c
-                      WHERE c.below >= 0.95 * c.count) AS p95_us) l
+                     power(2, (min(c.bucket) FILTER (WHERE c.below >= 0.50 * c.count) + 0.5) / 8)::numeric AS p50_us,
+                     power(2, (min(c.bucket) FILTER (WHERE c.below >= 0.95 * c.count) + 0.5) / 8)::numeric AS p95_us,
+                     power(2, (min(c.bucket) FILTER (WHERE c.below >= 0.99 * c.count) + 0.5) / 8)::numeric AS p99_us
+              FROM (SELECT (b ->> 0)::int AS bucket,
+                           sum((b ->> 1)::numeric) OVER (ORDER BY (b ->> 0)::int) AS below,
+                           sum((b ->> 1)::numeric) OVER () AS count
+                    FROM jsonb_array_elements(r.counters -> 'latency' -> 'buckets') b) c) l
 WHERE pg_catalog.has_server_privilege(s.oid, 'USAGE') OR pg_catalog.pg_has_role('pg_monitor', 'USAGE');
 
 COMMENT ON VIEW servicenow.stat_requests IS 'calls made to ServiceNow; latencies in milliseconds';

@@ -18,6 +18,8 @@ async fn calls_of_worker_and_sessions_are_counted_together() {
     assert_eq!(error.code().code(), "23514");
     let counted = "SELECT calls = 2 AND errors = 0 AND latency_min BETWEEN 20 AND latency_mean
                           AND latency_mean <= latency_max AND latency_p95 BETWEEN latency_min * 0.95 AND latency_max AND bytes_in > 0
+                          AND latency_p50 BETWEEN latency_min * 0.95 AND latency_p95
+                          AND latency_p99 BETWEEN latency_p95 AND latency_max
                    FROM servicenow.stat_requests WHERE server = 'acme' AND endpoint = 'PATCH table/incident'";
     world.until(&format!("SELECT EXISTS ({counted}) AND ({counted})")).await;
     let polls = "SELECT coalesce(sum(calls), 0)::bigint FROM servicenow.stat_requests WHERE endpoint = 'GET table/incident'";
