@@ -125,7 +125,7 @@ impl Chromium {
 async fn somebody_logs_in_with_chromium_and_reads_what_happened() {
     let (_, address) = cluster();
     let world = world().await;
-    register(&world, &format!("http://{address}/oauth/callback"));
+    register(&world, &format!("http://{address}/oauth/callback")).await;
     world.db.run(&format!("{MAPPING}{CLIENT})")).await;
     let chromium = Chromium::start().await;
 

@@ -69,8 +69,9 @@ fn parameter(url: &Url, name: &str) -> String {
     pairs.find(|(n, _)| n == name).map(|(_, value)| value.into_owned()).unwrap_or_default()
 }
 
-/// Registers where the instance may send browsers to.
-pub fn register(world: &World, address: &str) {
+/// Registers where the instance may send browsers to, and has the worker be there by then.
+pub async fn register(world: &World, address: &str) {
+    world.until("SELECT bool_and(last_error IS NOT NULL) FROM servicenow.sync_status").await;
     let edit = world.sim.edit();
     let id = edit.find("oauth_entity", "client_id=fdw-client").expect("a query").remove(0);
     edit.update("oauth_entity", &id, &[("redirect_url", address)]).expect("it is there");
@@ -106,7 +107,7 @@ async fn whoever_has_not_logged_in_is_told_how() {
 async fn the_listener_takes_a_browser_in_and_everybody_is_logged_in() {
     let (_, address) = cluster();
     let world = world().await;
-    register(&world, &format!("http://{address}/oauth/callback"));
+    register(&world, &format!("http://{address}/oauth/callback")).await;
     world.db.run(&format!("{MAPPING}{CLIENT})")).await;
     // What is rolled back was asked for all the same.
     world.db.run("BEGIN").await;
@@ -144,14 +145,15 @@ async fn the_listener_takes_a_browser_in_and_everybody_is_logged_in() {
 async fn an_exchange_that_takes_long_is_not_said_to_have_failed() {
     let (_, address) = cluster();
     let world = world().await;
-    register(&world, &format!("http://{address}/oauth/callback"));
+    register(&world, &format!("http://{address}/oauth/callback")).await;
     world.db.run(&format!("{MAPPING}{CLIENT})")).await;
     let browser = Browser::new();
     let back = browser.log_in(&world.db.value::<String>(AUTHORIZE).await, "itil.user", "Allow").await;
     world.sim.set(|s| s.latency_ms = 16_000);
     let answer = browser.get(back.as_str()).await;
-    assert_eq!(answer.status(), 504);
+    let status = answer.status();
     let page = answer.text().await.expect("a page");
+    assert_eq!(status, 504, "{page}");
     assert!(page.contains("Maybe logged in") && page.contains("revoke the token"), "{page}");
     world.sim.set(|s| s.latency_ms = 0);
     world.sync("incident").await;
@@ -163,7 +165,7 @@ async fn an_exchange_that_takes_long_is_not_said_to_have_failed() {
 async fn a_browser_that_brings_back_anything_else_is_told_what_is_wrong() {
     let (_, address) = cluster();
     let world = world().await;
-    register(&world, &format!("http://{address}/oauth/callback"));
+    register(&world, &format!("http://{address}/oauth/callback")).await;
     world.db.run(&format!("{MAPPING}{CLIENT})")).await;
     let url: String = world.db.value(AUTHORIZE).await;
     let browser = Browser::new();
@@ -209,7 +211,7 @@ async fn a_browser_that_brings_back_anything_else_is_told_what_is_wrong() {
 async fn nobody_logs_in_who_may_not_use_the_server_any_more() {
     let (_, address) = cluster();
     let world = world().await;
-    register(&world, &format!("http://{address}/oauth/callback"));
+    register(&world, &format!("http://{address}/oauth/callback")).await;
     let role = world.role("ivy");
     let ivy = world.session_as("ivy").await;
     world
@@ -232,7 +234,7 @@ async fn nobody_logs_in_who_may_not_use_the_server_any_more() {
 async fn a_code_can_be_brought_back_by_hand_once_and_by_nobody_else() {
     let (_, address) = cluster();
     let world = world().await;
-    register(&world, &format!("http://{address}/oauth/callback"));
+    register(&world, &format!("http://{address}/oauth/callback")).await;
     let role = world.role("ivy");
     let ivy = world.session_as("ivy").await;
     world
