@@ -107,7 +107,7 @@ pub enum Error {
     #[error("login was refused")]
     Login,
     /// A password was sent so often without a word of it in return that it rests; nothing was sent.
-    #[error("login is tried again in {} seconds, because the last tries were not answered", again_in.as_secs().max(1))]
+    #[error("login is tried again in {} seconds, because the last tries failed without being refused", again_in.as_secs().max(1))]
     Unheard {
         /// When it is sent again.
         again_in: Duration,
