@@ -444,10 +444,17 @@ async fn a_token_that_is_accepted_gives_no_more_tries_of_a_password() {
 /// An instance may have looked at a password whose answer is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_is_not_sent_again_and_again_while_nobody_says_anything_of_it() {
-    for effect in [Effect::Status { status: 500, html: true }, Effect::ResetAfter, Effect::LoginPage] {
-        for credentials in [basic("itil-secret"), password_grant("itil-secret")] {
+    let status = |status| Effect::Status { status, html: true };
+    let both = [basic("itil-secret"), password_grant("itil-secret")];
+    for (effect, logins) in [
+        (status(500), &both[..]),
+        (Effect::ResetAfter, &both),
+        (Effect::LoginPage, &both),
+        (status(404), &both[1..]),
+    ] {
+        for credentials in logins {
             let shared = Shared::new().await;
-            let processes = shared.processes(10, &credentials);
+            let processes = shared.processes(10, credentials);
             let fault = shared.sim.fault(Fault::new(effect.clone()));
             for _ in 0..3 {
                 assert_eq!(call(&processes).await, 0);

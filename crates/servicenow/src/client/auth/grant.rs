@@ -250,7 +250,7 @@ async fn send<T: Transport>(transport: &T, request: Request) -> std::result::Res
         return Err(Failure { error: Error::Login, verdict });
     }
     // An instance in trouble has not refused the login.
-    interpret(&answer)?;
+    interpret(&answer).map_err(|error| Failure { verdict: verdict::of_trouble(&error), error })?;
     Err(Error::Unreadable(format!("the token endpoint answered with status {}", answer.status)).into())
 }
 

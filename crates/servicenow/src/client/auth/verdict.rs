@@ -52,6 +52,15 @@ pub(super) fn of_error(error: &Error) -> Verdict {
     }
 }
 
+/// What an error says that a token endpoint has answered with, which is no refusal of a login.
+pub(super) fn of_trouble(error: &Error) -> Verdict {
+    match error {
+        // Too many calls are told apart before anybody looks at what is in them.
+        Error::RateLimited { .. } | Error::Discarded => Verdict::Nothing,
+        _ => Verdict::Unheard,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
