@@ -363,6 +363,8 @@ async fn writes_fail_as_the_file_of_errors_says() {
     fails(&mut out, &world, &nobody, "a role without a user mapping", update).await;
     let out = out
         .replace(&world.role("nobody"), "nobody")
+        // As Postgres 18 says it.
+        .replace("user \"nobody\", server \"acme\"", "\"nobody\"")
         .replace(&format!("servicenow_fdw/{database}"), "servicenow_fdw/DATABASE")
         .replace(&free.to_string(), "NOBODY");
 
