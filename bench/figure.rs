@@ -15,6 +15,12 @@ pub fn at_most(name: &str, value: f64, bound: f64) {
     note(name, value, "at most", bound, value <= bound);
 }
 
+/// A figure that could not be measured.
+pub fn missing(why: &str) {
+    println!("  FAIL  {why}");
+    MISSED.lock().expect("nobody panics with it").push(why.to_owned());
+}
+
 fn note(name: &str, value: f64, kind: &str, bound: f64, is_kept: bool) {
     let verdict = if is_kept { "pass" } else { "FAIL" };
     let figure = format!("{name}: {value:.3}, {kind} {bound}");

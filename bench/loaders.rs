@@ -27,7 +27,9 @@ const PYTHON: &str = "BENCH_PYTHON";
 /// Prints the section.
 pub async fn measure(cluster: &Cluster) {
     let Ok(python) = std::env::var(PYTHON) else {
-        println!("loaders not measured: {PYTHON} does not say which Python has dlt, requests and psycopg2");
+        figure::missing(&format!(
+            "loaders: {PYTHON} does not say which Python has dlt, requests and psycopg2"
+        ));
         return;
     };
     for (latency, times_by_hand) in LATENCIES.into_iter().zip(BY_HAND) {

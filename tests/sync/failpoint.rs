@@ -26,11 +26,13 @@ const BEGINNING: &[&str] = &[
     "worker.exit",
     "worker.start",
     "worker.plan",
+    "worker.described.before",
     "worker.described.commit",
     "worker.described.after",
     "worker.begin.before",
     "worker.begin.commit",
     "worker.begin.after",
+    "worker.newest.before",
     "worker.newest.commit",
     "worker.newest.after",
 ];
@@ -43,6 +45,7 @@ const FILLING: &[&str] = &[
     "worker.range_done.before",
     "worker.range_done.commit",
     "worker.range_done.after",
+    "worker.complete.before",
     "worker.complete.commit",
     "worker.complete.after",
 ];
@@ -53,6 +56,8 @@ const FOLLOWING: &[&str] = &[
     "worker.changed.commit",
     "worker.changed.after",
     "worker.to_recheck.before",
+    "worker.to_recheck.commit",
+    "worker.polled.before",
     "worker.polled.commit",
     "worker.polled.after",
     "worker.find.before",
@@ -64,19 +69,26 @@ const FOLLOWING: &[&str] = &[
     "worker.deletes.commit",
     "worker.deletes.after",
     "worker.metadata_since.before",
+    "worker.describe.before",
     "worker.describe.commit",
     "worker.relabelled.before",
     "worker.relabelled.commit",
     "worker.relabelled.after",
+    "worker.reread.before",
     "worker.reread.commit",
+    "worker.doubted_where.before",
     "worker.doubted_where.commit",
     "worker.deletes_since.before",
     "worker.hidden_ranges.before",
     "worker.compare.before",
+    "worker.compare.commit",
+    "worker.metadata.before",
     "worker.metadata.commit",
     "worker.metadata.after",
     "worker.count_by_prefix.before",
+    "worker.reconciled.before",
     "worker.reconciled.commit",
+    "worker.scrubbed.before",
     "worker.scrubbed.commit",
     "worker.scrubbed.after",
 ];
@@ -305,7 +317,11 @@ async fn what_was_refused_is_made_good_wherever_the_worker_is_killed() {
     let mut world = quick("").await;
     world.db.run(INCIDENT).await;
     world.sync("incident").await;
-    for (round, place) in ["worker.doubted.commit", "worker.failed.commit"].iter().enumerate() {
+    for (round, place) in
+        ["worker.doubted.before", "worker.doubted.commit", "worker.failed.before", "worker.failed.commit"]
+            .iter()
+            .enumerate()
+    {
         let before = strikes(&world, place);
         let refused =
             world.sim.fault(Fault::new(Effect::Status { status: 400, html: false }).table("incident"));

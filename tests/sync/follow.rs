@@ -344,3 +344,23 @@ async fn a_page_that_is_late_does_not_bring_back_what_was_deleted_meanwhile() {
     world.until("SELECT count(*) = 1 FROM incident WHERE short_description = 'later'").await;
     world.until_like_the_instance("incident", COLUMNS).await;
 }
+
+/// What comes is polled; what changes leaves no trace, and whoever asks is shown it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_says_only_when_its_records_came_is_followed() {
+    let world = World::new().await;
+    world
+        .db
+        .run(
+            "CREATE FOREIGN TABLE entry (sys_id text, u_code text) SERVER acme OPTIONS (table 'u_pg_static')",
+        )
+        .await;
+    world.sync("entry").await;
+    let id = world.sim.edit().insert("u_pg_static", &[("u_code", "new")]).expect("a record");
+    world.until(&format!("SELECT count(*) = 1 FROM entry WHERE sys_id = '{id}' AND u_code = 'new'")).await;
+    world.sim.edit().update("u_pg_static", &id, &[("u_code", "changed")]).expect("it is there");
+    world.sync("entry").await;
+    let code = format!("SELECT u_code FROM entry WHERE sys_id = '{id}'");
+    assert_eq!(world.db.value::<String>(&code).await, "changed");
+    assert_eq!(world.db.value::<String>("SELECT phase FROM servicenow.sync_status").await, "synced");
+}

@@ -487,21 +487,22 @@ fn to_recheck_among(mirror: &Mirror, mut wanted: Vec<Recheck>) -> ToRecheck {
 /// Which of these records the caches of a server have. A cache that somebody has locked is left out, and said
 /// to be; one that is damaged is read again as a whole when it is repaired.
 fn find(server: pg_sys::Oid, ids: &[SysId]) -> Found<Table> {
-    let mut found = Found { records: Vec::new(), complete: true };
+    let mut found = Found { records: Vec::new(), left_out: Vec::new() };
     for work in catalog::work().into_iter().filter(|work| work.server == server) {
+        let table = Table { relation: work.foreign_table, generation: work.generation };
         let looked = pg::xact::subtransaction(|| {
             let Some(mirror) = catalog::mirror(work.foreign_table) else { return Some(HashMap::new()) };
             let is_free = pg::catalog::try_lock(mirror.cache, pg_sys::AccessShareLock);
             is_free.then(|| apply::versions(&mirror, ids.iter().map(SysId::as_str)))
         });
         match looked {
-            Ok(None) => found.complete = false,
+            Ok(None) => found.left_out.push(table),
             Ok(Some(there)) if !there.is_empty() => {
-                let table = Table { relation: work.foreign_table, generation: work.generation };
                 found.records.push((table, there.into_iter().map(|(id, v)| (SysId::new(id), v)).collect()));
             }
             Ok(_) => {}
-            Err(caught) => found.complete &= !caught.is_conflict(),
+            Err(caught) if caught.is_conflict() => found.left_out.push(table),
+            Err(_) => {}
         }
     }
     found

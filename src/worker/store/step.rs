@@ -51,12 +51,22 @@ pub fn current_cache(table: Table) -> Result<(Rc<Mirror>, bool), StoreError> {
 
 /// Carries out a step.
 pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError> {
-    if let Step::Failed(stop) = step {
-        failed(&current_mirror(table)?.0, stop);
-        return Ok(());
+    let relation = table.relation;
+    // These leave the cache alone, which somebody may have locked.
+    match step {
+        Step::Failed(stop) => {
+            failed(&current_mirror(table)?.0, stop);
+            return Ok(());
+        }
+        Step::Doubted(ids) => {
+            current_mirror(table)?;
+            let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
+            catalog::leave_to_recheck(relation, &ids);
+            return Ok(());
+        }
+        _ => {}
     }
     let (mirror, filled) = current_cache(table)?;
-    let relation = table.relation;
     // Changes are logged from the first fill on.
     let from = |source| filled.then_some(source);
     match step {
@@ -197,17 +207,13 @@ pub fn apply(table: Table, step: &Step, careful: bool) -> Result<(), StoreError>
             catalog::leave_to_recheck(relation, &found);
         }
         // In pieces, by `relabel`, and above.
-        Step::Relabelled(_) | Step::Failed(_) => {}
+        Step::Relabelled(_) | Step::Failed(_) | Step::Doubted(_) => {}
         Step::Reread { columns, rows } => {
             catalog::announce_names();
             let outcome = label::put_columns(&mirror, columns, rows, from(Source::Poll));
             catalog::leave_to_recheck(relation, &outcome.unsettled);
             latest::with(&mirror, |latest| latest.note_rows(columns, rows, SystemTime::now()));
             count_change(&mirror, &outcome);
-        }
-        Step::Doubted(ids) => {
-            let ids: Vec<String> = ids.iter().map(|id| id.as_str().to_owned()).collect();
-            catalog::leave_to_recheck(relation, &ids);
         }
         Step::PolledUpTo { watermark } => {
             write(

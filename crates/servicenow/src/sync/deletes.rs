@@ -88,8 +88,8 @@ where
                 break;
             }
         }
-        // What the store could not be asked about is met again.
         let served = served.unwrap_or_else(|| local_seconds(at));
+        // What the store could not be told of is met again.
         let watermark = if all { next_since(begin, served) } else { begin };
         Ok(DeletesRead { watermark, at })
     }
@@ -106,15 +106,33 @@ where
         Ok(self.client.list(list).await?.served_at.unwrap_or_else(|| local_seconds(at)))
     }
 
-    /// Looks up those of these records that are stored; gives back whether the store could be asked about all.
+    /// Looks up those of these records that are stored; all of them in tables that somebody keeps from being asked, as soon
+    /// as they can be. Gives back whether the store could be told of all.
     async fn check(&self, ids: Vec<SysId>) -> Result<bool, Stop> {
         if ids.is_empty() {
             return Ok(true);
         }
-        let found = self.store.find(ids).await?;
+        let found = self.store.find(ids.clone()).await?;
+        let mut all = true;
+        for table in found.left_out {
+            match self.doubt(table, ids.clone()).await {
+                Ok(()) => {}
+                Err(Stop::Store(StoreError::Failed(_))) => all = false,
+                Err(stop) => return Err(stop),
+            }
+        }
         let looks = found.records.into_iter().map(|(table, stored)| self.look_up(table, stored));
         try_join_all(looks).await?;
-        Ok(found.complete)
+        Ok(all)
+    }
+
+    /// Leaves records to the table's mirror to look up.
+    async fn doubt(&self, table: S::Table, ids: Vec<SysId>) -> Result<(), Stop> {
+        match self.store.apply(table, Step::Doubted(ids)).await {
+            // Somebody changes the table: it is filled anew.
+            Ok(()) | Err(StoreError::Stale) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Looks records of a table up. If that fails or takes long, the table's mirror does it with its next poll: a table
@@ -126,11 +144,7 @@ where
         match timeout(LONGEST_LOOK, looking).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(Stop::Remote(_) | Stop::Store(StoreError::Failed(_)))) | Err(_) => {
-                match self.store.apply(table, Step::Doubted(ids)).await {
-                    // Somebody changes the table: it is filled anew.
-                    Ok(()) | Err(StoreError::Stale) => Ok(()),
-                    Err(e) => Err(e.into()),
-                }
+                self.doubt(table, ids).await
             }
             Ok(Err(stop)) => Err(stop),
         }

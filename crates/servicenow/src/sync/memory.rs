@@ -249,7 +249,7 @@ impl Store for MemoryStore {
 
     async fn find(&self, ids: Vec<SysId>) -> Result<Found<()>, StoreError> {
         let stored = |id: SysId| self.with(|m| m.rows.get(id.as_str()).map(|(version, _)| (id, *version)));
-        Ok(Found { records: vec![((), ids.into_iter().filter_map(stored).collect())], complete: true })
+        Ok(Found { records: vec![((), ids.into_iter().filter_map(stored).collect())], left_out: Vec::new() })
     }
 
     async fn find_in(&self, (): (), ids: Vec<SysId>) -> Result<StoredRecords, StoreError> {

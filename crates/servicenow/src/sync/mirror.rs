@@ -26,6 +26,8 @@ use crate::value::TableName;
 
 /// The time between two looks whether a mass update has come to its end.
 const MASS_PAUSE: Duration = Duration::from_secs(10);
+/// After so many polls in a row that the instance fails at, what else there is to be done no longer waits for one.
+const FAILED_POLLS: u32 = 3;
 /// The time from a poll to the next one if there are more records to be looked up than were at once.
 const UNSETTLED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -105,6 +107,10 @@ pub struct Mirror<T, S: Store> {
     pub(super) traits: Option<Traits>,
     /// When the last poll began, by the local clock.
     pub(super) last_poll: Option<SystemTime>,
+    /// How many polls in a row the instance has failed at.
+    pub(super) failed_polls: u32,
+    /// After some of them: when the next one is.
+    no_poll_before: Option<Instant>,
     /// There was nothing more to be done at once: the next thing is a poll.
     pub(super) is_idle: bool,
     /// Somebody wants to see what is there now.
@@ -163,6 +169,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             upkeep,
             traits,
             last_poll: None,
+            failed_polls: 0,
+            no_poll_before: None,
             is_idle: true,
             is_asked: false,
             underway: Underway::default(),
@@ -208,8 +216,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 let watermark = since;
                 self.apply(Step::Complete { watermark }).await?;
                 self.position = Position::Following { watermark };
-                if traits.trace().is_none() {
-                    // There is nothing to poll by: the fill itself is the poll, and the comparison.
+                if !traits.has_updated_on {
+                    // No poll brings what has changed: the fill itself is the poll, and the comparison.
                     self.apply(Step::Reconciled { at }).await?;
                     self.upkeep.reconciled = Some(at);
                     self.apply(Step::Polled { watermark, at, is_well: true }).await?;
@@ -217,24 +225,33 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 Ok(Duration::ZERO)
             }
             Position::Following { .. } if traits.trace().is_some() => {
-                if self.is_asked && !traits.has_updated_on && self.is_small().await? {
-                    // A change leaves no trace, and all is read as quickly as what is new.
+                if self.is_asked && !self.tells_of_changes().await? {
+                    // All is read as quickly as what is new.
                     self.is_asked = false;
                     self.begin(true).await?;
                     return Ok(Duration::ZERO);
                 }
                 if self.is_poll_due() {
                     match self.poll().await {
-                        Ok(true) => (self.is_idle, self.is_asked) = (false, false),
+                        Ok(true) => self.failed_polls = 0,
                         Ok(false) => return Ok(self.spec.pace.own().min(MASS_PAUSE)),
-                        // Whoever may not ask by time may still count and read everything.
-                        Err(stop @ Stop::Remote(Error::Refused { .. })) => {
+                        // Whoever may not ask by time, or gets no answer to that, may still count and read everything.
+                        Err(Stop::Remote(error))
+                            if self.failed_polls >= FAILED_POLLS
+                                || matches!(error, Error::Refused { .. }) =>
+                        {
+                            self.failed_polls += 1;
+                            let rest = pause_after(self.failed_polls).max(self.spec.pace.now());
+                            self.no_poll_before = Some(Instant::now() + rest);
+                            self.apply(Step::Failed(error.into())).await?;
                             self.recheck_what_is_unsettled().await?;
-                            self.keep_up_and_rest().await?;
+                        }
+                        Err(stop) => {
+                            self.failed_polls += u32::from(matches!(stop, Stop::Remote(_)));
                             return Err(stop);
                         }
-                        Err(stop) => return Err(stop),
                     }
+                    (self.is_idle, self.is_asked) = (false, false);
                 }
                 self.keep_up_and_rest().await
             }
@@ -256,7 +273,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             // That is said, and polls go on.
             Err(stop) => {
                 self.underway.fail();
-                self.apply(Step::Failed(stop)).await?;
+                if self.failed_polls == 0 {
+                    self.apply(Step::Failed(stop)).await?;
+                }
                 false
             }
             Ok(is_more) => is_more,
@@ -272,6 +291,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     /// Whether it is time to poll, in the middle of other work.
     pub(super) fn is_poll_due(&self) -> bool {
         let is_recent = |last: SystemTime| last.elapsed().is_ok_and(|since| since < self.spec.pace.now());
+        if !self.is_asked && self.no_poll_before.is_some_and(|moment| moment > Instant::now()) {
+            return false;
+        }
         self.is_idle || !self.last_poll.is_some_and(is_recent)
     }
 

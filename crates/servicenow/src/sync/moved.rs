@@ -169,7 +169,7 @@ where
             };
             left.entry(table).or_default().extend(stored.into_iter().filter(has_moved));
         }
-        Ok(found.complete)
+        Ok(!found.left_out.iter().any(|table| tables.contains(table)))
     }
 
     /// Looks records up that seem to have left a table. If it does not show them now, its own mirror does it with its

@@ -4,11 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use tokio::time::Instant;
 
 use super::describe::{Trace, Traits};
 use super::mirror::Mirror;
-use super::recheck::recheck;
+use super::recheck::{IDS_AT_A_TIME, recheck};
 use super::reconcile::{is_many, is_much};
 use super::store::{Origin, Position, RECHECKED_AT_A_TIME, Step, Store, StoreError, StoredRecords};
 use super::sweep::Progress;
@@ -112,7 +113,11 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             None => watermark,
         };
         let is_well = self.underway.is_well();
-        self.apply(Step::Polled { watermark: next, at, is_well }).await?;
+        self.apply(match self.tells_of_changes().await? {
+            true => Step::Polled { watermark: next, at, is_well },
+            false => Step::PolledUpTo { watermark: next },
+        })
+        .await?;
         self.last_poll = Some(at);
         self.position = Position::Following { watermark: next };
         // What has been waited for once is not waited for again while it goes on.
@@ -125,9 +130,16 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     async fn look_up_new(&self, rows: &Rows) -> Result<(), Stop> {
         let here = self.store.find_in(self.table, rows.ids().map(SysId::new).collect()).await?;
         let here: HashSet<&str> = here.iter().map(|(id, _)| id.as_str()).collect();
-        let new = rows.ids().filter(|id| !here.contains(id));
-        let new = new.map(|id| (SysId::new(id), Version::default())).collect();
-        recheck(&self.client, &*self.store, self.table, &self.spec, new, Origin::Poll).await
+        let new: StoredRecords = rows
+            .ids()
+            .filter(|id| !here.contains(id))
+            .map(|id| (SysId::new(id), Version::default()))
+            .collect();
+        let looks = new.chunks(IDS_AT_A_TIME).map(|some| {
+            recheck(&self.client, &*self.store, self.table, &self.spec, some.to_vec(), Origin::Poll)
+        });
+        let looks = iter(looks.collect::<Vec<_>>()).buffered(self.spec.parallel.max(1));
+        looks.try_collect().await
     }
 
     /// Where records arrive that another table has in a version from before, they may have left that one: their class was

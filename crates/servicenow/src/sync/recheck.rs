@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::client::transport::Transport;
 
 /// Records looked up before the store hears of them.
-const IDS_AT_A_TIME: usize = 100;
+pub(super) const IDS_AT_A_TIME: usize = 100;
 
 /// Looks records up by `sys_id` and brings the store in line with what the instance shows of them.
 pub(super) async fn recheck<T: Transport, S: Store>(

@@ -20,8 +20,8 @@ pub type StoredRecords = Vec<(SysId, Version)>;
 pub struct Found<T> {
     /// Per table, those it has.
     pub records: Vec<(T, StoredRecords)>,
-    /// Whether every table could be looked at; somebody may hold a lock on one.
-    pub complete: bool,
+    /// The tables that could not be looked at: somebody holds a lock on them.
+    pub left_out: Vec<T>,
 }
 
 /// What a store refuses or fails at.

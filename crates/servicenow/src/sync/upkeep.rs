@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::compare::{Difference, Gathering, Shown};
-use super::describe::Traits;
+use super::describe::{Trace, Traits};
 use super::fill::HELD_PAGES;
 use super::mirror::Mirror;
 use super::range::Range;
@@ -233,6 +233,8 @@ impl<T: Transport, S: Store> Mirror<T, S> {
                 let hidden = self.store.hidden(self.table).await?;
                 reconcile.totals(remote, self.stored_rows().await?.saturating_sub(apart), hidden);
             }
+            // Whoever cannot ask by time counts what there is.
+            Question::Poll if self.failed_polls > 0 => reconcile.polled(),
             Question::Poll => {
                 self.poll().await?;
                 // What came before that has been seen.
@@ -369,14 +371,28 @@ impl<T: Transport, S: Store> Mirror<T, S> {
     }
 
     /// Whether all of the table is read in one stretch.
-    pub(super) async fn is_small(&self) -> Result<bool, Stop> {
-        Ok(Scrub::stretches(self.stored_rows().await?, self.spec.page_size) == 1)
+    async fn is_small(&self) -> Result<bool, Stop> {
+        let rows = match &self.upkeep.scrub {
+            Some(position) => position.total.max(position.read),
+            None => self.stored_rows().await?,
+        };
+        Ok(Scrub::stretches(rows, self.spec.page_size) == 1)
+    }
+
+    /// Whether a poll is said to bring what has changed. One by arrivals is, of a table too large to be read as a whole
+    /// instead.
+    pub(super) async fn tells_of_changes(&self) -> Result<bool, Stop> {
+        match self.traits.map_or(Some(Trace::Changes), Traits::trace) {
+            Some(Trace::Changes) => Ok(true),
+            Some(Trace::Arrivals) => Ok(!self.is_small().await?),
+            None => Ok(false),
+        }
     }
 
     /// Everything has been read since a moment, of a table in which nothing else tells what has changed.
     async fn note_round(&mut self, at: SystemTime) -> Result<(), Stop> {
         let watermark = local_seconds(at);
-        self.apply(Step::Polled { watermark, at, is_well: true }).await?;
+        self.apply(Step::Polled { watermark, at, is_well: self.failed_polls == 0 }).await?;
         self.position = Position::Following { watermark };
         Ok(())
     }
@@ -406,7 +422,9 @@ impl<T: Transport, S: Store> Mirror<T, S> {
             scrub.advance(SystemTime::now(), after, current.rows, current.left);
             *stretch = None;
             self.keep_scrubbed(Rows::new(self.spec.layout.clone()), scrub.position().clone()).await?;
-            if is_over && self.traits.is_some_and(|traits| traits.trace().is_none()) {
+            // Where no poll tells of changes, or of all of them.
+            let is_news = self.failed_polls > 0 || !self.tells_of_changes().await?;
+            if is_over && is_news {
                 self.note_round(since.unwrap_or(position.began)).await?;
             }
             return Ok(is_over);

@@ -291,8 +291,22 @@ async fn a_record_made_during_a_refill_stays() {
 
 #[tokio::test]
 async fn a_table_without_the_time_of_changes_is_read_as_a_whole_when_somebody_asks() {
+    for says_when_records_came in [true, false] {
+        a_table_is_read_as_a_whole_when_somebody_asks(says_when_records_came).await;
+    }
+}
+
+async fn a_table_is_read_as_a_whole_when_somebody_asks(says_when_records_came: bool) {
     let world = World::new("u_pg_static", &["u_code"]).await.in_pages_of(2);
     let edit = world.sim.edit();
+    if !says_when_records_came {
+        // As far as its user is told.
+        edit.add_acl(AclRule::Rows {
+            table: "sys_dictionary".to_owned(),
+            user: Some(INTEGRATION.to_owned()),
+            query: "element!=sys_created_on".to_owned(),
+        });
+    }
     let ids: Vec<String> = (0..7)
         .map(|n| edit.insert("u_pg_static", &[("u_code", &n.to_string())]).expect("a record"))
         .collect();
@@ -312,6 +326,11 @@ async fn a_table_without_the_time_of_changes_is_read_as_a_whole_when_somebody_as
     mirror.advance().await.expect("it begins anew");
     fill(&mut mirror).await.expect("it is filled");
     assert!(world.stored().is_empty());
+    mirror.advance().await.expect("nothing else is due");
+    let mut lists = world.lists().into_iter();
+    let polled =
+        lists.any(|list| list.parameter("sysparm_query").is_some_and(|q| q.contains("sys_created_on")));
+    assert_eq!(polled, says_when_records_came);
 }
 
 #[tokio::test]
