@@ -43,11 +43,16 @@ async fn the_key_has_to_be_text_and_only_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_key_may_have_any_collation_that_tells_all_of_them_apart() {
     let world = World::with(Dataset::Small, ", reconcile_interval '1s'").await;
-    world
-        .db
-        .run("CREATE COLLATION any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
-        .await;
-    for type_ in ["text", "varchar(32)"] {
+    // Not in every build.
+    let has_icu = "SELECT EXISTS (SELECT FROM pg_collation WHERE collname = 'en-x-icu')";
+    let has_icu = world.db.value::<bool>(has_icu).await;
+    if has_icu {
+        let any_case = "(provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
+        world.db.run(&format!("CREATE COLLATION any_case {any_case}")).await;
+    } else {
+        eprintln!("NOT TESTED: collations of ICU, which this Postgres is built without");
+    }
+    for type_ in ["text", "varchar(32)"].into_iter().filter(|_| has_icu) {
         let create = format!("CREATE FOREIGN TABLE incident (sys_id {type_} COLLATE any_case) SERVER acme");
         let error = world.db.error(&create).await;
         assert_eq!(error.code().code(), "0A000", "{type_}: {}", error.message());
@@ -59,7 +64,8 @@ async fn the_key_may_have_any_collation_that_tells_all_of_them_apart() {
     world.db.run("CREATE FOREIGN TABLE incident (sys_id text COLLATE \"C\", number text, short_description text) SERVER acme").await;
     world.db.run("SET enable_seqscan = off").await;
     let edit = world.sim.edit().without_workflow();
-    for (collation, odd) in [("\"C\"", "Zz-1"), ("\"en-x-icu\"", "aB-2")] {
+    let other = if has_icu { "\"en-x-icu\"" } else { "\"POSIX\"" };
+    for (collation, odd) in [("\"C\"", "Zz-1"), (other, "aB-2")] {
         world
             .db
             .run(&format!("ALTER FOREIGN TABLE incident ALTER sys_id TYPE text COLLATE {collation}"))
