@@ -149,6 +149,7 @@ impl Memory {
                 self.position = Position::Filling { refill, open, since };
                 self.hidden.clear();
                 self.deletes.get_or_insert(since);
+                self.metadata.get_or_insert(since);
             }
             Step::Filled { number, rows, after } => {
                 let ranges = self.open().into_iter().flatten();

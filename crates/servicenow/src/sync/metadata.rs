@@ -53,7 +53,8 @@ const LONGEST_WALK: usize = 8;
 
 /// Where the news goes.
 pub trait MetadataStore: Store {
-    /// The second from which on changes matter and have not been read; `None` before the first reading.
+    /// The second from which on changes matter and have not been read: where the last reading said, or the beginning of the
+    /// first fill; `None` before both.
     fn metadata_since(&self) -> impl Future<Output = Result<Option<i64>, StoreError>> + Send;
 
     /// What the dictionary says now of the tables that are mirrored, and of those their columns lead through. Rows, their

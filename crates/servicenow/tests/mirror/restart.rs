@@ -19,7 +19,10 @@ pub fn begun(world: &World, ranges: usize, refill: bool) {
     let open = Range::partition(ranges).into_iter().zip(0..);
     let open = open.map(|(range, number)| OpenRange { number, range, after: None }).collect();
     let since = world.sim.clock().now().timestamp();
-    world.store.with(|m| m.position = Position::Filling { refill, open, since });
+    world.store.with(|m| {
+        m.position = Position::Filling { refill, open, since };
+        m.metadata.get_or_insert(since);
+    });
 }
 
 #[tokio::test]
