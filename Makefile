@@ -82,6 +82,8 @@ package: export CFLAGS += -ffile-prefix-map=$(CARGO_TARGET_DIR)=target
 package: packages pgrx
 	@$(MAKE) --no-print-directory packages PACKAGES="binutils dpkg-dev git"
 	rm -rf $(PACKAGE_DIR)
+	@# The bindings are formatted by what is found above them, and the numbers of their lines are in messages.
+	mkdir -p $(CARGO_TARGET_DIR) && cp rustfmt.toml $(CARGO_TARGET_DIR)/
 	$(CARGO_PGRX) package --pg-config $(PG_CONFIG) --out-dir $(PACKAGE_DIR)/files $(FEATURES)
 	packaging/deb $(PACKAGE_DIR)/files $(PACKAGE_DIR)
 	rm -rf $(PACKAGE_DIR)/files
