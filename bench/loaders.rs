@@ -11,7 +11,7 @@ use crate::fill::fill;
 use crate::{Bench, PASSWORD, USER, figure, median};
 
 /// Incidents of the instance. Rates do not depend on it: each takes a multiple of the time of a page.
-const ROWS: usize = 100_000;
+const ROWS: usize = 200_000;
 /// The same where dlt is measured.
 const DLT_ROWS: usize = 20_000;
 /// Latencies of a call, in ms.
