@@ -122,14 +122,15 @@ pub fn mail_events(server: pg_sys::Oid) -> Vec<MailEvent> {
 }
 
 /// A mail about a server was delivered, which has told everything up to an event.
-pub fn mail_sent(server: pg_sys::Oid, last: i64) {
+pub fn mail_sent(server: pg_sys::Oid, last: i64, refused: Option<&str>) {
     forget_mail_events(server, last);
     write(
-        "INSERT INTO servicenow.mail (server, sent, last_sent_at) VALUES ($1, 1, clock_timestamp())
+        "INSERT INTO servicenow.mail (server, sent, last_sent_at, last_error, last_error_at)
+         VALUES ($1, 1, clock_timestamp(), $2, CASE WHEN $2 IS NOT NULL THEN clock_timestamp() END)
          ON CONFLICT (server) DO UPDATE
-         SET sent = mail.sent + 1, last_sent_at = excluded.last_sent_at, last_error = NULL, last_error_at = NULL,
-             retry_at = NULL",
-        &[server.into()],
+         SET sent = mail.sent + 1, last_sent_at = excluded.last_sent_at, last_error = excluded.last_error,
+             last_error_at = excluded.last_error_at, retry_at = NULL",
+        &[server.into(), refused.into()],
     );
 }
 

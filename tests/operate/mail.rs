@@ -11,15 +11,15 @@ use crate::{INCIDENT, sink};
 
 const PROBLEM: &str = "CREATE FOREIGN TABLE problem (sys_id text, number text) SERVER acme";
 
-/// A world whose mails go to an address.
-async fn told(address: &str) -> World {
+/// A world whose mails go to some addresses.
+async fn told(addresses: &str) -> World {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     let cluster = CLUSTER.get_or_init(|| {
         let url = format!("smtp://127.0.0.1:{}?from=postgres@db.example", sink::port());
         Cluster::start(&format!("servicenow_fdw.smtp_url = '{url}'"))
     });
     let world = World::on(cluster, Dataset::Small).await;
-    world.set_up(&format!(", notify_email '{address}, second@dba.example'")).await;
+    world.set_up(&format!(", notify_email '{addresses}'")).await;
     world
 }
 
@@ -38,7 +38,7 @@ async fn mail(address: &str, number: usize) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_that_are_filled_fail_and_recover_together_are_told_by_one_mail_each() {
-    let world = told("one@dba.example").await;
+    let world = told("one@dba.example, second@dba.example").await;
     world.db.run(&format!("{INCIDENT}; {PROBLEM}")).await;
     let filled = mail("one@dba.example", 1).await;
     let (incidents, problems) = (
@@ -86,6 +86,24 @@ async fn a_mail_that_is_refused_is_seen_and_tried_again_and_holds_nothing_up() {
     let filled = mail("two@dba.example", 1).await;
     assert!(filled.contains("Subject: [servicenow_fdw] acme: public.incident filled"), "{filled}");
     world.until("SELECT sent = 1 AND waiting = 0 AND last_error IS NULL FROM servicenow.stat_mail").await;
+}
+
+/// One who has left keeps the others from nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_for_good_does_not_keep_others_from_their_mail() {
+    sink::refuse("four@dba.example", true);
+    let world = told("four@dba.example, five@dba.example").await;
+    world.db.run(INCIDENT).await;
+    let filled = mail("five@dba.example", 1).await;
+    assert!(filled.contains("Subject: [servicenow_fdw] acme: public.incident filled"), "{filled}");
+    world
+        .until(
+            "SELECT EXISTS (SELECT FROM servicenow.stat_mail WHERE sent = 1 AND waiting = 0 AND last_error LIKE 'four@dba.example: %no such mailbox%')",
+        )
+        .await;
+    assert!(
+        world.cluster.log().contains("could not send mail about a foreign server to all: four@dba.example")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

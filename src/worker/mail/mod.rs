@@ -33,15 +33,18 @@ pub struct Mailer {
     looked: Option<Instant>,
     sending: Option<Sending>,
     /// A mail whose outcome is not written down yet.
-    outcome: Option<(pg_sys::Oid, i64, Result<(), String>)>,
+    outcome: Option<(pg_sys::Oid, i64, Outcome)>,
 }
+
+/// What became of a mail: it was sent, though perhaps not to all, or not yet.
+type Outcome = Result<Option<String>, String>;
 
 /// A mail under way.
 struct Sending {
     server: pg_sys::Oid,
     /// The last event it tells.
     last: i64,
-    outcome: oneshot::Receiver<Result<(), String>>,
+    outcome: oneshot::Receiver<Outcome>,
     _task: AbortOnDrop,
 }
 
@@ -114,7 +117,7 @@ impl Mailer {
         let deliver = async move {
             let relay = Relay::parse(&url)?;
             let text = message::compose(&subject, &options, &events);
-            relay.deliver(&options.notify_email, text).await
+            relay.deliver(&options.notify_email, &text).await
         };
         let run = async move {
             let _nobody_waits_any_more = answer.send(deliver.await);
@@ -126,14 +129,20 @@ impl Mailer {
     }
 
     /// Writes down what became of a mail; gives back whether that was possible.
-    fn note(&mut self, server: pg_sys::Oid, last: i64, outcome: &Result<(), String>) -> bool {
+    fn note(&mut self, server: pg_sys::Oid, last: i64, outcome: &Outcome) -> bool {
         let digest = self.digests.entry(server).or_default();
         let now = Instant::now();
         let mut next = digest.clone();
         let written = match outcome {
-            Ok(()) => {
+            Ok(refused) => {
                 next.delivered(now);
-                pg::xact::transaction(|| catalog::mail_sent(server, last)).is_ok()
+                pg::xact::transaction(|| {
+                    catalog::mail_sent(server, last, refused.as_deref());
+                    if let Some(why) = refused {
+                        pg::worker::log(&format!("could not send mail about a foreign server to all: {why}"));
+                    }
+                })
+                .is_ok()
             }
             Err(e) => {
                 let wait = next.failed(now);

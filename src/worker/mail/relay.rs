@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lettre::message::Mailbox;
 use lettre::message::header::ContentType;
+use lettre::transport::smtp::Error;
 use lettre::transport::smtp::extension::ClientId;
 use lettre::{Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use url::Url;
@@ -61,17 +62,39 @@ impl Relay {
         Ok(Self { transport: builder.timeout(Some(TIMEOUT)).build(), from })
     }
 
-    /// Delivers a mail; an error says why it was not.
-    pub async fn deliver(&self, to: &[Address], text: Text) -> Result<(), String> {
+    /// Delivers a mail; an error says why it was not. If only some will never have it, they are what is given back.
+    pub async fn deliver(&self, to: &[Address], text: &Text) -> Result<Option<String>, String> {
+        match self.send(to, text).await? {
+            Ok(()) => return Ok(None),
+            // A mail server takes a mail for all or for nobody.
+            Err(e) if to.len() > 1 && (e.is_permanent() || e.is_transient()) => {}
+            Err(e) => return Err(described(&e)),
+        }
+        let (mut refusals, mut is_final) = (Vec::new(), true);
+        for address in to {
+            if let Err(e) = self.send(std::slice::from_ref(address), text).await? {
+                is_final &= e.is_permanent();
+                refusals.push(format!("{address}: {}", described(&e)));
+            }
+        }
+        let why = (!refusals.is_empty()).then(|| refusals.join("; "));
+        match why {
+            Some(why) if !is_final || refusals.len() == to.len() => Err(why),
+            why => Ok(why),
+        }
+    }
+
+    /// The outer error is about the text.
+    async fn send(&self, to: &[Address], text: &Text) -> Result<Result<(), Error>, String> {
         let mut builder = Message::builder()
             .from(Mailbox::new(Some("servicenow_fdw".to_owned()), self.from.clone()))
-            .subject(text.subject)
+            .subject(&text.subject)
             .header(ContentType::TEXT_PLAIN);
         for address in to {
             builder = builder.to(Mailbox::new(None, address.clone()));
         }
-        let message = builder.body(text.body).map_err(|e| e.to_string())?;
-        self.transport.send(message).await.map(|_| ()).map_err(|e| described(&e))
+        let message = builder.body(text.body.clone()).map_err(|e| e.to_string())?;
+        Ok(self.transport.send(message).await.map(|_| ()))
     }
 }
 
