@@ -85,11 +85,18 @@ pub fn check(name: &str) -> Vec<Finding> {
         findings.push(finding);
         return findings;
     }
-    findings.push(Finding::fine("reachability", format!("{} answers", connection.host())));
-    findings.push(match secure {
-        true => Finding::fine("TLS", "the instance's certificate is trusted"),
-        false => Finding::fine("TLS", "not used: the address begins with http"),
-    });
+    // Without a call nothing is known of that.
+    let is_called = !matches!(
+        first,
+        Err(Error::BudgetUsedUp { .. } | Error::Discarded | Error::Setup(_) | Error::NoConsent)
+    );
+    if is_called {
+        findings.push(Finding::fine("reachability", format!("{} answers", connection.host())));
+        findings.push(match secure {
+            true => Finding::fine("TLS", "the instance's certificate is trusted"),
+            false => Finding::fine("TLS", "not used: the address begins with http"),
+        });
+    }
     let served = match first {
         Ok(answer) => answer.served_at,
         Err(e @ (Error::RateLimited { .. } | Error::BudgetUsedUp { .. } | Error::Discarded)) => {

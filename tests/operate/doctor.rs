@@ -186,6 +186,12 @@ async fn a_server_that_cannot_be_used_is_told_with_the_reason() {
     ] {
         world.db.run(&format!("CREATE USER MAPPING FOR postgres SERVER acme OPTIONS ({mapping})")).await;
         fails(&world, "login", detail, hint).await;
+        let is_called = findings(&world).await.iter().any(|finding| finding.check == "reachability");
+        assert_eq!(
+            is_called,
+            detail == "[ServiceNow] ",
+            "{detail}: nothing is said of what nobody has tried"
+        );
         world.db.run("DROP USER MAPPING FOR postgres SERVER acme").await;
     }
     // A certificate nobody vouches for, and one that is.
