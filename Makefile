@@ -12,15 +12,16 @@
 #   make freeze                     before a version is tagged: keeps its SQL, which later versions update from
 #   make bench [SECTIONS=…]         the README's figures, as ratios measured in one run
 
-PG_CONFIG ?= /usr/lib/postgresql/15/bin/pg_config
+DEFAULT_PG_CONFIG := /usr/lib/postgresql/15/bin/pg_config
+PG_CONFIG ?= $(DEFAULT_PG_CONFIG)
 CARGO_TARGET_DIR ?= $(CURDIR)/target
 PGRX_VERSION := 0.18.1
 MDBOOK_VERSION := 0.4.52
 DENY_VERSION := 0.20.2
 CHECKS ?= licenses bans sources
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
-PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev pkg-config postgresql-15 \
-            postgresql-server-dev-15 sudo
+PACKAGES := build-essential ca-certificates clang curl libclang-dev libssl-dev pkg-config sudo \
+            $(if $(filter $(DEFAULT_PG_CONFIG),$(PG_CONFIG)),postgresql-15 postgresql-server-dev-15)
 # What the tests take that run mappers and a pooler, with an environment of its own for Python.
 ORM_PACKAGES := pgbouncer python3 python3-venv ruby ruby-activerecord ruby-pg
 ORM_PYTHON := $(CARGO_TARGET_DIR)/orm-python
@@ -65,7 +66,7 @@ demo: install
 # Clients of PGXN build, install and remove what they have downloaded by these names.
 all: packages pgrx
 	cargo build --release --lib $(FEATURES)
-install: all
+install: packages pgrx
 	$(SUDO) $(CARGO_PGRX) install --release --pg-config $(PG_CONFIG) $(FEATURES)
 
 uninstall:
