@@ -58,9 +58,11 @@ impl Login {
         let token_address = token_url.as_ref().map_or("", Url::as_str);
         // A transaction may alter a mapping more than once: whose login it is counts too.
         let identity = credentials.identity();
-        // Whatever a password is sent to, and however: instances do not tell users by upper and lower case.
-        let instance = options.instance_url.origin().ascii_serialization();
-        let account = [instance, credentials.username().unwrap_or_default().to_lowercase()];
+        // However a password is sent, by where it goes: what somebody else's endpoint says of it is nothing to the instance.
+        // Instances do not tell users by upper and lower case.
+        let endpoint = token_url.as_ref().filter(|_| matches!(credentials, Credentials::Password { .. }));
+        let asked = endpoint.unwrap_or(&options.instance_url).origin().ascii_serialization();
+        let account = [asked, credentials.username().unwrap_or_default().to_lowercase()];
         let whose = [options.instance_url.as_str(), token_address, &identity].map(Secret::new);
         let whose = &auth::digest(&whose)[..16];
         let name = format!("{}.{}.{}.{whose}", server.to_u32(), mapping.oid.to_u32(), mapping.version);

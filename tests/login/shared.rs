@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use servicenow_sim::{Dataset, Effect, Fault};
+use servicenow_sim::{Dataset, Effect, Fault, Simulator};
 use world::World;
 use world::cluster::Cluster;
 
@@ -203,6 +203,46 @@ async fn a_session_that_waits_for_anothers_login_can_be_cancelled() {
     assert_eq!(error.code().code(), "57014");
     // Whoever comes next does it.
     second.run(TOUCH).await;
+}
+
+/// What is sent elsewhere is another account, whatever it is called.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_of_somebody_elses_holds_nobody_up_who_logs_in_by_the_same_name() {
+    let world = world().await;
+    world
+        .db
+        .run(&format!(
+            "CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'client_credentials', {CLIENT})"
+        ))
+        .await;
+    world.sync("incident").await;
+    let elsewhere = Simulator::builder().dataset(Dataset::Small).seed(42).start().await.expect("a simulator");
+    let hanging = elsewhere.fault(Fault::new(Effect::Hang).path("oauth_token"));
+    let login = format!("auth 'password', {CLIENT}, username 'itil.user', password 'itil-secret'");
+    for (name, login) in
+        [("mara", format!("{login}, token_url '{}/oauth_token.do'", elsewhere.url())), ("olaf", login)]
+    {
+        drop(world.session_as(name).await);
+        let role = world.role(name);
+        world
+            .db
+            .run(&format!(
+                "CREATE USER MAPPING FOR {role} SERVER acme OPTIONS ({login});
+                 GRANT SELECT, UPDATE ON incident TO {role}"
+            ))
+            .await;
+    }
+    let (mara, olaf) = (world.session_as("mara").await, world.session_as("olaf").await);
+    let cancelled = mara.client().cancel_token();
+    let honest = async {
+        while elsewhere.fault_count(hanging) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        olaf.run(&format!("SET statement_timeout = '20s'; {TOUCH}")).await;
+        cancelled.cancel_query(tokio_postgres::NoTls).await.expect("a cancel");
+    };
+    let (error, ()) = tokio::join!(mara.error(TOUCH), honest);
+    assert_eq!(error.code().code(), "57014");
 }
 
 /// Instances tell neither the ways to send a password apart nor users by upper and lower case.
