@@ -8,7 +8,11 @@ use crate::pg;
 
 /// The channel.
 const CHANNEL: &str = "servicenow_sync";
-/// A payload has to be shorter than 8,000 bytes; a text beyond this is cut.
+/// The longest payload Postgres takes, in bytes; what is too long for it is left out.
+const LONGEST_PAYLOAD: usize = 7_999;
+/// Names of servers and tables are shorter than this.
+const SHORT_TEXT: usize = 400;
+/// A text beyond this is cut.
 const LONGEST_TEXT: usize = 2_000;
 /// Names in a list; the rest of it is left out.
 const MOST_NAMES: usize = 50;
@@ -26,7 +30,17 @@ pub fn notify(event: &str, server: pg_sys::Oid, relation: pg_sys::Oid, more: Val
     if let (Value::Object(payload), Value::Object(more)) = (&mut payload, more) {
         payload.extend(more.into_iter().map(|(name, value)| (name, short(value))));
     }
-    write("SELECT pg_catalog.pg_notify($1, $2)", &[CHANNEL.into(), payload.to_string().into()]);
+    let mut text = payload.to_string();
+    if text.len() > LONGEST_PAYLOAD
+        && let Value::Object(payload) = &mut payload
+    {
+        // What is escaped, and many long names, take more room than they seem to.
+        payload.retain(|_, value| {
+            !value.is_array() && value.as_str().is_none_or(|text| text.len() <= SHORT_TEXT)
+        });
+        text = Value::Object(std::mem::take(payload)).to_string();
+    }
+    write("SELECT pg_catalog.pg_notify($1, $2)", &[CHANNEL.into(), text.into()]);
 }
 
 /// As [`notify`], of a foreign table that may not have all that makes a mirror.

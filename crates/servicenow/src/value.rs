@@ -61,7 +61,7 @@ impl TableName {
     /// Accepts letters, digits and underscores, the only characters ServiceNow allows in a name.
     pub fn new(name: impl Into<String>) -> Result<Self, InvalidName> {
         let name = name.into();
-        match !name.is_empty() && name.len() <= 80 && name.bytes().all(is_name_byte) {
+        match !name.is_empty() && name.len() <= LONGEST_NAME && name.bytes().all(is_name_byte) {
             true => Ok(Self(name)),
             false => Err(InvalidName(name)),
         }
@@ -92,6 +92,9 @@ impl From<TableName> for String {
     }
 }
 
+/// The longest name of a table or field, in bytes.
+const LONGEST_NAME: usize = 80;
+
 fn is_name_byte(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b == b'_'
 }
@@ -103,7 +106,8 @@ pub fn is_field_name(field: &str) -> bool {
 
 /// Whether `field` names a field or a dot-walk (`caller_id.email`) and nothing else.
 pub fn is_field_path(field: &str) -> bool {
-    !field.is_empty() && field.split('.').all(|part| !part.is_empty() && part.bytes().all(is_name_byte))
+    let is_name = |part: &str| matches!(part.len(), 1..=LONGEST_NAME) && part.bytes().all(is_name_byte);
+    field.split('.').all(is_name)
 }
 
 /// Which side of a field a column shows.

@@ -3,6 +3,8 @@
 //! Bodies travel in base64 both ways. There is no transaction: what was carried out stays so whatever becomes of
 //! the rest, and requests for which time or room did not suffice come back unserviced.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,11 +13,14 @@ use base64::prelude::BASE64_STANDARD as BASE64;
 use bytes::Bytes;
 use http::header::{DATE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::transport::Response;
 use crate::error::{Error, Result};
 
+/// More requests than any batch has.
+const MOST_ITEMS: usize = 10_000;
 /// The path of the Batch API.
 pub(super) const PATH: &str = "/api/now/v1/batch";
 
@@ -130,9 +135,34 @@ impl Answer {
 
 #[derive(Deserialize)]
 struct BatchAnswer {
+    #[serde(deserialize_with = "few")]
     serviced_requests: Vec<Serviced>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "few")]
     unserviced_requests: Vec<Id>,
+}
+
+/// A list no longer than any batch: what an instance makes up takes many times its length in memory.
+fn few<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<T>, D::Error> {
+    struct Few<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Few<T> {
+        type Value = Vec<T>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Vec<T>, A::Error> {
+            let mut few = Vec::new();
+            while let Some(item) = items.next_element()? {
+                if few.len() >= MOST_ITEMS {
+                    return Err(serde::de::Error::custom("more answers than any batch has requests"));
+                }
+                few.push(item);
+            }
+            Ok(few)
+        }
+    }
+    deserializer.deserialize_seq(Few(PhantomData))
 }
 
 #[derive(Deserialize)]

@@ -19,6 +19,8 @@ use crate::page::{Layout, Rows, decode_list, decode_record, describe_other};
 use crate::query::Query;
 use crate::value::{SysId, TableName};
 
+/// The longest JSON answer outside the Table API, in bytes: in memory it takes many times as much.
+const JSON_LIMIT: usize = 8 << 20;
 /// An instance ends what takes longer than this (facts of the platform: 60 s for the Table API, 30 s for a batch).
 const LONGEST_ANSWER: Duration = Duration::from_secs(60);
 /// Lists whose `sysparm_fields` would be longer than this many characters ask for whole records instead.
@@ -138,6 +140,9 @@ impl<T: Transport> Client<T> {
     /// The JSON answer of an endpoint outside the Table API.
     pub(crate) async fn get_json<R: serde::de::DeserializeOwned>(&self, path: &str) -> Result<R> {
         self.call(Call::get(self.url(path, &[])?), |response| {
+            if response.body.len() > JSON_LIMIT {
+                return Err(Error::TooLarge { limit: JSON_LIMIT });
+            }
             serde_json::from_slice(&response.body).map_err(|_| unstructured(&response.body))
         })
         .await

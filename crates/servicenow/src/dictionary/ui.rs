@@ -15,6 +15,9 @@ use crate::client::transport::Transport;
 use crate::error::Result;
 use crate::value::TableName;
 
+/// More columns than any table has.
+const MOST_COLUMNS: usize = 20_000;
+
 /// The outermost object of every answer.
 #[derive(Deserialize)]
 struct Answer<R> {
@@ -75,6 +78,9 @@ impl<'de> Deserialize<'de> for Columns {
                     if column.name.is_empty() {
                         column.name = key;
                     }
+                    if columns.len() >= MOST_COLUMNS {
+                        return Err(serde::de::Error::custom("more columns than any table has"));
+                    }
                     columns.push(column);
                 }
                 Ok(Columns(columns))
@@ -92,8 +98,8 @@ impl From<MetaColumn> for FieldDef {
             .into_iter()
             .filter(|choice| !choice.value.is_empty()) // `-- None --`
             .map(|choice| Choice {
-                value: choice.value,
-                label: choice.label,
+                value: without_nul(choice.value),
+                label: without_nul(choice.label),
                 language: String::new(),
                 inactive: false,
                 dependent_value: String::new(),
@@ -121,11 +127,16 @@ impl From<MetaColumn> for FieldDef {
             choice,
             choices,
             dependent_on: named(&column.dependent),
-            default_value: column.default.unwrap_or_default(),
+            default_value: without_nul(column.default.unwrap_or_default()),
             name: column.name,
-            label: column.label,
+            label: without_nul(column.label),
         }
     }
+}
+
+/// As in records' values: Postgres has no such character.
+fn without_nul(text: String) -> String {
+    if text.contains('\0') { text.replace('\0', "") } else { text }
 }
 
 /// Describes a table.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::json::{self, Json, Problem};
 use super::route::Route;
+use super::words::ErrorObject;
 use super::*;
 use crate::error::{Error, Result, Words};
 use crate::value::decode_seconds;
@@ -16,31 +17,6 @@ pub fn decode_list(layout: &Arc<Layout>, body: &[u8]) -> Result<Rows> {
 /// Decodes the answer to a call on one record, as a batch of one row.
 pub fn decode_record(layout: &Arc<Layout>, body: &[u8]) -> Result<Rows> {
     decode(layout, body, Shape::Record)
-}
-
-/// Decodes the `error` object of an answer; `None` if the body is not one.
-pub fn decode_words(body: &[u8]) -> Option<Words> {
-    #[derive(Deserialize)]
-    struct Failure {
-        error: ErrorObject,
-    }
-    serde_json::from_slice::<Failure>(body).ok().map(|failure| failure.error.into())
-}
-
-/// The `error` object. Its parts are strings; whatever else an instance puts there is not worth failing for.
-#[derive(Deserialize)]
-struct ErrorObject {
-    #[serde(default)]
-    message: serde_json::Value,
-    #[serde(default)]
-    detail: serde_json::Value,
-}
-
-impl From<ErrorObject> for Words {
-    fn from(object: ErrorObject) -> Self {
-        let text = |value: serde_json::Value| value.as_str().map(str::to_owned).filter(|s| !s.is_empty());
-        Self { message: text(object.message).unwrap_or_default(), detail: text(object.detail) }
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 mod decode;
 mod json;
 mod route;
+mod words;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -18,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::value::{Kind, Show, Value};
 
+pub(crate) use decode::describe_other;
 pub use decode::{decode_list, decode_record};
-pub(crate) use decode::{decode_words, describe_other};
+pub(crate) use words::{Spoken, decode_words};
 
 /// One column a reader wants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

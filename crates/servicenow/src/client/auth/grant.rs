@@ -35,6 +35,8 @@ use crate::error::{Error, Result};
 const TOKEN_LIFE: Duration = Duration::from_secs(1800);
 /// The longest token, in bytes: it goes with every request, and instances bear heads of some kilobytes.
 const TOKEN_LIMIT: usize = 64 << 10;
+/// The longest answer of a token endpoint that is looked at, in bytes.
+const ANSWER_LIMIT: usize = 256 << 10;
 /// How long an assertion holds; instances bear clocks that are as far apart.
 const ASSERTION_LIFE: Duration = Duration::from_secs(300);
 
@@ -243,6 +245,10 @@ impl<'c, T: Transport> AsyncHttpClient<'c> for TokenCalls<'_, T> {
 /// The answer with a token.
 async fn send<T: Transport>(transport: &T, request: Request) -> std::result::Result<HttpResponse, Failure> {
     let answer = transport.send(request).await?;
+    if answer.body.len() > ANSWER_LIMIT {
+        let reason = format!("the token endpoint answered with more than {ANSWER_LIMIT} bytes");
+        return Err(Error::Unreadable(reason).into());
+    }
     if answer.status == 200 {
         return Ok(HttpResponse::new(answer.body.to_vec()));
     }

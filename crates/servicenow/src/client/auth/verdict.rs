@@ -2,8 +2,10 @@
 //!
 //! Only what is a refusal counts towards the tries of an account; nothing else is repeated without a rest.
 
+use serde::Deserialize;
+
 use crate::error::Error;
-use crate::page::decode_words;
+use crate::page::{Spoken, decode_words};
 
 /// What was said of credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +28,13 @@ const REFUSALS: [&str; 4] = ["invalid_grant", "invalid_client", "access_denied",
 /// What does not say what it is: 401 is a refusal, and so is 400, because one too many would lock the account. 403 is what
 /// stands before an instance says, of addresses for example.
 pub(super) fn of_answer(status: u16, body: &[u8]) -> Option<Verdict> {
-    let answer = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
-    let code = answer["error"].as_str();
+    #[derive(Default, Deserialize)]
+    struct Answer {
+        #[serde(default)]
+        error: Spoken,
+    }
+    let Answer { error: Spoken(code) } = serde_json::from_slice(body).unwrap_or_default();
+    let code = code.as_deref();
     let is_refusal = code.is_some_and(|code| REFUSALS.contains(&code))
         || decode_words(body).is_some_and(|words| words.message == "User Not Authenticated");
     match status {
