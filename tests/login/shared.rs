@@ -238,7 +238,8 @@ async fn an_endpoint_of_somebody_elses_holds_nobody_up_who_logs_in_by_the_same_n
         while elsewhere.fault_count(hanging) == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        olaf.run(&format!("SET statement_timeout = '20s'; {TOUCH}")).await;
+        let another = TOUCH.replace("INC0012345", "INC0010002");
+        olaf.run(&format!("SET statement_timeout = '20s'; {another}")).await;
         cancelled.cancel_query(tokio_postgres::NoTls).await.expect("a cancel");
     };
     let (error, ()) = tokio::join!(mara.error(TOUCH), honest);
