@@ -88,7 +88,7 @@ pub fn check(name: &str) -> Vec<Finding> {
     // Without a call nothing is known of that.
     let is_called = !matches!(
         first,
-        Err(Error::BudgetUsedUp { .. } | Error::Discarded | Error::Setup(_) | Error::NoConsent)
+        Err(Error::BudgetUsedUp { .. } | Error::Setup(_) | Error::NoConsent | Error::Unheard { .. })
     );
     if is_called {
         findings.push(Finding::fine("reachability", format!("{} answers", connection.host())));
