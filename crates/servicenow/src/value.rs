@@ -369,6 +369,8 @@ mod tests {
         assert!(is_field_path("caller_id.email"));
         assert!(!is_field_path("caller_id..email"));
         assert!(!is_field_path("a^b"));
+        let longest = "a".repeat(LONGEST_NAME);
+        assert!(is_field_path(&format!("{longest}.{longest}")) && !is_field_path(&format!("{longest}a")));
     }
 
     #[test]

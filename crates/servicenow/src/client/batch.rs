@@ -255,6 +255,14 @@ mod tests {
         Response { status: 200, headers: HeaderMap::new(), wire_bytes: body.len(), body }
     }
 
+    #[test]
+    fn more_answers_than_any_batch_has_are_not_held() {
+        let unserviced =
+            |count| answer(&json!({ "serviced_requests": [], "unserviced_requests": vec![0; count] }));
+        assert!(decode(&unserviced(MOST_ITEMS), 1).is_ok());
+        assert!(matches!(decode(&unserviced(MOST_ITEMS + 1), 1), Err(Error::Unreadable(_))));
+    }
+
     /// A map of headers has an end, beyond which it panics.
     #[test]
     fn an_item_with_any_number_of_headers_is_read() {

@@ -191,6 +191,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn more_columns_than_any_table_has_are_not_held() {
+        let columns = |count| format!("{{\"columns\":{{{}\"\":{{}}}}}}", "\"\":{},".repeat(count - 1));
+        assert!(serde_json::from_str::<Meta>(&columns(MOST_COLUMNS)).is_ok());
+        assert!(serde_json::from_str::<Meta>(&columns(MOST_COLUMNS + 1)).is_err());
+    }
+
+    #[test]
+    fn texts_have_no_nul() {
+        let column =
+            r#"{"label":"a\u0000b","default":"\u0000","choices":[{"label":"c\u0000","value":"1\u0000"}]}"#;
+        let field = FieldDef::from(serde_json::from_str::<MetaColumn>(column).unwrap());
+        assert_eq!((field.label.as_str(), field.default_value.as_str()), ("ab", ""));
+        assert_eq!((field.choices[0].label.as_str(), field.choices[0].value.as_str()), ("c", "1"));
+    }
+
+    #[test]
     fn a_captured_answer_is_understood() {
         let body = include_str!("../../tests/captures/ui_meta_incident.json");
         let answer: Answer<Meta> = serde_json::from_str(body).unwrap();

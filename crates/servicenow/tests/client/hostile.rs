@@ -151,3 +151,34 @@ async fn a_dictionary_that_goes_round_in_circles_ends() {
     let error = dictionary::list_tables(&client(&sim, login("admin"))).await.expect_err("no end");
     assert!(matches!(error, Error::Unreadable(_)), "{error:?}");
 }
+
+/// What is read into memory many times as large is refused earlier than rows are.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_no_rows_are_not_read_if_they_are_large() {
+    let sim = instance().await;
+    let padded = |bytes: usize| {
+        let token = r#""access_token":"a","token_type":"Bearer""#;
+        format!(r#"{{{token},"result":[],"padding":"{}"}}"#, "x".repeat(bytes))
+    };
+    let with_room = |credentials| {
+        set_up(sim.url(), credentials, |instance, _| instance.patience.attempts = 1).expect("a client")
+    };
+    for (bytes, is_read) in [(200 << 10, true), (300 << 10, false)] {
+        let fault =
+            sim.fault(Fault::new(Effect::Body { text: padded(bytes), hex: false }).path("oauth_token"));
+        let error = page(&with_room(with_token()), "incident", "", 1).await.expect_err("no such token");
+        assert_eq!(matches!(error, Error::Unauthorized(_)), is_read, "{bytes}: {error:?}");
+        assert_eq!(matches!(error, Error::Unreadable(_)), !is_read, "{bytes}: {error:?}");
+        sim.remove_fault(fault);
+    }
+    for (bytes, is_read) in [(7 << 20, true), (9 << 20, false)] {
+        let fault =
+            sim.fault(Fault::new(Effect::Body { text: padded(bytes), hex: false }).path("/doc/table/"));
+        let hidden =
+            sim.fault(Fault::new(Effect::Status { status: 403, html: false }).table("sys_db_object"));
+        let tables = dictionary::list_tables(&with_room(login("admin"))).await;
+        assert_eq!(tables.is_ok(), is_read, "{bytes}: {:?}", tables.err());
+        sim.remove_fault(hidden);
+        sim.remove_fault(fault);
+    }
+}
