@@ -30,23 +30,27 @@ pub fn notify(event: &str, server: pg_sys::Oid, relation: pg_sys::Oid, more: Val
     if let (Value::Object(payload), Value::Object(more)) = (&mut payload, more) {
         payload.extend(more.into_iter().map(|(name, value)| (name, short(value))));
     }
-    let mut text = payload.to_string();
-    if text.len() > LONGEST_PAYLOAD
-        && let Value::Object(payload) = &mut payload
-    {
-        // What is escaped, and many long names, take more room than they seem to.
-        payload.retain(|_, value| {
-            !value.is_array() && value.as_str().is_none_or(|text| text.len() <= SHORT_TEXT)
-        });
-        text = Value::Object(std::mem::take(payload)).to_string();
-    }
-    write("SELECT pg_catalog.pg_notify($1, $2)", &[CHANNEL.into(), text.into()]);
+    write("SELECT pg_catalog.pg_notify($1, $2)", &[CHANNEL.into(), fitted(payload).into()]);
 }
 
 /// As [`notify`], of a foreign table that may not have all that makes a mirror.
 pub fn notify_of(relation: pg_sys::Oid, event: &str, more: Value) {
     if let Some((server, _)) = pg::catalog::foreign_table(relation, WRAPPER) {
         notify(event, server, relation, more);
+    }
+}
+
+/// A payload as it is sent. What is escaped, and many long names, take more room than they seem to: then lists and texts are
+/// left out.
+fn fitted(mut payload: Value) -> String {
+    let text = payload.to_string();
+    match &mut payload {
+        Value::Object(members) if text.len() > LONGEST_PAYLOAD => {
+            let is_short = |value: &Value| value.as_str().is_none_or(|text| text.len() <= SHORT_TEXT);
+            members.retain(|_, value| !value.is_array() && is_short(value));
+            payload.to_string()
+        }
+        _ => text,
     }
 }
 
@@ -60,5 +64,26 @@ fn short(value: Value) -> Value {
             Value::Array(items)
         }
         other => other,
+    }
+}
+
+#[cfg(any(test, feature = "pg_test"))]
+#[pgrx::pg_schema]
+mod tests {
+    use pgrx::pg_test;
+    use serde_json::json;
+
+    #[pg_test]
+    fn what_is_too_long_for_a_notification_is_left_out() {
+        let names = vec!["u_".repeat(60); super::MOST_NAMES];
+        let escaped = "\u{1}".repeat(super::LONGEST_TEXT - 1);
+        for long in [json!({ "added": names, "removed": names }), json!({ "error": escaped })] {
+            let mut payload = json!({ "event": "e", "server": "s", "rows": 1 });
+            payload.as_object_mut().unwrap().extend(long.as_object().unwrap().clone());
+            assert!(payload.to_string().len() > super::LONGEST_PAYLOAD);
+            assert_eq!(super::fitted(payload), r#"{"event":"e","rows":1,"server":"s"}"#);
+        }
+        let payload = json!({ "event": "e", "error": "short", "added": ["a"] });
+        assert_eq!(super::fitted(payload.clone()), payload.to_string());
     }
 }
