@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use servicenow_sim::{Dataset, Effect, Fault, Simulator};
-use world::World;
 use world::cluster::Cluster;
+use world::{Session, World};
 
 use crate::{CLIENT, token_calls, world};
 
 const TOUCH: &str =
     "UPDATE incident SET short_description = short_description || '.' WHERE number = 'INC0012345'";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn fifty_sessions_and_the_worker_make_one_token_call() {
+/// A world whose worker has logged in and filled its table.
+async fn synced() -> World {
     let world = world().await;
     world
         .db
@@ -22,6 +22,31 @@ async fn fifty_sessions_and_the_worker_make_one_token_call() {
         ))
         .await;
     world.sync("incident").await;
+    world
+}
+
+/// The login of somebody who may write.
+fn of_itil() -> String {
+    format!("auth 'password', {CLIENT}, username 'itil.user', password 'itil-secret'")
+}
+
+/// Has a role of its own write with a login of its own.
+async fn map(world: &World, name: &str, login: &str) -> Session {
+    let session = world.session_as(name).await;
+    let role = world.role(name);
+    world
+        .db
+        .run(&format!(
+            "CREATE USER MAPPING FOR {role} SERVER acme OPTIONS ({login});
+             GRANT SELECT, UPDATE ON incident TO {role}"
+        ))
+        .await;
+    session
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_sessions_and_the_worker_make_one_token_call() {
+    let world = synced().await;
     assert_eq!(token_calls(&world), 1, "the worker's");
     let sessions = join_all((0..50).map(|_| world.session())).await;
     join_all(sessions.iter().map(|session| session.run(TOUCH))).await;
@@ -69,20 +94,12 @@ async fn a_token_survives_rollback_restart_and_kill() {
     world.import(&["incident"]).await;
     world.stop_worker().await;
     // A login of its own, whose first call is in a transaction that is rolled back.
-    let session = world.session_as("ivy").await;
-    let role = world.role("ivy");
-    world
-        .db
-        .run(&format!(
-            "CREATE USER MAPPING FOR {role} SERVER acme
-             OPTIONS (auth 'password', {CLIENT}, username 'itil.user', password 'itil-secret');
-             GRANT SELECT, UPDATE ON incident TO {role}"
-        ))
-        .await;
+    let session = map(&world, "ivy", &of_itil()).await;
     assert_eq!(token_calls(&world), 1);
     session.run(&format!("BEGIN; {TOUCH}; ROLLBACK")).await;
     assert_eq!(token_calls(&world), 2);
     world.session_as("ivy").await.run(TOUCH).await;
+    let role = world.role("ivy");
     for mode in ["fast", "immediate"] {
         world.cluster.control(&["-m", mode, "restart"]);
         let session = world.session().await;
@@ -93,14 +110,7 @@ async fn a_token_survives_rollback_restart_and_kill() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_password_is_tried_once_by_fifty_sessions_and_at_once_when_it_was_altered() {
-    let world = world().await;
-    world
-        .db
-        .run(&format!(
-            "CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'client_credentials', {CLIENT})"
-        ))
-        .await;
-    world.sync("incident").await;
+    let world = synced().await;
     let tries = || {
         let refused = world.sim.requests();
         refused.iter().filter(|request| request.status == 401).count()
@@ -111,16 +121,7 @@ async fn a_refused_password_is_tried_once_by_fifty_sessions_and_at_once_when_it_
     ] {
         let name = if login.contains("client_id") { "rabban" } else { "feyd" };
         world.sim.clear_requests();
-        let first = world.session_as(name).await;
-        let role = world.role(name);
-        world
-            .db
-            .run(&format!(
-                "CREATE USER MAPPING FOR {role} SERVER acme OPTIONS ({login});
-                 GRANT SELECT, UPDATE ON incident TO {role}"
-            ))
-            .await;
-        let mut sessions = vec![first];
+        let (mut sessions, role) = (vec![map(&world, name, &login).await], world.role(name));
         for _ in 1..20 {
             sessions.push(world.session_as(name).await);
         }
@@ -167,24 +168,8 @@ async fn a_login_that_rests_is_tried_again_when_somebody_has_checked_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_waits_for_anothers_login_can_be_cancelled() {
-    let world = world().await;
-    world
-        .db
-        .run(&format!(
-            "CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'client_credentials', {CLIENT})"
-        ))
-        .await;
-    world.sync("incident").await;
-    let first = world.session_as("ivy").await;
-    let role = world.role("ivy");
-    world
-        .db
-        .run(&format!(
-            "CREATE USER MAPPING FOR {role} SERVER acme
-             OPTIONS (auth 'password', {CLIENT}, username 'itil.user', password 'itil-secret');
-             GRANT SELECT, UPDATE ON incident TO {role}"
-        ))
-        .await;
+    let world = synced().await;
+    let first = map(&world, "ivy", &of_itil()).await;
     let second = world.session_as("ivy").await;
     let hanging = world.sim.fault(Fault::new(Effect::Hang).path("oauth_token").times(1));
     let cancelled = first.client().cancel_token();
@@ -208,31 +193,12 @@ async fn a_session_that_waits_for_anothers_login_can_be_cancelled() {
 /// What is sent elsewhere is another account, whatever it is called.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_of_somebody_elses_holds_nobody_up_who_logs_in_by_the_same_name() {
-    let world = world().await;
-    world
-        .db
-        .run(&format!(
-            "CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'client_credentials', {CLIENT})"
-        ))
-        .await;
-    world.sync("incident").await;
+    let world = synced().await;
     let elsewhere = Simulator::builder().dataset(Dataset::Small).seed(42).start().await.expect("a simulator");
     let hanging = elsewhere.fault(Fault::new(Effect::Hang).path("oauth_token"));
-    let login = format!("auth 'password', {CLIENT}, username 'itil.user', password 'itil-secret'");
-    for (name, login) in
-        [("mara", format!("{login}, token_url '{}/oauth_token.do'", elsewhere.url())), ("olaf", login)]
-    {
-        drop(world.session_as(name).await);
-        let role = world.role(name);
-        world
-            .db
-            .run(&format!(
-                "CREATE USER MAPPING FOR {role} SERVER acme OPTIONS ({login});
-                 GRANT SELECT, UPDATE ON incident TO {role}"
-            ))
-            .await;
-    }
-    let (mara, olaf) = (world.session_as("mara").await, world.session_as("olaf").await);
+    let there = format!("{}, token_url '{}/oauth_token.do'", of_itil(), elsewhere.url());
+    let mara = map(&world, "mara", &there).await;
+    let olaf = map(&world, "olaf", &of_itil()).await;
     let cancelled = mara.client().cancel_token();
     let honest = async {
         while elsewhere.fault_count(hanging) == 0 {
@@ -249,14 +215,7 @@ async fn an_endpoint_of_somebody_elses_holds_nobody_up_who_logs_in_by_the_same_n
 /// Instances tell neither the ways to send a password apart nor users by upper and lower case.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_account_has_three_tries_however_its_user_mappings_are_written() {
-    let world = world().await;
-    world
-        .db
-        .run(&format!(
-            "CREATE USER MAPPING FOR PUBLIC SERVER acme OPTIONS (auth 'client_credentials', {CLIENT})"
-        ))
-        .await;
-    world.sync("incident").await;
+    let world = synced().await;
     world.sim.clear_requests();
     let token_url = format!("{}/oauth_token.do", world.sim.url());
     for (name, login) in [
@@ -271,15 +230,7 @@ async fn an_account_has_three_tries_however_its_user_mappings_are_written() {
         ),
         ("edri", "auth 'basic', username 'itil.user', password 'itil-secret'".to_owned()),
     ] {
-        let session = world.session_as(name).await;
-        let role = world.role(name);
-        world
-            .db
-            .run(&format!(
-                "CREATE USER MAPPING FOR {role} SERVER acme OPTIONS ({login});
-                 GRANT SELECT, UPDATE ON incident TO {role}"
-            ))
-            .await;
+        let session = map(&world, name, &login).await;
         match name {
             "edri" => session.run(TOUCH).await,
             _ => assert_eq!(session.error(TOUCH).await.code().code(), "28000"),
