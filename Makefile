@@ -3,6 +3,7 @@
 #   make demo                       the README's story on a throw-away cluster and a simulated ServiceNow
 #   make test                       everything CI runs
 #   make test-all                   the same, and the end-to-end tests on newer majors built from Debian's sources
+#   make model [CASES=…]            random interleavings by the thousand: afterwards cache = instance
 #   make soak [MINUTES=…]           many short sessions on a Postgres with assertions, built from Debian's sources
 #   make deny [CHECKS=…]            licences, bans and sources of others' code; with CHECKS=advisories known holes, too
 #   make install [PG_CONFIG=…]      a release build into that Postgres; make uninstall takes it away
